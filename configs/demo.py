@@ -1,0 +1,55 @@
+"""The demo: a tiny model learns metric depth, and starts on the other three tasks, from rendered scenes on two cores.
+
+Run: make demo                       (about 15 minutes; all steps, with a report)
+     vlm3 demo --workdir=runs/demo   (the same, with the package installed)
+     vlm3 train --config=demo --workdir=runs/demo   (training alone, on data that `vlm3 demo` has rendered)
+`demo:long` is the run of hours in which the other three tasks must beat their reference rows too.
+The wording is "short" (our own) and the model 0.8 M parameters: see docs/decisions.md for what the demo can show.
+"""
+
+from vlm3_jax import config as base
+from vlm3_jax.data.sources import component_config
+
+# Shares of the mixture: depth is what minutes are enough for.
+WEIGHTS = {"depth": 0.91, "objects": 0.03, "correspondence": 0.03, "pose": 0.03}
+# Object questions are long (two boxes each); a pair has four pose questions.
+QUESTIONS = {"depth": 8, "objects": 4, "correspondence": 8, "pose": 4}
+
+
+def get_config(argument: str = "short"):
+    """`argument`: "short" (minutes) or "long" (hours)."""
+    config = base.base()
+    config.model = "tiny:demo"
+    config.workdir = "runs/demo"
+    for task, weight in WEIGHTS.items():
+        entry = component_config(
+            kind="records",
+            path="runs/demo/data/train",
+            task=task,
+            weight=weight,
+            focal=128.0,
+            style="short",
+            coord_range=100,
+            questions=QUESTIONS[task],
+            flip=0.5,
+            covisibility_min=0.25 if task in ("correspondence", "pose") else 0.0,
+        )
+        config.data.components[f"synth_{task}"] = entry
+        held_out = entry.copy_and_resolve_references()
+        held_out.path, held_out.flip = "runs/demo/data/held_out", 0.0
+        config.eval.components[f"synth_{task}"] = held_out
+
+    config.data.mode = "independent"
+    config.data.first_answer_weight = 3.0
+    config.data.rows, config.data.row_tokens, config.data.row_patches, config.data.row_targets = 8, 304, 96, 96
+    config.optimizer.learning_rate, config.optimizer.b2, config.optimizer.clip = 1e-3, 0.98, 1.0
+    config.optimizer.schedule, config.optimizer.tail, config.optimizer.final = "linear_tail", 0.25, 0.02
+    config.optimizer.warmup = 0.017
+    config.train.samples = 48_000
+    config.train.dtype, config.train.remat, config.train.export = "float32", "none", "float32"
+    config.train.log_every, config.train.eval_every, config.train.save_every = 20, 500, 500
+    config.eval.records, config.eval.loss_batches = 256, 4
+    config.eval.image_sets, config.eval.questions, config.eval.max_new_tokens = 32, 10, 24
+    if argument == "long":
+        config.train.samples = 1_000_000
+    return config

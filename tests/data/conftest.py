@@ -1,0 +1,41 @@
+"""Fixtures of the data tests: a tiny model's settings, shards of small records, and a mixture of them."""
+
+import pytest
+from small_data import Opened, small_record, write_shard
+
+from vlm3_jax.checkpoint import tiny
+from vlm3_jax.data.chat import ChatFormat
+from vlm3_jax.data.component import SampleSettings
+from vlm3_jax.data.image import VisionSpec
+from vlm3_jax.data.packing import RowBudget
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory) -> SampleSettings:
+    """A tiny model's chat and image settings, and a row of about three small samples."""
+    model = tiny.make(tmp_path_factory.mktemp("model") / "tiny", "demo")
+    return SampleSettings(ChatFormat.from_dir(model), VisionSpec.from_dir(model), RowBudget(512, 192, 160))
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """A folder with two shards of 30 small records each."""
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(2):
+        write_shard(
+            folder / f"small.array_record-{shard:05d}-of-00002", [small_record(30 * shard + i) for i in range(30)]
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def table(shards):
+    """A mixture table of two components over the same shards."""
+    small = {"path": str(shards), "style": "short", "focal": 100.0, "questions": 6}
+    return {"near": {**small, "weight": 3.0}, "far": {**small, "focal": 130.0, "flip": 0.5}}
+
+
+@pytest.fixture
+def opened(table, settings):
+    """The table's mixture on four streams."""
+    return Opened(table, settings, 4)

@@ -1,0 +1,180 @@
+"""Packing: every array of a row gives back what went into it."""
+
+import time
+
+import numpy as np
+import pytest
+
+from vlm3_jax.camera import Camera
+from vlm3_jax.data import image, records
+from vlm3_jax.data.packing import RowBudget, batch_stats, check_fits, fits, needs, pack
+from vlm3_jax.data.samples import Sample
+from vlm3_jax.errors import BadRecord
+
+SPEC = image.VisionSpec(4, 2, 2, 64, 16_384, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)
+BUDGET = RowBudget(tokens=90, patches=112, targets=20)
+
+
+def random_sample(rng, sizes, n_text=8, n_targets=3, group=0, name="s"):
+    """A sample with images of the given (w, h) sizes, a text token between them, everything else random."""
+    plans = []
+    for width, height in sizes:
+        ref = records.encode_image(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), "x.png")
+        plans.append(image.plan_image(records.View(ref, Camera(9.0, 9.0, 3, 3, width, height)), SPEC))
+    slots, n = [], 1
+    for plan in plans:
+        slots.append(np.arange(n, n + plan.n_visual))
+        n += plan.n_visual + 1
+    n += n_text
+    return Sample(
+        id=name,
+        group=group,
+        tokens=rng.integers(1, 400, n).astype(np.int32),
+        positions=rng.integers(1, 99, (3, n)).astype(np.int32),
+        questions=rng.integers(0, 4, n).astype(np.int32),
+        visual_slot=np.concatenate([np.zeros(0, np.int32), *slots]).astype(np.int32),
+        images=tuple(plans),
+        target_slot=np.sort(rng.choice(n - 1, n_targets, replace=False)).astype(np.int32),
+        target_tokens=rng.integers(1, 400, n_targets).astype(np.int32),
+        target_weight=rng.uniform(1, 3, n_targets).astype(np.float32),
+        target_later=rng.random(n_targets) < 0.5,
+    )
+
+
+def load(samples):
+    return [[plan.load(SPEC) for plan in s.images] for s in samples]
+
+
+def make_rows(rng):
+    return [
+        [random_sample(rng, [(16, 8), (8, 24)], group=1), random_sample(rng, []), random_sample(rng, [(24, 16)])],
+        [],
+        [random_sample(rng, [], group=3)],
+        [random_sample(rng, [(8, 8)], group=2)],
+    ]
+
+
+def check_row(row, samples, pixels, budget):
+    S, P = budget.tokens, budget.patches
+    V = P // 4
+    start = patch = target = n_images = 0
+    for segment, (sample, arrays) in enumerate(zip(samples, pixels, strict=True), 1):
+        mine = np.flatnonzero(row["segments"] == segment)
+        np.testing.assert_array_equal(mine, np.arange(start, start + len(sample.tokens)))
+        np.testing.assert_array_equal(row["tokens"][mine], sample.tokens)
+        np.testing.assert_array_equal(row["positions"][:, mine], sample.positions)
+        np.testing.assert_array_equal(row["questions"][mine], sample.questions)
+        here = slice(target, target + len(sample.target_tokens))
+        np.testing.assert_array_equal(row["target_slot"][here] - start, sample.target_slot)
+        np.testing.assert_array_equal(row["target_tokens"][here], sample.target_tokens)
+        np.testing.assert_array_equal(row["target_weight"][here], sample.target_weight)
+        np.testing.assert_array_equal(row["target_group"][here] // 2, sample.group)
+        np.testing.assert_array_equal(row["target_group"][here] % 2, sample.target_later)
+        visual = row["visual_index"][mine]
+        np.testing.assert_array_equal(np.flatnonzero(visual < V), sample.visual_slot)
+        np.testing.assert_array_equal(visual[visual < V], patch // 4 + np.arange(len(sample.visual_slot)))
+        for plan, array in zip(sample.images, arrays, strict=True):
+            n_images += 1
+            here_patches = np.flatnonzero(row["patch_images"] == n_images)
+            np.testing.assert_array_equal(here_patches, np.arange(patch, patch + plan.n_patches))
+            np.testing.assert_array_equal(row["patches"][here_patches], array)
+            np.testing.assert_array_equal(row["patch_positions"][here_patches], image.patch_positions(plan.grid, SPEC))
+            index, weight = image.table_lookup(plan.grid, SPEC)
+            np.testing.assert_array_equal(row["table_index"][here_patches], index)
+            np.testing.assert_array_equal(row["table_weight"][here_patches], weight)
+            patch += plan.n_patches
+        start += len(sample.tokens)
+        target += len(sample.target_tokens)
+    for name in ("tokens", "segments", "questions"):
+        assert not row[name][start:].any()
+    assert (row["visual_index"][start:] == V).all()
+    for name in ("patches", "patch_images", "table_index", "table_weight"):
+        assert not row[name][patch:].any()
+    assert not row["target_weight"][target:].any()
+    # visual_slot is the inverse of visual_index.
+    used = np.flatnonzero(row["visual_slot"] < S)
+    np.testing.assert_array_equal(used, np.arange(patch // 4))
+    np.testing.assert_array_equal(row["visual_index"][row["visual_slot"][used]], used)
+    assert (row["visual_slot"][patch // 4 :] == S).all()
+
+
+def test_rows_give_back_their_samples(rng):
+    rows = make_rows(rng)
+    pixels = [load(samples) for samples in rows]
+    batch = pack(rows, pixels, BUDGET, SPEC)
+    for number, samples in enumerate(rows):
+        check_row({name: array[number] for name, array in batch.items()}, samples, pixels[number], BUDGET)
+    shapes = {name: (array.dtype.name, array.shape) for name, array in batch.items()}
+    assert shapes == {
+        "tokens": ("int32", (4, 90)),
+        "positions": ("int32", (4, 3, 90)),
+        "segments": ("int32", (4, 90)),
+        "questions": ("int32", (4, 90)),
+        "visual_index": ("int32", (4, 90)),
+        "visual_slot": ("int32", (4, 28)),
+        "patches": ("uint8", (4, 112, 48)),
+        "patch_images": ("int32", (4, 112)),
+        "patch_positions": ("int32", (4, 112, 2)),
+        "table_index": ("int32", (4, 112, 4)),
+        "table_weight": ("float32", (4, 112, 4)),
+        "target_slot": ("int32", (4, 20)),
+        "target_tokens": ("int32", (4, 20)),
+        "target_weight": ("float32", (4, 20)),
+        "target_group": ("int32", (4, 20)),
+    }
+
+
+def test_failed_pixels_mask_their_sample_only(rng):
+    rows = make_rows(rng)
+    pixels = [load(samples) for samples in rows]
+    whole = pack(rows, pixels, BUDGET, SPEC)
+    pixels[0][0][1] = None
+    broken = pack(rows, pixels, BUDGET, SPEC)
+    assert (broken["target_weight"][0, :3] == 0).all()
+    np.testing.assert_array_equal(broken["target_weight"][0, 3:], whole["target_weight"][0, 3:])
+    np.testing.assert_array_equal(broken["target_weight"][1:], whole["target_weight"][1:])
+    for name in set(whole) - {"patches", "target_weight"}:
+        np.testing.assert_array_equal(broken[name], whole[name], err_msg=name)
+
+
+def test_budget(rng):
+    sample = random_sample(rng, [(16, 8)], n_text=10, n_targets=4, name="big")
+    assert needs([sample, sample]) == RowBudget(2 * len(sample.tokens), 16, 8)
+    exact = needs([sample])
+    assert fits([sample], exact)
+    assert not fits([sample, sample], exact)
+    assert fits([], exact)
+    for small, message in [
+        (RowBudget(13, 8, 4), "big: too large for a row .14 tokens, a row holds 13.$"),
+        (RowBudget(14, 4, 4), "8 patches, a row holds 4"),
+        (RowBudget(14, 8, 3), "4 supervised tokens, a row holds 3"),
+    ]:
+        with pytest.raises(BadRecord, match=message):
+            check_fits([sample], small)
+        with pytest.raises(BadRecord, match=message):
+            pack([[sample]], [load([sample])], small, SPEC)
+
+
+def test_stats(rng):
+    rows = make_rows(rng)
+    stats = batch_stats(rows, BUDGET)
+    batch = pack(rows, [load(samples) for samples in rows], BUDGET, SPEC)
+    assert stats["token_fill"] == pytest.approx((batch["segments"] > 0).mean())
+    assert stats["patch_fill"] == pytest.approx((batch["patch_images"] > 0).mean())
+    assert stats["samples"] == 5
+
+
+def test_packing_is_fast(rng):
+    """The demo's step, 16 samples of 150 tokens and 48 patches: a few milliseconds (loose, for busy machines)."""
+    spec = image.VisionSpec(16, 2, 2, 1024, 65_536, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)
+    view = records.View(records.ImageRef(128, 96, "x"), Camera(9.0, 9.0, 3, 3, 128, 96))
+    plan = image.plan_image(view, spec)
+    base = random_sample(rng, [], n_text=149, n_targets=50)
+    sample = Sample(**{**vars(base), "images": (plan,), "visual_slot": np.arange(4, 16, dtype=np.int32)})
+    rows, pixels = [[sample] * 4] * 4, [[[np.zeros((48, 768), np.uint8)]] * 4] * 4
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        pack(rows, pixels, RowBudget(640, 256, 256), spec)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 6e-3, times

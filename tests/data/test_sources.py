@@ -1,0 +1,189 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_data import small_record, write_shard
+
+from vlm3_jax.data import component, records
+from vlm3_jax.data.packing import RowBudget
+from vlm3_jax.data.sources import DepthLMSource, check_entry, component_config, make_source
+from vlm3_jax.errors import BadRecord, UserError
+
+GOOD = {"image": "/a.png", "intrinsics": [50, 0, 16, 12, 32, 24], "pixel_coords": [[1, 2], [3, 4]], "depth": [1.5, 2]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(np.full((24, 32, 3), 7, np.uint8)).save(images / "a.png")
+    return tmp_path
+
+
+def source(folder, lines, **kwargs):
+    text = [line if isinstance(line, bytes) else json.dumps({**GOOD, **line}).encode() for line in lines]
+    (folder / "x.jsonl").write_bytes(b"\n".join(text) + b"\n")
+    return DepthLMSource("x", folder / "x.jsonl", folder / "images", "z", **kwargs)
+
+
+def test_real_jsonl(samples):
+    path = samples / "ibims1" / "ibims1.jsonl"
+    entry = {"kind": "depthlm", "path": str(path), "depth_kind": "distance"}
+    real = make_source("ibims", entry)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(real) == len(rows) == 70
+    assert not real.bad
+    for index in (0, 33, 69):
+        record, row = real[index], rows[index]
+        np.testing.assert_array_equal(record.depth[0].points_px, row["pixel_coords"])
+        np.testing.assert_array_equal(record.depth[0].depth_m, row["depth"])
+        camera = record.views[0].camera
+        assert [camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height] == row["intrinsics"]
+        assert record.views[0].image.load().shape == (480, 640, 3)
+    last = make_source("ibims", {**entry, "first": 68, "limit": 5})
+    assert [record.id for record in map(last.__getitem__, range(len(last)))] == [real[68].id, real[69].id]
+
+
+def test_a_line_is_read_as_documented(folder):
+    record = source(folder, [{}, {"intrinsics": [0, 40, 16, 12, 32, 24]}])
+    assert record[0].depth[0].kind == "z"
+    assert record[0].views[0].image.load()[0, 0, 0] == 7
+    assert (record[0].views[0].camera.fy, record[1].views[0].camera.fx) == (50, 40)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"{nonsense", "not JSON"),
+        (b"\xff\xfe{}", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1]", "expected a JSON object, got list"),
+        ({"depth": [1.0]}, "pixel_coords has 2 points and depth 1 values"),
+        ({"depth": ["1", "2"]}, "depth: expected numbers"),
+        ({"depth": [[1, 2], [3]]}, "depth: its rows differ in length"),
+        ({"pixel_coords": [[1, 2, 3], [4, 5, 6]]}, "pixel_coords: expected N x 2 numbers"),
+        ({"pixel_coords": [], "depth": []}, "none of its 0 points"),
+        ({"pixel_coords": [[32, 0], [0, 24]]}, "none of its 2 points lies inside"),
+        ({"depth": [float("nan"), -1]}, "none of its 2 points"),
+        ({"intrinsics": [1, 2, 3]}, "intrinsics: expected 6 numbers"),
+        ({"intrinsics": [float("inf"), 50, 16, 12, 32, 24]}, "intrinsics: not finite"),
+        ({"intrinsics": [-5, 50, 16, 12, 32, 24]}, "focal lengths must be positive"),
+        ({"image": 5}, "image: expected a path"),
+        ({"image": "/"}, "image: expected a path"),
+        (b'{"image": "a.png"}', "field 'intrinsics' is missing"),
+    ],
+)
+def test_malformed_line_is_named_and_set_aside(folder, line, why):
+    lines = [{}, {}, line, {}]
+    with pytest.raises(UserError, match=r"x\.jsonl:3: ") as error:
+        source(folder, lines)
+    assert why in str(error.value)
+    assert "1 of 4 lines" in str(error.value)
+    tolerant = source(folder, lines, max_bad_fraction=0.5)
+    assert [(bad.line, why in bad.reason) for bad in tolerant.bad] == [(3, True)]
+    assert [tolerant[i].id for i in range(len(tolerant))] == ["a.png#1", "a.png#2", "a.png#4"]
+
+
+def test_unusable_points_are_removed_and_counted(folder):
+    points = {"pixel_coords": [[1, 2], [31, 23], [32, 5], [-1, 5], [3, 3]], "depth": [1, 2, 3, 4, 0]}
+    cleaned = source(folder, [points, {}])
+    assert cleaned.points_removed == 3
+    np.testing.assert_array_equal(cleaned[0].depth[0].points_px, [[1, 2], [31, 23]])
+
+
+def test_paths_stay_inside_the_image_folder(folder):
+    (folder / "secret.png").write_bytes((folder / "images" / "a.png").read_bytes())
+    for path in ("../secret.png", "/../secret.png", "b/../../secret.png", ".."):
+        with pytest.raises(UserError, match=r"x\.jsonl:2: image .* leaves the image folder"):
+            source(folder, [{}, {"image": path}])
+    (folder / "images" / "link.png").symlink_to(folder / "secret.png")
+    with pytest.raises(UserError, match=r"x\.jsonl:2: image 'link\.png' leaves") as error:
+        source(folder, [{}, {"image": "link.png"}])[1]
+    assert not isinstance(error.value, BadRecord)
+    assert source(folder, [{"image": "b/../a.png"}])[0].views[0].image.load() is not None
+
+
+def test_huge_line_and_missing_files(folder, monkeypatch):
+    monkeypatch.setattr("vlm3_jax.data.sources.depthlm.MAX_LINE_BYTES", 1000)
+    with pytest.raises(UserError, match=r"x\.jsonl:2: the line is longer than 1000 bytes"):
+        source(folder, [{}, b" " * 2000])
+    with pytest.raises(UserError, match="the file has no lines"):
+        source(folder, [b""])
+    with pytest.raises(UserError, match="no usable line"):
+        source(folder, [{}], first=1)
+    missing = source(folder, [{"image": "gone.png"}])[0]
+    with pytest.raises(BadRecord, match=r"gone\.png: no such image file"):
+        missing.views[0].image.load()
+
+
+def test_shards(shards, tmp_path):
+    small = make_source("small", {"path": str(shards), "first": 28, "limit": 4})
+    assert [small[i].id for i in range(len(small))] == ["r28", "r29", "r30", "r31"]
+    np.testing.assert_array_equal(small[3].depth[0].depth_m, small_record(31).depth[0].depth_m)
+    assert len(make_source("small", {"path": str(shards / "small.array_record-*")})) == 60
+    write_shard(tmp_path / "b.array_record", [small_record(0), b"\xc1 not a record", small_record(2)])
+    broken = make_source("b", {"path": str(tmp_path)})
+    assert broken[2].id == "r2"
+    with pytest.raises(BadRecord, match=r"b\.array_record\[1\]: not a record"):
+        broken[1]
+    (tmp_path / "c.array_record").write_bytes((tmp_path / "b.array_record").read_bytes()[:70_000])
+    with pytest.raises(UserError, match=r"c\.array_record: not a readable ArrayRecord file"):
+        make_source("b", {"path": str(tmp_path)})
+    with pytest.raises(UserError, match="no ArrayRecord shards"):
+        make_source("none", {"path": str(tmp_path / "none")})
+
+
+def test_config_entries_are_strict():
+    with pytest.raises(UserError, match="no field 'wieght'; did you mean 'weight'"):
+        component_config(wieght=2)
+    with pytest.raises(UserError, match=r"entry 'a': .*'questions' of a mixture entry must be"):
+        check_entry("a", {"path": "x", "questions": "many"})
+    with pytest.raises(UserError, match=r"entry 'a': depth_kind is ''; choose one of"):
+        check_entry("a", {"kind": "depthlm", "path": "x"})
+    with pytest.raises(UserError, match=r"entry 'a': flip = 1\.5 is out of range"):
+        check_entry("a", {"path": "x", "flip": 1.5})
+
+
+def one_component(settings, path, **fields):
+    entry = {"path": str(path), "style": "short", "focal": 100.0, **fields}
+    return component.Component("c", entry, make_source("c", entry), settings)
+
+
+def test_sample_depends_on_its_key_only(settings, shards):
+    c = one_component(settings, shards, flip=0.5)
+    first, again = c.sample(3, (0, 1), "x"), c.sample(3, (0, 1), "x")
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+    others = [c.sample(3, (0, key), "x") for key in range(20)]
+    assert any(not np.array_equal(first.tokens, other.tokens) for other in others)
+    assert 4 <= sum(other.images[0].flip for other in others) <= 16
+
+
+def test_oversize_sample_is_cropped_not_resized(settings, tmp_path):
+    write_shard(tmp_path / "a.array_record", [small_record(0, (640, 480))])
+    tight = component.SampleSettings(settings.chat, settings.vision, RowBudget(512, 400, 200))
+    record, sample = one_component(tight, tmp_path).make(0, (0, 0), "x")
+    plan, camera = sample.images[0], record.views[0].camera
+    assert plan.n_patches <= 400
+    assert plan.n_patches > 300
+    assert (camera.fx, plan.size) == (100.0, (640, 480))
+    left, top, right, bottom = plan.crop
+    assert plan.final == (right - left, bottom - top)
+    # The labels that are left still lie on the pixels that they were written for.
+    whole = records.unify(make_source("a", {"path": str(tmp_path)})[0], 100.0)
+    known = {(x, y): d for (x, y), d in zip(whole.depth[0].points_px.tolist(), whole.depth[0].depth_m, strict=True)}
+    moved = record.depth[0].points_px + np.array([left, top])
+    assert 0 < len(moved) < 40
+    assert [known[tuple(point)] for point in moved.tolist()] == record.depth[0].depth_m.tolist()
+    strict = component.SampleSettings(settings.chat, settings.vision, RowBudget(512, 400, 200), oversize="error")
+    with pytest.raises(UserError, match=r"record r0 is larger than a row .*1200 patches"):
+        one_component(strict, tmp_path).sample(0, (0, 0), "x")
+    few_targets = component.SampleSettings(settings.chat, settings.vision, RowBudget(512, 400, 20))
+    with pytest.raises(UserError, match="ask fewer questions"):
+        one_component(few_targets, tmp_path).sample(0, (0, 0), "x")
+
+
+def test_images_are_not_blown_up_beyond_reason(settings, tmp_path):
+    write_shard(tmp_path / "a.array_record", [small_record(0)])
+    with pytest.raises(BadRecord, match=r"at focal length 1e\+06 the image would have"):
+        one_component(settings, tmp_path, focal=1e6).sample(0, (0, 0), "x")

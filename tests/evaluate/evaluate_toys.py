@@ -1,0 +1,94 @@
+"""Small items of all four tasks and answerers that need no model."""
+
+import numpy as np
+
+from vlm3_jax import pose
+from vlm3_jax.camera import Camera
+from vlm3_jax.data.image import VisionSpec, plan_image
+from vlm3_jax.data.items import Item
+from vlm3_jax.data.records import DepthPoints, Matches, Objects, Record, View, encode_image
+from vlm3_jax.tasks import TASKS
+from vlm3_jax.tasks.base import PromptStyle
+
+SPEC = VisionSpec(16, 2, 2, 1024, 65536, (0.5,) * 3, (0.5,) * 3, 4)
+
+
+def make_record(rng, name: str, width: int = 96, height: int = 64) -> Record:
+    """Two views of smooth colours with labels for every task, unrelated to the pixels."""
+
+    def view(number, yaw):
+        ramp = np.linspace(0, 1, width)[None, :, None] * rng.uniform(50, 255, 3) + rng.uniform(0, 40, 3)
+        pixels = np.broadcast_to(np.clip(ramp, 0, 255), (height, width, 3)).astype(np.uint8)
+        world_T_cam = np.eye(4)
+        world_T_cam[:3, :3] = pose.matrix_from_euler(yaw, 0, 0)
+        world_T_cam[:3, 3] = rng.normal(size=3)
+        camera = Camera(100, 100, width / 2, height / 2, width, height)
+        return View(encode_image(np.ascontiguousarray(pixels), f"{name}-{number}.png"), camera, world_T_cam)
+
+    points = rng.integers(0, [width, height], (12, 2))
+    low = rng.integers(0, [width // 2, height // 2], (4, 2))
+    return Record(
+        id=name,
+        views=(view(0, 0.0), view(1, rng.uniform(-30, 30))),
+        depth=(DepthPoints(points, rng.uniform(1, 10, 12), "distance"),),
+        objects=(
+            Objects(
+                np.concatenate([low, low + np.array([20, 16])], 1),
+                ("box",) * 4,
+                tuple(rng.normal(size=3) * 2 + [0, 0, 6] + rng.uniform(-1, 1, (20, 3)) for _ in range(4)),
+            ),
+        ),
+        matches=Matches(points, rng.uniform(0, [width, height], (12, 2))),
+    )
+
+
+def make_items(task_name: str, records: int = 6, style: str = "release", source: str | None = None) -> list[Item]:
+    """All items of one task on `records` records of different sizes."""
+    rng = np.random.default_rng(3)
+    source = source or f"toy-{task_name}"
+    items = []
+    for k in range(records):
+        record = make_record(rng, f"scene-{k}", 96 + 32 * (k % 2), 64)
+        examples = TASKS[task_name].examples(record, np.random.default_rng(k), PromptStyle(style, questions=8))
+        plans = tuple(plan_image(record.views[v], SPEC) for v in examples[0].views)
+        items += [
+            Item(f"{source}/{record.id}/{n}", source, task_name, plans, e.question, e.answer, e.target)
+            for n, e in enumerate(examples)
+        ]
+    return items
+
+
+class Truthful:
+    """Answers every question with its own answer, whatever the images, and keeps what it was asked."""
+
+    def __init__(self, items):
+        self.answers = {(id(i.images[0].ref), i.task, i.question): i.answer for i in items}
+        self.asked = []
+
+    def answer(self, images, questions):
+        self.asked += list(zip(images, questions, strict=True))
+        return [
+            [self.answers.get((id(plans[0].ref), task_of(q, self.answers), q), "no idea") for q in asked]
+            for plans, asked in zip(images, questions, strict=True)
+        ]
+
+
+def task_of(question, answers):
+    """The task that asks this question."""
+    return next(task for _, task, q in answers if q == question)
+
+
+class Constant:
+    """Answers every question alike."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def answer(self, images, questions):
+        return [[self.text] * len(asked) for asked in questions]
+
+
+def mixed_items() -> list[Item]:
+    """Items of every task, mixed in one list."""
+    items = [item for name in TASKS for item in make_items(name)]
+    return [items[i] for i in np.random.default_rng(1).permutation(len(items))]

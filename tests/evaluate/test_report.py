@@ -1,0 +1,218 @@
+import base64
+import builtins
+import dataclasses
+import html.parser
+import io
+import json
+
+import numpy as np
+import pytest
+from evaluate_toys import Constant, Truthful, make_items, mixed_items
+from PIL import Image
+
+from vlm3_jax.errors import UserError
+from vlm3_jax.evaluate import panels, pictures, report
+from vlm3_jax.evaluate.report import read_metrics, write_report
+from vlm3_jax.evaluate.runner import evaluate
+
+HOSTILE = '<script>alert("&")</script> 3 m'
+VOID = {"meta", "img", "br"}
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, balanced or not, and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.words, self.problems = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(tag)
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+    def images(self):
+        return [attrs["src"] for tag, attrs in self.tags if tag == "img"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    items = mixed_items()
+    evaluate(Constant(HOSTILE), items, None, folder / "before", progress=False)
+    evaluate(HalfRight(items), items, None, folder / "after", progress=False)
+    rows = [{"step": k, "samples": 16 * k, "loss": 3 / (1 + k / 40), "lr": 1e-3} for k in range(200)]
+    rows += [{"step": k, "eval_loss/toy-depth": 1.5 - k / 400, "answer_entropy/toy-depth": 1.36} for k in (0, 100, 199)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    path = write_report(
+        folder / "out" / "report.html",
+        {"before <b>training</b>": folder / "before", "after training": folder / "after"},
+        title="Toy & report",
+        metrics=folder / "metrics.jsonl",
+        summary={"model": "tiny <0.8 M>"},
+        commands=["vlm3 eval --config=tiny"],
+        items=items,
+        pictures_per_task=2,
+    )
+    assert path.stat().st_size < 3_000_000
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    return Page(path.read_text(encoding="utf-8"))
+
+
+class HalfRight(Truthful):
+    """Every third answer is hostile text."""
+
+    def answer(self, images, questions):
+        texts = super().answer(images, questions)
+        return [[HOSTILE if k % 3 == 0 else text for k, text in enumerate(group)] for group in texts]
+
+
+def test_the_page_is_whole_and_depends_on_nothing_outside(page):
+    assert page.problems == []
+    assert page.open == []
+    assert not {"script", "link", "iframe", "object", "b"} & {tag for tag, _ in page.tags}
+    assert all(src.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for src in page.images())
+    allowed = {"class", "alt", "src", "lang", "charset", "name", "content", "open"}
+    assert {name for _, attrs in page.tags for name in attrs} <= allowed
+
+
+def test_model_text_is_shown_as_text(page):
+    assert HOSTILE in page.text
+    assert "before <b>training</b>" in page.text
+    assert "tiny <0.8 M>" in page.text
+
+
+def test_every_picture_decodes(page):
+    # Four interval charts, the loss, the depth scatter and two pictures a task.
+    sources = page.images()
+    assert len(sources) == 4 + 1 + 1 + 4 * 2
+    for source in sources:
+        image = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+        image.load()
+        assert min(image.size) > 80
+        assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_scores_references_and_published_tables_are_there(page):
+    for text in ("delta1 ↑", "epe ↓", "best constant", "copy query", "shuffled", "unreadable", "Not comparable"):
+        assert text in page.text
+    assert page.text.count("before <b>training</b>") >= 4
+    assert "41.30" in page.text
+    assert "40.93" in page.text
+
+
+def test_without_items_and_metrics_only_charts_remain(tmp_path):
+    items = make_items("depth", 3)
+    evaluate(Constant("2 m"), items, None, tmp_path / "run", progress=False)
+    page = Page(write_report(tmp_path / "r.html", {"model": tmp_path / "run"}).read_text(encoding="utf-8"))
+    assert len(page.images()) == 2
+    assert "Loss" not in page.text
+
+
+def test_pictures_beyond_the_limit_are_left_out_and_counted(tmp_path, monkeypatch):
+    items = make_items("depth", 3)
+    evaluate(Constant("2 m"), items, None, tmp_path / "run", progress=False)
+    monkeypatch.setattr(report, "PICTURE_BYTES", 30_000)
+    page = Page(write_report(tmp_path / "r.html", {"m": tmp_path / "run"}, items=items).read_text(encoding="utf-8"))
+    assert len(page.images()) < 5
+    assert "pictures left out" in page.text
+
+
+def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    for module in ("vlm3_jax.evaluate.pictures", "vlm3_jax.evaluate.panels"):
+        monkeypatch.delitem(__import__("sys").modules, module)
+    monkeypatch.delattr("vlm3_jax.evaluate.panels", raising=False)
+    monkeypatch.delattr("vlm3_jax.evaluate.pictures", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"vlm3-jax\[demo\]"):
+        write_report(tmp_path / "r.html", {})
+
+
+def test_metrics_rows_merge_by_step_and_later_rows_win(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [
+        {"step": 2, "loss": 1.0},
+        {"step": 1, "loss": 3.0},
+        {"step": 2, "eval_loss/a": 2.0},
+        {"step": 2, "loss": 1.5},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_metrics(path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.5, "eval_loss/a": 2.0}]
+    path.write_text('{"step": 1, "lo')
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 1"):
+        read_metrics(path)
+    with pytest.raises(UserError, match="no such metrics file"):
+        read_metrics(tmp_path / "none.jsonl")
+
+
+def test_smoothing_keeps_a_constant_and_follows_a_step():
+    assert pictures._smooth(np.full(120, 2.0)) == pytest.approx(np.full(120, 2.0))
+    smooth = pictures._smooth(np.r_[np.zeros(100), np.ones(100)])
+    assert (smooth[:100] == 0).all()
+    assert smooth[104] == pytest.approx(1)
+
+
+def test_shown_pixels_follow_the_plan(rng):
+    (plan, *_) = make_items("depth", 1)[0].images
+    pixels = plan.ref.load()
+    assert (panels.shown_pixels(plan) == pixels).all()
+    assert (panels.shown_pixels(dataclasses.replace(plan, flip=True)) == pixels[:, ::-1]).all()
+    cropped = panels.shown_pixels(dataclasses.replace(plan, crop=(10, 4, 50, 40)))
+    assert (cropped == pixels[4:40, 10:50]).all()
+
+
+def test_drawings_cope_with_unreadable_and_absurd_answers(rng):
+    photo = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
+    points, true = rng.random((5, 2)), rng.uniform(1, 9, 5)
+    for predicted in (np.full(5, np.nan), np.array([0.0, -3, 1e300, 1e-300, np.nan]), true):
+        assert pictures.depth_points(photo, points, true, predicted)
+        assert pictures.depth_scatter(true, predicted)
+    for predicted in (np.full((5, 2), np.nan), points * 1e300, -points):
+        assert pictures.match_lines(photo, photo, points, points, predicted)
+    assert pictures.pose_views(photo, photo, 10.0, np.array([0, 0, 1.0]), None, None)
+    assert pictures.intervals(["a $x$", "b"], [np.nan, 1.0], [np.nan, 0.5], [np.nan, 2.0], "épe $")
+    assert pictures.depth_points(photo, points[:1], np.array([2.3]), np.array([2.4]))
+
+
+def test_correct_matches_are_green_and_wrong_ones_red():
+    photo = np.full((60, 80, 3), 255, np.uint8)
+    query = np.array([[0.3, 0.5]])
+
+    def colours(predicted):
+        data = pictures.match_lines(photo, photo, query, query, np.array([predicted]))
+        pixels = np.asarray(Image.open(io.BytesIO(data))).astype(int)
+        red, green, _ = np.moveaxis(pixels, -1, 0)
+        return (red > green + 60).sum(), (green > red + 60).sum()
+
+    red, green = colours([0.3, 0.5])
+    assert green > 30
+    assert red < 10
+    red, green = colours([0.9, 0.1])
+    assert red > 100
+    assert green < 10
+
+
+def test_spread_takes_evenly_and_all_when_few():
+    assert panels._spread(list(range(10)), 3) == [0, 3, 6]
+    assert panels._spread([1, 2], 6) == [1, 2]

@@ -1,0 +1,12 @@
+"""Fixtures of the tests of the tasks."""
+
+import pytest
+from records_for_tests import random_record
+
+from vlm3_jax.data.records import Record
+
+
+@pytest.fixture
+def record(rng) -> Record:
+    """Two views with labels for all four tasks."""
+    return random_record(rng)

@@ -1,0 +1,129 @@
+"""What holds for every task and style: generated answers are perfect, the contract of `base.Task`."""
+
+import dataclasses
+import functools
+import json
+import timeit
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from records_for_tests import random_record
+
+from vlm3_jax import tasks
+from vlm3_jax.data import records
+from vlm3_jax.errors import UserError
+from vlm3_jax.tasks.base import STYLES, PromptStyle, drop_think
+
+PERFECT = {"delta1": 1.0, "success": 1.0, "auc30": 1.0}
+# A rounded coordinate is half a unit off on each axis of the 560 x 420 frame.
+HALF_UNIT_PX = np.hypot(560, 420) / 2
+
+
+def ask(task_name, seed, **style):
+    rng = np.random.default_rng(seed)
+    return tasks.get(task_name).examples(random_record(rng, metric=bool(seed % 3)), rng, PromptStyle(**style))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(list(tasks.TASKS)), st.sampled_from(STYLES), st.booleans(), st.integers(0, 10**6))
+def test_the_answers_that_examples_gives_are_perfect(name, style, vary, seed):
+    task, examples = tasks.get(name), ask(name, seed, name=style, vary=vary, think=vary, questions=30)
+    assert examples
+    targets = json.loads(json.dumps([e.target for e in examples]))
+    metrics = task.score([e.answer for e in examples], targets)
+    assert metrics["parse_failures"] == 0
+    assert metrics["count"] == len(examples)
+    if name == "correspondence":
+        # The match that lies beyond coordinate R - 1 is clipped by up to one unit.
+        assert metrics["epe"] <= 2 * HALF_UNIT_PX / targets[0]["coord_range"]
+    else:
+        assert metrics[task.headline] == PERFECT[task.headline]
+    assert task.item_scores([task.parse(e.answer, t) for e, t in zip(examples, targets)], targets).shape == (
+        len(examples),
+    )
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_the_headline_is_the_mean_of_the_item_scores(name):
+    task, examples = tasks.get(name), []
+    for seed in range(12):
+        examples += ask(name, seed, questions=12)
+    # Answers to other questions: readable for some, wrong for most.
+    predictions = [e.answer for e in examples[5:]] + ["?"] * 5
+    targets = [e.target for e in examples]
+    parsed = [task.parse(text, target) for text, target in zip(predictions, targets)]
+    assert task.score(predictions, targets)[task.headline] == pytest.approx(
+        np.nanmean(task.item_scores(parsed, targets)), abs=1e-15
+    )
+    assert next(iter(task.score(predictions, targets))) == task.headline
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_references_are_parsed_answers_one_an_item(name):
+    task, targets = tasks.get(name), [e.target for seed in range(6) for e in ask(name, seed, questions=12)]
+    references = {"constant": task.constant_answers(targets), **task.extra_references(targets)}
+    for answers in references.values():
+        assert len(answers) == len(targets)
+        assert np.isfinite(np.nanmean(task.item_scores(answers, targets)))
+    assert task.constant_answers([]) == []
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_labels_after_unification_and_a_crop_stay_inside(name):
+    rng = np.random.default_rng(3)
+    record = records.unify(random_record(rng), 800)
+    record = records.with_cameras(record, [view.camera.crop(200, 100, 500, 400) for view in record.views])
+    examples = tasks.get(name).examples(record, rng, PromptStyle(questions=100))
+    for example in examples:
+        coords = np.ravel(example.target.get("coords") or example.target.get("boxes") or 0)
+        assert coords.min() >= 0
+        assert coords.max() < 2000
+
+
+def test_the_same_seed_asks_the_same_and_another_seed_does_not():
+    for name in tasks.TASKS:
+        first, again, other = (
+            tasks.get(name).examples(random_record(np.random.default_rng(1)), np.random.default_rng(s), PromptStyle())
+            for s in (5, 5, 6)
+        )
+        assert first == again
+        assert first != other
+
+
+def test_a_record_without_labels_has_no_questions():
+    bare = dataclasses.replace(random_record(np.random.default_rng(0)), depth=(), objects=(), matches=None)
+    bare = dataclasses.replace(bare, views=bare.views[:1])
+    for task in tasks.TASKS.values():
+        assert task.examples(bare, np.random.default_rng(0), PromptStyle()) == []
+
+
+def test_examples_are_fast_enough_for_the_loader():
+    record, style = random_record(np.random.default_rng(0)), PromptStyle(questions=8)
+    limits_s = {"depth": 200e-6, "correspondence": 300e-6, "pose": 300e-6, "objects": 2e-3}
+    for name, limit in limits_s.items():
+        rng = np.random.default_rng(0)
+        examples = functools.partial(tasks.get(name).examples, record, rng, style)
+        runs = timeit.repeat(examples, number=10, repeat=12)
+        assert min(runs) / 10 < limit, name
+
+
+def test_names():
+    assert set(tasks.TASKS) == {"depth", "objects", "correspondence", "pose"}
+    with pytest.raises(UserError, match=r"depths.*depth, objects"):
+        tasks.get("depths")
+    with pytest.raises(ValueError, match="style"):
+        PromptStyle("long")
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("a <think> b\nc </think> d", "a  d"),
+        ("<think> cut", ""),
+        ("<think> x <answer> 1 </answer>", "<answer> 1 </answer>"),
+    ],
+)
+def test_thinking_is_dropped(text, kept):
+    assert drop_think(text) == kept

@@ -1,0 +1,120 @@
+"""Pinhole cameras, focal-length unification and normalised image coordinates.
+
+Pixels are (x right, y down) with the origin at the top-left; a camera frame is x right, y down, z forward (OpenCV).
+Source: VLM3 release and DepthLM (unification, normalised coordinates); conventions are in docs/conventions.md.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from vlm3_jax.errors import BadRecord
+
+POLICIES = ("uniform", "per_axis")
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """Intrinsics in pixels of an image of `width` x `height` pixels.
+
+    The image size belongs to the camera because every change of the image (resize, crop) changes both.
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+
+    def __post_init__(self):
+        if not (self.fx > 0 and self.fy > 0 and np.isfinite([self.fx, self.fy, self.cx, self.cy]).all()):
+            raise BadRecord(f"camera: focal lengths must be positive and finite, got {self}")
+        if self.width < 1 or self.height < 1:
+            raise BadRecord(f"camera: image size must be at least 1 x 1, got {self.width} x {self.height}")
+
+    @classmethod
+    def from_intrinsics(cls, intrinsics) -> "Camera":
+        """From DepthLM's `[fx, fy, cx, cy, W, H]`; a focal length of 0 means "the same as the other one"."""
+        values = [float(v) for v in intrinsics]
+        if len(values) != 6:
+            raise BadRecord(f"intrinsics: expected [fx, fy, cx, cy, W, H], got {len(values)} numbers")
+        fx, fy, cx, cy, width, height = values
+        return cls(fx or fy, fy or fx, cx, cy, int(width), int(height))
+
+    @classmethod
+    def from_fov(cls, width: int, height: int, horizontal_fov_deg: float) -> "Camera":
+        """Square pixels, centred principal point; for photos whose camera is only roughly known."""
+        focal = width / 2 / np.tan(np.radians(horizontal_fov_deg) / 2)
+        return cls(focal, focal, width / 2, height / 2, width, height)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """K, float64 [3, 3]."""
+        return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], np.float64)
+
+    def unify(self, focal: float, policy: str = "uniform") -> "Camera":
+        """The camera of the image resized to focal length `focal` (px).
+
+        `uniform` scales both axes by focal / fx and truncates the size, as the VLM3 release does (fx != fy survives);
+        `per_axis` scales each axis by its own focal length and rounds, as the multi-view data do (fx = fy there).
+        """
+        if policy == "uniform":
+            sx = sy = focal / self.fx
+            size = int(self.width * sx), int(self.height * sy)
+        elif policy == "per_axis":
+            sx, sy = focal / self.fx, focal / self.fy
+            size = round(self.width * sx), round(self.height * sy)
+        else:
+            raise ValueError(f"unknown unification policy {policy!r}; choose one of {POLICIES}")
+        return Camera(self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy, *size)
+
+    def crop(self, left: int, top: int, width: int, height: int) -> "Camera":
+        """The camera of the image cut to the given box (px)."""
+        return Camera(self.fx, self.fy, self.cx - left, self.cy - top, width, height)
+
+    def map_points(self, points_px, to: "Camera") -> np.ndarray:
+        """Integer pixels of this image [N, 2] -> integer pixels of camera `to`'s image (truncated, as released)."""
+        points = np.asarray(points_px, np.float64).reshape(-1, 2)
+        x = (points[:, 0] - self.cx) * to.fx / self.fx + to.cx
+        y = (points[:, 1] - self.cy) * to.fy / self.fy + to.cy
+        # A whole number may come out as 6.999999...: snap before truncating. floor keeps points left of a crop outside.
+        return np.floor(np.stack([x, y], -1) + 1e-9).astype(np.int64)
+
+    def rays(self, points_px) -> np.ndarray:
+        """K^-1 (u, v, 1) of each point, float64 [N, 3]: z = 1, so depth along z times the ray is the 3-D point."""
+        points = np.asarray(points_px, np.float64).reshape(-1, 2)
+        return np.stack(
+            [(points[:, 0] - self.cx) / self.fx, (points[:, 1] - self.cy) / self.fy, np.ones(len(points))], -1
+        )
+
+    def distance_from_z(self, points_px, z_m) -> np.ndarray:
+        """z-depth (m) -> Euclidean distance to the camera centre (m)."""
+        return np.asarray(z_m, np.float64) * np.linalg.norm(self.rays(points_px), axis=-1)
+
+    def z_from_distance(self, points_px, distance_m) -> np.ndarray:
+        """Euclidean distance to the camera centre (m) -> z-depth (m)."""
+        return np.asarray(distance_m, np.float64) / np.linalg.norm(self.rays(points_px), axis=-1)
+
+    def project(self, points_m) -> np.ndarray:
+        """Points in the camera frame (m) [N, 3] -> pixels, float64 [N, 2]; points must lie in front (z > 0)."""
+        points = np.asarray(points_m, np.float64).reshape(-1, 3)
+        return np.stack(
+            [points[:, 0] / points[:, 2] * self.fx + self.cx, points[:, 1] / points[:, 2] * self.fy + self.cy], -1
+        )
+
+
+def normalize_points(points_px, size, coord_range: int) -> np.ndarray:
+    """Pixels [N, 2] of an image of `size` (width, height) -> integers in [0, coord_range - 1].
+
+    `round(x * R / W)` with halves to even, no half-pixel and no W - 1: to the character what the release writes.
+    """
+    points = np.asarray(points_px, np.float64).reshape(-1, 2)
+    scaled = np.rint(points * coord_range / np.asarray(size, np.float64))
+    return np.clip(scaled, 0, coord_range - 1).astype(np.int64)
+
+
+def denormalize_points(points, size, coord_range: int) -> np.ndarray:
+    """Normalised coordinates [N, 2] -> pixels, float64 [N, 2], of an image of `size` (width, height)."""
+    points = np.asarray(points, np.float64).reshape(-1, 2)
+    return points * np.asarray(size, np.float64) / coord_range

@@ -1,0 +1,154 @@
+"""Complete tiny HF directories (config, weights, tokenizer, processor) for tests, the demo and first experiments."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import safetensors.numpy
+
+from vlm3_jax import params as parameters
+from vlm3_jax.checkpoint import hf, tiny_tokenizer
+from vlm3_jax.errors import UserError
+from vlm3_jax.model.config import VLMConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TinySize:
+    """The numbers of a tiny model; the defaults learn depth on two cores in minutes."""
+
+    hidden: int = 96
+    mlp: int = 192
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    vision_hidden: int = 64
+    vision_mlp: int = 128
+    vision_depth: int = 2
+    vision_heads: int = 4
+    taps: tuple[int, ...] = (0,)
+    patch: int = 16
+    table_side: int = 8
+    tie: bool = False
+    vocab: str = "tiny"
+
+
+SIZES = {
+    "demo": TinySize(),
+    # Small enough for tests, odd enough to catch mistakes: q width != hidden, uneven stacks, taps out of order, tied.
+    "test": TinySize(
+        hidden=48, mlp=80, layers=3, heads=4, kv_heads=1, head_dim=24, vision_hidden=40, vision_mlp=72, vision_depth=4,
+        vision_heads=2, taps=(2, 0), patch=4, table_side=6, tie=True,
+    ),
+}  # fmt: skip
+
+
+def make(out_dir, size: str = "demo", seed: int = 0) -> pathlib.Path:
+    """Writes the model directory; transformers loads it, and so does every `--model` of this project."""
+    if size not in SIZES:
+        raise UserError(f"tiny checkpoint: unknown size {size!r}; choose one of {', '.join(SIZES)}")
+    out_dir, shape = pathlib.Path(out_dir), SIZES[size]
+    aside = out_dir.with_name(out_dir.name + ".writing")
+    tiny_tokenizer.write_tokenizer(aside, shape.vocab)
+    for name, tree in _json_files(shape).items():
+        (aside / name).write_text(json.dumps(tree, indent=2) + "\n")
+    cfg = VLMConfig.from_dir(aside)
+    flat = parameters.flatten(initialize(cfg, seed))
+    tensors = {
+        key: np.ascontiguousarray(row.to_hf(flat[row.path][i] if row.stacked else flat[row.path]))
+        for row in parameters.table(cfg)
+        for i, key in enumerate(row.hf_keys)
+    }
+    safetensors.numpy.save_file(tensors, aside / hf.SINGLE, metadata={"format": "pt"})
+    hf.replace_dir(aside, out_dir)
+    return out_dir
+
+
+def initialize(cfg: VLMConfig, seed: int) -> dict:
+    """Random parameters from which a tiny model learns to see: larger than usual, pixels centred, places marked.
+
+    Token embeddings have standard deviation 0.7, matrices 0.06 (those that write to the residual stream less, by
+    1 / sqrt(2 layers)), the patch embedding removes the mean brightness, and the position table holds 2-D sinusoids.
+    """
+    flat = parameters.flatten(parameters.initialize(cfg, seed, std=0.06))
+    for path, value in flat.items():
+        depth = cfg.vision.depth if path[0] == "vision" else cfg.text.layers
+        if path[-1] in ("o_proj", "down_proj", "proj", "fc2") and len(path) == 3 and "merge" not in path[1]:
+            value *= (2 * depth) ** -0.5
+        elif path == ("text", "embed"):
+            value *= 0.7 / 0.06
+    patch = flat["vision", "patch"]
+    patch *= 1.5
+    flat["vision", "patch_bias"] -= 0.25 * patch.sum((0, 1))
+    flat["vision", "table"][:] = 0.4 * _sinusoids(cfg.vision.table_side, cfg.vision.hidden_size)
+    return parameters.nest(flat)
+
+
+def _sinusoids(side: int, width: int) -> np.ndarray:
+    """[side * side, width]: a quarter each of sin and cos of the row and of the column, from slow to fast waves."""
+    place = np.arange(side) / max(1, side - 1)
+    waves = np.pi * 2.0 ** np.linspace(-1, np.log2(side), -(-width // 4))
+    axis = np.concatenate([np.sin(place[:, None] * waves), np.cos(place[:, None] * waves)], -1)
+    rows, columns = np.broadcast_to(axis[:, None], (side, side, axis.shape[1])), axis[None].repeat(side, 0)
+    return np.concatenate([rows, columns], -1).reshape(side * side, -1)[:, :width].astype(np.float32)
+
+
+def _json_files(shape: TinySize) -> dict[str, dict]:
+    ids = tiny_tokenizer.special_ids(shape.vocab)
+    third = shape.head_dim // 2 // 3
+    sections = [shape.head_dim // 2 - 2 * third, third, third]
+    text = {
+        "model_type": "qwen3_vl_text",
+        "vocab_size": ids["vocab_size"],
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.mlp,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 32768,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, "mrope_interleaved": True,
+        },
+    }  # fmt: skip
+    vision = {
+        "model_type": "qwen3_vl_vision",
+        "depth": shape.vision_depth,
+        "hidden_size": shape.vision_hidden,
+        "intermediate_size": shape.vision_mlp,
+        "num_heads": shape.vision_heads,
+        "hidden_act": "gelu_pytorch_tanh",
+        "in_channels": 3,
+        "patch_size": shape.patch,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "num_position_embeddings": shape.table_side**2,
+        "out_hidden_size": shape.hidden,
+        "deepstack_visual_indexes": list(shape.taps),
+    }
+    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "dtype": "float32",
+        "tie_word_embeddings": shape.tie,
+        **{name: ids[name] for name in tokens},
+        "text_config": text,
+        "vision_config": vision,
+    }
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": shape.patch,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "size": {"shortest_edge": (2 * shape.patch) ** 2, "longest_edge": 16777216},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    stops = [ids["im_end_token_id"], ids["endoftext_token_id"]]
+    generation = {"eos_token_id": stops, "pad_token_id": ids["endoftext_token_id"], "do_sample": False}
+    return {"config.json": config, "preprocessor_config.json": processor, "generation_config.json": generation}

@@ -1,0 +1,190 @@
+"""The command line: `vlm3 COMMAND [--config=FILE_OR_NAME] [--config.field=value] [--workdir=DIR] ...`."""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+
+from vlm3_jax import config as configs
+from vlm3_jax.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; a UserError becomes one line on stderr and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    fields = [arg.removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
+    parser = make_parser()
+    args = parser.parse_args([arg for arg in argv if not arg.startswith("--config.")])
+    if fields and "config" not in args:
+        parser.error(f"--config.{fields[0]}: this command takes no config")
+    try:
+        return args.run(args, fields) or 0
+    except UserError as error:
+        print(f"vlm3 {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"vlm3 {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def read_config(args, fields):
+    """The config of --config with the overrides of the command line, locked."""
+    config = configs.load(args.config)
+    for name in ("workdir", "model"):
+        if getattr(args, name, None):
+            config[name] = getattr(args, name)
+    configs.override(config, fields)
+    return config.lock()
+
+
+def _train(args, fields) -> None:
+    from vlm3_jax.train.loop import train
+
+    train(read_config(args, fields))
+
+
+def _eval(args, fields) -> None:
+    import rich.console
+
+    from vlm3_jax.evaluate.model import evaluate_model
+
+    config = read_config(args, fields)
+    out = args.out or os.path.join(config.workdir, "eval")
+    rich.console.Console().print(evaluate_model(config, out).table())
+    print(f"predictions and scores: {out}")
+
+
+def _report(args, fields) -> None:
+    from vlm3_jax.evaluate import runner
+    from vlm3_jax.evaluate.model import make_items
+    from vlm3_jax.evaluate.report import write_report
+    from vlm3_jax.train.run import Setup
+
+    items = ()
+    if args.config:
+        args.workdir = args.workdir or args.results[-1]
+        items = make_items(Setup.from_config(read_config(args, fields)))
+    for folder in args.results:
+        runner.rescore(pathlib.Path(folder))
+    runs = {os.path.basename(os.path.normpath(folder)): pathlib.Path(folder) for folder in args.results}
+    metrics = pathlib.Path(args.metrics) if args.metrics else None
+    print(write_report(pathlib.Path(args.out), runs, metrics=metrics, items=items))
+
+
+def _score(args, _) -> None:
+    from vlm3_jax.tasks.score import score_files
+
+    print(json.dumps(score_files(args.task, args.predictions, args.targets), indent=2))
+
+
+def _ask(args, _) -> None:
+    from vlm3_jax.infer.ask import ask
+
+    print(ask(args.model, args.images, args.question, args.max_new_tokens))
+
+
+def _demo(args, fields) -> None:
+    args.config = args.config or "demo"
+    config = read_config(args, fields)
+    from vlm3_jax.demo import demo
+
+    config.unlock()
+    demo(config, args.scenes)
+
+
+def _data_build(args, _) -> None:
+    from vlm3_jax import synth
+
+    options = synth.SynthOptions(width=args.width, height=args.height, focal_px=args.focal)
+    print(synth.build(args.out, args.count, options, seed=args.seed, first=args.first, workers=args.workers))
+
+
+def _data(action):
+    def run(args, fields) -> None:
+        from vlm3_jax.data import inspect
+        from vlm3_jax.data.mixture import Mixture, build_components, first_phase
+        from vlm3_jax.data.quarantine import Quarantine
+        from vlm3_jax.train.run import Setup
+
+        config = read_config(args, fields)
+        setup, table = Setup.from_config(config), config.data.components
+        if action == "mix":
+            print(inspect.mix_report(table, setup.settings(), config.seed, args.samples).text())
+        elif action == "show":
+            components = setup.components(table)
+            phase = first_phase({c.name: len(c) for c in components}, {c.name: c.entry.weight for c in components})
+            print(inspect.show(Mixture(components, config.seed, [phase]), args.index, args.picture))
+        else:
+            quarantine = Quarantine(None, config.data.max_bad_fraction)
+            report = inspect.check(build_components(table, setup.settings(), 1.0), quarantine)
+            print(report.text())
+            quarantine.check(final=True)
+
+    return run
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands with their help."""
+    parser = argparse.ArgumentParser(
+        prog="vlm3",
+        description="VLM3 in JAX: train, evaluate and use metric 3-D vision-language models.",
+        epilog="Commands with a config take --config.FIELD=VALUE for any of its fields, nested ones with dots.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def with_config(sub, required=True):
+        sub.add_argument("--config", required=required, help="a config file, or the name of a shipped one (demo)")
+        sub.add_argument("--workdir", help="folder for everything that is written (config.workdir)")
+        sub.add_argument("--model", help="HF directory, finished workdir, hub name or tiny:demo (config.model)")
+
+    def command(name, run, help, parent=commands):
+        sub = parent.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        return sub
+
+    with_config(command("train", _train, "fine-tune a model; the same command again resumes"))
+    sub = command("eval", _eval, "ask a model the held-out questions and score its answers")
+    with_config(sub)
+    sub.add_argument("--out", help="folder of predictions and scores (default: WORKDIR/eval)")
+    sub = command("report", _report, "write an HTML report of one or more evaluations, the last one being the subject")
+    sub.add_argument("results", nargs="+", help="folders that `vlm3 eval` has written")
+    sub.add_argument("--out", default="report.html", help="the file to write")
+    sub.add_argument("--metrics", help="the training's metrics.jsonl, for the loss curve")
+    with_config(sub, required=False)
+    sub = command("score", _score, "score anybody's answers")
+    sub.add_argument("task", choices=("depth", "objects", "correspondence", "pose"))
+    sub.add_argument("predictions", help='rows {"id", "prediction": text}')
+    sub.add_argument("targets", help='rows {"id", "target": {...}}')
+    sub = command("ask", _ask, "ask a model a question about images")
+    sub.add_argument("--model", required=True, help="HF directory, finished workdir or hub name")
+    sub.add_argument("images", nargs="*", help="image files, in the order in which they are shown")
+    sub.add_argument("--question", required=True)
+    sub.add_argument("--max-new-tokens", type=int, default=256)
+    sub = command("demo", _demo, "render, train, evaluate and report on two cores in minutes; resumable")
+    with_config(sub, required=False)
+    sub.add_argument("--scenes", type=int, default=4096, help="scenes to render for training")
+
+    data = commands.add_parser("data", help="build, mix, show and check data").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    sub = command("build", _data_build, "render a synthetic data set into ArrayRecord shards", data)
+    sub.add_argument("--out", required=True, help="folder to write")
+    for name, default in (("count", 1000), ("seed", 0), ("first", 0), ("width", 160), ("height", 120), ("workers", 2)):
+        sub.add_argument(f"--{name}", type=int, default=default)
+    sub.add_argument("--focal", type=float, default=160.0, help="nominal focal length, px")
+    sub = command("mix", _data("mix"), "print a mixture's shares and fill, and propose row sizes", data)
+    with_config(sub)
+    sub.add_argument("--samples", type=int, default=1000, help="samples to draw")
+    sub = command("show", _data("show"), "print one sample of a mixture, and draw it", data)
+    with_config(sub)
+    sub.add_argument("--index", type=int, default=0, help="mixture index")
+    sub.add_argument("--picture", help="PNG file to draw the images and labels into")
+    with_config(
+        command("check", _data("check"), "read every record and image of a mixture; exit 2 if too many are bad", data)
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

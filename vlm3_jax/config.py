@@ -1,0 +1,133 @@
+"""The base configuration: every field with its meaning. Configs start from it; an unknown field is an error."""
+
+import difflib
+import importlib.util
+import pathlib
+
+import ml_collections
+
+from vlm3_jax.errors import UserError
+
+
+def base() -> ml_collections.ConfigDict:
+    """The defaults: the recipe of the paper (AdamW, cosine, clip 0.02) on whatever devices there are."""
+    config = ml_collections.ConfigDict()
+    # HF directory (or hub name) whose weights, tokenizer, chat template and processor settings are used. "tiny:demo"
+    # and "tiny:test" make a random tiny model in the workdir.
+    config.model = ""
+    # Where checkpoints, metrics, the quarantine and the exported model go.
+    config.workdir = ""
+    # Seed of the data order, the questions drawn and the random weights of a tiny model.
+    config.seed = 0
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    # Devices = replica x fsdp x tensor; -1 takes what the others leave.
+    mesh.replica, mesh.fsdp, mesh.tensor = 1, -1, 1
+
+    config.data = data = ml_collections.ConfigDict()
+    # The mixture: name -> vlm3_jax.data.sources.component_config(...). The weights are relative to each other.
+    data.components = ml_collections.ConfigDict()
+    # "turns" (one conversation, every answer supervised) or "independent" (a question sees the images and itself only).
+    data.mode = "turns"
+    # A row holds at most so many tokens, patches and supervised tokens (`vlm3 data mix` proposes them).
+    data.row_tokens, data.row_patches, data.row_targets = 7168, 16384, 1024
+    # Rows of the global batch (fixed for a run's life; a multiple of replica x fsdp and of the number of hosts).
+    data.rows = 8
+    # A sample larger than a row: "crop" (centre crop with its camera) or "error".
+    data.oversize = "crop"
+    # Weight of the first token of every answer in the loss; the others weigh 1.
+    data.first_answer_weight = 1.0
+    # The run stops if a larger share of the samples is unusable.
+    data.max_bad_fraction = 0.01
+    # Decoding threads (0: none) and batches prepared ahead.
+    data.workers, data.prefetch = 4, 2
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 5.5e-5
+    optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay = 0.9, 0.999, 1e-8, 0.0
+    # Largest global norm of the gradient; 0 does not clip.
+    optimizer.clip = 0.02
+    # "cosine", "linear_tail" (constant, then straight down over the last `tail` of the run) or "constant".
+    optimizer.schedule = "cosine"
+    # Warm-up as a share of the run, the share of the rate at its end, and the length of a linear tail.
+    optimizer.warmup, optimizer.final, optimizer.tail = 0.1, 0.0, 0.25
+
+    config.train = train = ml_collections.ConfigDict()
+    # Length of the run: the schedule counts samples, since a step holds as many as fit its rows.
+    train.samples = 0
+    # Stop after so many steps whatever the schedule says; 0: when all samples are seen.
+    train.max_steps = 0
+    # Batches whose gradients are added up before an update.
+    train.accumulation = 1
+    # "float32" or "bfloat16" compute (parameters and moments stay float32); what to recompute: none, minimal, full.
+    train.dtype, train.remat = "bfloat16", "full"
+    # In steps: a line of metrics, a checkpoint, the held-out loss (0: only at the end).
+    train.log_every, train.save_every, train.eval_every = 10, 500, 500
+    # Checkpoints kept.
+    train.keep = 2
+    # dtype of the HF directory written at the end; "" writes none.
+    train.export = "bfloat16"
+
+    config.eval = evaluation = ml_collections.ConfigDict()
+    # Held-out data: name -> component_config(...), as in data.components.
+    evaluation.components = ml_collections.ConfigDict()
+    # At most so many records of each component for the answers, and so many batches of rows for the held-out loss.
+    evaluation.records, evaluation.loss_batches = 256, 4
+    # Image sets and questions of each answered at once, and the longest answer in tokens.
+    evaluation.image_sets, evaluation.questions, evaluation.max_new_tokens = 8, 16, 256
+    # "model" always; "blind" (images blanked) and "shuffled" (images of other records) as reference rows.
+    evaluation.variants = ("model", "blind", "shuffled")
+    return config
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+    """The config of a file, or of a bare name such as "demo" (configs/ of the project), with ":argument" passed on.
+
+    UserError if there is no such file or name.
+    """
+    name, _, argument = name.partition(":")
+    path = pathlib.Path(name)
+    if path.suffix != ".py":
+        path = config_dir() / f"{name}.py"
+    if not path.is_file():
+        known = sorted(p.stem for p in config_dir().glob("*.py"))
+        raise UserError(f"--config: no file {path}; shipped configs are {', '.join(known)}")
+    spec = importlib.util.spec_from_file_location(f"vlm3_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def config_dir() -> pathlib.Path:
+    """Where the shipped configs are: beside the package in a checkout, inside it when installed."""
+    inside = pathlib.Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else pathlib.Path(__file__).parent.parent / "configs"
+
+
+def override(config: ml_collections.ConfigDict, assignments: list[str]) -> None:
+    """Applies `field.sub=value` strings; the value takes the field's type. UserError names an unknown field."""
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--config.{assignment}: write --config.{field}=VALUE")
+        node, (*parents, last) = config, field.split(".")
+        for key in (*parents, last):
+            if not isinstance(node, ml_collections.ConfigDict) or key not in node:
+                near = difflib.get_close_matches(key, list(node.keys()) if hasattr(node, "keys") else [], 1, 0.4)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise UserError(f"--config.{field}: the config has no field {key!r}{hint}")
+            parent, node = node, node[key]
+        parent[last] = _parse(field, text, node)
+
+
+def _parse(field: str, text: str, old):
+    try:
+        if isinstance(old, ml_collections.ConfigDict):
+            raise ValueError("it is a group of fields")
+        if isinstance(old, bool):
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if isinstance(old, tuple):
+            return tuple(part for part in text.split(",") if part)
+        return type(old)(text)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"--config.{field}={text}: not a {type(old).__name__} ({error})") from None

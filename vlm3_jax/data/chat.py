@@ -1,0 +1,271 @@
+"""Chat tokens: a checkpoint's own template and tokenizer, with the text of questions and answers filled in.
+
+Rendering a Jinja template for every sample is slow and would read "<|im_end|>" in a question as a real turn end. So the
+skeleton of a conversation (its number of images and turns) is rendered once with marks in place of the texts; a sample
+only tokenises its own texts, in which special tokens stay plain text. Tokens equal those of
+`tokenizer.apply_chat_template`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlm3_jax.data.image import model_fields, read_json
+from vlm3_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Image:
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """A user text with the template's text on both sides up to the next special token: they are one piece of text."""
+
+    turn: int
+    before: str
+    after: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """An assistant text; `closing` are the supervised tokens after it: the turn end and its newline."""
+
+    turn: int
+    closing: tuple[int, ...]
+
+
+_Part = tuple[int, ...] | _Image | _Question | _Answer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoding:
+    """Tokens of a conversation and where its pieces lie.
+
+    tokens: int32 [n]; questions: int32 [n], 0 for what all questions share, k > 0 for the k-th independent question;
+    images: (first index, number of visual tokens) each; answers: (first index, index after the last supervised token).
+    """
+
+    tokens: np.ndarray
+    questions: np.ndarray
+    images: tuple[tuple[int, int], ...]
+    answers: tuple[tuple[int, int], ...]
+
+
+class ChatFormat:
+    """The chat format of one checkpoint. Safe to share between threads.
+
+    `image_id`, `video_id`, `vision_start_id`, `vision_end_id` come from config.json, `stop_ids` from
+    generation_config.json or, without one, the token that ends a turn.
+    """
+
+    def __init__(self, model_dir):
+        from transformers import AutoTokenizer
+
+        model_dir = pathlib.Path(model_dir)
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        self.image_id, self.video_id, self.vision_start_id, self.vision_end_id = model_fields(model_dir, *names)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+        except Exception as error:  # a broken tokenizer.json raises almost anything, a bare Exception among it
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(f"{model_dir}: no tokenizer can be loaded from this directory ({reason})") from None
+        self._template = _chat_template(model_dir) or self._tokenizer.chat_template
+        if not self._template:
+            raise UserError(f"{model_dir}: no chat template (chat_template.jinja, chat_template.json)")
+        # Only this object calls the backend, so the switch that keeps special tokens in texts as text can stay on.
+        self._backend = self._tokenizer.backend_tokenizer
+        self._backend.encode_special_tokens = True
+        self._specials = {t.content: i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
+        self._turn_end_id = self._find_turn_end()
+        self.stop_ids = self._find_stop_ids(model_dir)
+        self._skeleton = functools.lru_cache(maxsize=256)(self._render)
+
+    @classmethod
+    def from_dir(cls, model_dir) -> "ChatFormat":
+        """The format of an HF directory, loaded once a process (seconds). UserError if something is missing."""
+        return _load(pathlib.Path(model_dir).resolve())
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens the tokenizer knows; a model's table may be padded beyond it."""
+        return len(self._tokenizer)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Tokens of plain text: special tokens in it are text."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids) -> str:
+        """The text of tokens, without special tokens."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def encode_turns(self, n_visual: Sequence[int], turns: Sequence[tuple[str, str]]) -> Encoding:
+        """One conversation: images of `n_visual` tokens each in the first user turn, then (question, answer) turns."""
+        writer = _Writer(self)
+        writer.add(self._skeleton(len(n_visual), len(turns), False), n_visual, turns)
+        return writer.finish()
+
+    def encode_independent(self, n_visual: Sequence[int], turns: Sequence[tuple[str, str]]) -> Encoding:
+        """The images once, then every (question, answer) as if it were the only one; marked in `questions`."""
+        skeleton = self._skeleton(len(n_visual), 1, False)
+        cut = _prefix_length(skeleton)
+        writer = _Writer(self)
+        writer.add(skeleton[:cut], n_visual, ())
+        for number, turn in enumerate(turns, 1):
+            writer.add(skeleton[cut:], n_visual, (turn,), number)
+        return writer.finish()
+
+    def prompt(self, n_visual: Sequence[int], question: str) -> tuple[np.ndarray, np.ndarray]:
+        """(prefix, suffix) int32 tokens of one question to be answered; see `prompt_prefix` and `prompt_suffix`."""
+        return self.prompt_prefix(n_visual).tokens, self.prompt_suffix(len(n_visual), question)
+
+    def prompt_prefix(self, n_visual: Sequence[int]) -> Encoding:
+        """What all questions about the same images share: everything up to the end of the last image."""
+        skeleton = self._skeleton(len(n_visual), 1, True)
+        writer = _Writer(self)
+        writer.add(skeleton[: _prefix_length(skeleton)], n_visual, ())
+        return writer.finish()
+
+    def prompt_suffix(self, n_images: int, question: str) -> np.ndarray:
+        """The tokens from the end of the last image to where the answer starts, int32."""
+        skeleton = self._skeleton(n_images, 1, True)
+        writer = _Writer(self)
+        writer.add(skeleton[_prefix_length(skeleton) :], (), ((question, ""),))
+        return writer.finish().tokens
+
+    def _find_turn_end(self) -> int:
+        rendered = self._apply([{"role": "user", "content": [{"type": "text", "text": "\ue000"}]}], False)
+        found = self._special_pattern().search(rendered, rendered.index("\ue000"))
+        if found is None:
+            raise UserError("the chat template ends a turn without a special token; it cannot be used for training")
+        return self._specials[found.group()]
+
+    def _find_stop_ids(self, model_dir: pathlib.Path) -> tuple[int, ...]:
+        path = model_dir / "generation_config.json"
+        eos = read_json(path).get("eos_token_id") if path.exists() else None
+        if eos is None:
+            return (self._turn_end_id,)
+        return tuple(eos) if isinstance(eos, list) else (eos,)
+
+    def _special_pattern(self) -> re.Pattern:
+        return re.compile("|".join(re.escape(t) for t in sorted(self._specials, key=len, reverse=True)))
+
+    def _apply(self, messages, generation: bool) -> str:
+        return self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=generation
+        )
+
+    def _render(self, n_images: int, n_turns: int, generation: bool) -> tuple[_Part, ...]:
+        """The parts of a conversation; with `generation` the last turn is a question that waits for its answer."""
+        messages = []
+        for turn in range(n_turns):
+            images = [{"type": "image"}] * (n_images if turn == 0 else 0)
+            messages.append({"role": "user", "content": [*images, {"type": "text", "text": f"\ue000{turn}\ue001"}]})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": f"\ue002{turn}\ue001"}]})
+        rendered = self._apply(messages[:-1] if generation else messages, generation)
+        parts, images = [], 0
+        for piece in re.split(f"({self._special_pattern().pattern})", rendered):
+            if (special := self._specials.get(piece)) is not None:
+                parts.append(_Image(images) if special == self.image_id else (special,))
+                images += special == self.image_id
+            elif piece:
+                parts.extend(self._text_parts(piece))
+        if images != n_images:
+            raise UserError(f"the chat template shows {images} of {n_images} images; it is not a Qwen3-VL template")
+        return _merge_fixed(_supervise(parts, self._turn_end_id, self._backend))
+
+    def _text_parts(self, piece: str) -> list[_Part]:
+        found = re.fullmatch("(.*?)([\ue000\ue002])(\\d+)\ue001(.*)", piece, re.DOTALL)
+        if found is None:
+            return [tuple(self.encode_text(piece))]
+        before, mark, turn, after = found.groups()
+        if mark == "\ue000":
+            return [_Question(int(turn), before, after)]
+        # An answer starts on a token of its own, as it does when the model writes it.
+        return [tuple(self.encode_text(before)), _Answer(int(turn), tuple(self.encode_text(after)))]
+
+
+@functools.cache
+def _load(model_dir: pathlib.Path) -> ChatFormat:
+    return ChatFormat(model_dir)
+
+
+def _chat_template(model_dir: pathlib.Path) -> str | None:
+    if (path := model_dir / "chat_template.jinja").exists():
+        return path.read_text(encoding="utf-8")
+    if (path := model_dir / "chat_template.json").exists():
+        return read_json(path)["chat_template"]
+    return None
+
+
+def _supervise(parts: list[_Part], turn_end_id: int, backend) -> list[_Part]:
+    """Move the turn end and the newline after each answer from the template's parts into the answer."""
+    parts = list(parts)
+    for i, part in enumerate(parts):
+        if not isinstance(part, _Answer):
+            continue
+        closing = part.closing
+        if parts[i + 1 : i + 2] == [(turn_end_id,)]:
+            closing, parts[i + 1] = (*closing, turn_end_id), ()
+            tail = parts[i + 2] if i + 2 < len(parts) else ()
+            if isinstance(tail, tuple) and tail and not backend.decode(list(tail), skip_special_tokens=False).strip():
+                closing, parts[i + 2] = (*closing, *tail), ()
+        parts[i] = _Answer(part.turn, closing)
+    return parts
+
+
+def _merge_fixed(parts: list[_Part]) -> tuple[_Part, ...]:
+    merged: list[_Part] = []
+    for part in parts:
+        if isinstance(part, tuple) and merged and isinstance(merged[-1], tuple):
+            merged[-1] = merged[-1] + part
+        elif part != ():
+            merged.append(part)
+    return tuple(merged)
+
+
+def _prefix_length(skeleton: tuple[_Part, ...]) -> int:
+    """How many parts come before the first question's text."""
+    return next(i for i, part in enumerate(skeleton) if isinstance(part, _Question))
+
+
+class _Writer:
+    """Collects tokens and marks the spans of images and answers."""
+
+    def __init__(self, chat: ChatFormat):
+        self.chat = chat
+        self.tokens: list[int] = []
+        self.bounds: list[tuple[int, int]] = []
+        self.images: list[tuple[int, int]] = []
+        self.answers: list[tuple[int, int]] = []
+
+    def add(self, parts: Sequence[_Part], n_visual, turns, question: int = 0) -> None:
+        start = len(self.tokens)
+        for part in parts:
+            if isinstance(part, tuple):
+                self.tokens.extend(part)
+            elif isinstance(part, _Question):
+                self.tokens.extend(self.chat.encode_text(part.before + turns[part.turn][0] + part.after))
+            elif isinstance(part, _Image):
+                self.images.append((len(self.tokens), n_visual[part.number]))
+                self.tokens.extend([self.chat.image_id] * n_visual[part.number])
+            else:
+                first = len(self.tokens)
+                self.tokens.extend(self.chat.encode_text(turns[part.turn][1]))
+                self.tokens.extend(part.closing)
+                self.answers.append((first, len(self.tokens)))
+        self.bounds.append((len(self.tokens) - start, question))
+
+    def finish(self) -> Encoding:
+        lengths, questions = zip(*self.bounds, strict=True)
+        return Encoding(
+            np.array(self.tokens, np.int32),
+            np.repeat(np.array(questions, np.int32), lengths),
+            tuple(self.images),
+            tuple(self.answers),
+        )

@@ -1,0 +1,144 @@
+"""Rows: several samples side by side in arrays of one fixed shape, whatever their lengths and image sizes.
+
+Letters: B rows, S tokens and P patches a row, V = P / merge**2 visual tokens, T supervised tokens.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlm3_jax.data.image import VisionSpec, patch_positions, table_lookup
+from vlm3_jax.data.samples import Sample
+from vlm3_jax.errors import BadRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBudget:
+    """What a row holds at most: tokens S, patches P (a multiple of merge**2) and supervised tokens T."""
+
+    tokens: int
+    patches: int
+    targets: int
+
+
+def needs(samples: Sequence[Sample]) -> RowBudget:
+    """What the samples take together."""
+    return RowBudget(
+        sum(len(s.tokens) for s in samples),
+        sum(s.n_patches for s in samples),
+        sum(len(s.target_tokens) for s in samples),
+    )
+
+
+def fits(samples: Sequence[Sample], budget: RowBudget) -> bool:
+    """Whether the samples fit into one row."""
+    return not _excess(samples, budget)
+
+
+def check_fits(samples: Sequence[Sample], budget: RowBudget) -> None:
+    """BadRecord that says what is too large, and the budget, if the samples do not fit into one row."""
+    if excess := _excess(samples, budget):
+        raise BadRecord(f"{', '.join(s.id for s in samples)}: too large for a row ({'; '.join(excess)})")
+
+
+def _excess(samples: Sequence[Sample], budget: RowBudget) -> list[str]:
+    taken = needs(samples)
+    names = {"tokens": "tokens", "patches": "patches", "targets": "supervised tokens"}
+    return [
+        f"{getattr(taken, field)} {name}, a row holds {getattr(budget, field)}"
+        for field, name in names.items()
+        if getattr(taken, field) > getattr(budget, field)
+    ]
+
+
+def pack(
+    rows: Sequence[Sequence[Sample]],
+    patches: Sequence[Sequence[Sequence[np.ndarray | None]]],
+    budget: RowBudget,
+    spec: VisionSpec,
+) -> dict[str, np.ndarray]:
+    """A batch of rows; `patches[row][sample][image]` is what `ImagePlan.load` gave, or None if it failed.
+
+    tokens [B, S] (0 where empty), positions [B, 3, S], segments [B, S] (sample number in the row, 0 empty), questions
+    [B, S]; visual_index [B, S]: number of the visual token that stands there, else V; visual_slot [B, V]: its inverse,
+    S where unused. patches uint8 [B, P, 3 * patch_size**2], patch_images [B, P] (image number in the row, 0 empty),
+    patch_positions [B, P, 2] (row, column), table_index and table_weight (float32) [B, P, 4]. target_slot,
+    target_tokens, target_weight (float32, 0 unused) and target_group (2 * group + later) [B, T]. All others int32.
+    A sample with a failed image keeps its tokens, but its targets weigh 0. BadRecord if a row is overfull.
+    """
+    n_rows, S, P, T = len(rows), budget.tokens, budget.patches, budget.targets
+    V = P // spec.merge_size**2
+    batch = {
+        "tokens": np.zeros((n_rows, S), np.int32),
+        "positions": np.zeros((n_rows, 3, S), np.int32),
+        "segments": np.zeros((n_rows, S), np.int32),
+        "questions": np.zeros((n_rows, S), np.int32),
+        "visual_index": np.full((n_rows, S), V, np.int32),
+        "visual_slot": np.full((n_rows, V), S, np.int32),
+        "patches": np.zeros((n_rows, P, 3 * spec.patch_size**2), np.uint8),
+        "patch_images": np.zeros((n_rows, P), np.int32),
+        "patch_positions": np.zeros((n_rows, P, 2), np.int32),
+        "table_index": np.zeros((n_rows, P, 4), np.int32),
+        "table_weight": np.zeros((n_rows, P, 4), np.float32),
+        "target_slot": np.zeros((n_rows, T), np.int32),
+        "target_tokens": np.zeros((n_rows, T), np.int32),
+        "target_weight": np.zeros((n_rows, T), np.float32),
+        "target_group": np.zeros((n_rows, T), np.int32),
+    }
+    for number, (samples, pixels) in enumerate(zip(rows, patches, strict=True)):
+        check_fits(samples, budget)
+        row = {name: array[number] for name, array in batch.items()}
+        _pack_text(row, samples)
+        _pack_images(row, samples, pixels, spec)
+        _pack_targets(row, samples, pixels)
+    return batch
+
+
+def _pack_text(row: dict[str, np.ndarray], samples: Sequence[Sample]) -> None:
+    start = visual = 0
+    for segment, sample in enumerate(samples, 1):
+        here = slice(start, start + len(sample.tokens))
+        row["tokens"][here] = sample.tokens
+        row["positions"][:, here] = sample.positions
+        row["segments"][here] = segment
+        row["questions"][here] = sample.questions
+        slots = start + sample.visual_slot
+        row["visual_index"][slots] = np.arange(visual, visual + len(slots))
+        row["visual_slot"][visual : visual + len(slots)] = slots
+        start, visual = here.stop, visual + len(slots)
+
+
+def _pack_images(row: dict[str, np.ndarray], samples: Sequence[Sample], pixels, spec: VisionSpec) -> None:
+    start = image = 0
+    for sample, arrays in zip(samples, pixels, strict=True):
+        for plan, array in zip(sample.images, arrays, strict=True):
+            here = slice(start, start + plan.n_patches)
+            image += 1
+            if array is not None:
+                row["patches"][here] = array
+            row["patch_images"][here] = image
+            row["patch_positions"][here] = patch_positions(plan.grid, spec)
+            row["table_index"][here], row["table_weight"][here] = table_lookup(plan.grid, spec)
+            start = here.stop
+
+
+def _pack_targets(row: dict[str, np.ndarray], samples: Sequence[Sample], pixels) -> None:
+    start = token = 0
+    for sample, arrays in zip(samples, pixels, strict=True):
+        here = slice(start, start + len(sample.target_tokens))
+        row["target_slot"][here] = token + sample.target_slot
+        row["target_tokens"][here] = sample.target_tokens
+        row["target_weight"][here] = 0 if any(array is None for array in arrays) else sample.target_weight
+        row["target_group"][here] = 2 * sample.group + sample.target_later
+        start, token = here.stop, token + len(sample.tokens)
+
+
+def batch_stats(rows: Sequence[Sequence[Sample]], budget: RowBudget) -> dict[str, float]:
+    """How full the rows are: `token_fill` and `patch_fill`, shares of the budget, and the number of `samples`."""
+    taken = [needs(samples) for samples in rows]
+    return {
+        "token_fill": sum(t.tokens for t in taken) / (len(rows) * budget.tokens),
+        "patch_fill": sum(t.patches for t in taken) / (len(rows) * budget.patches) if budget.patches else 0.0,
+        "samples": sum(map(len, rows)),
+    }

@@ -1,0 +1,186 @@
+"""DepthLM jsonl: one object a line with an image path, its intrinsics, pixels and their depths (docs/data.md)."""
+
+import array
+import json
+import os
+import pathlib
+import typing
+
+import numpy as np
+
+from vlm3_jax.camera import Camera
+from vlm3_jax.data.records import DepthPoints, ImageRef, Record, View
+from vlm3_jax.errors import BadRecord, UserError
+
+MAX_LINE_BYTES = 16 * 2**20
+FIELDS = ("image", "intrinsics", "pixel_coords", "depth")
+
+
+class BadLine(typing.NamedTuple):
+    """A line that was set aside: `line` counts from 1."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self):
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+class DepthLMSource:
+    """Random access to the records of a jsonl file; only byte offsets are kept in memory.
+
+    `images`: the folder that the `image` fields are relative to. `depth_kind`: "distance" (to the camera centre) or
+    "z". `first`, `limit`: only the usable lines [first, first + limit).
+
+    One pass over the file validates every line. A malformed line is set aside in `bad`; above `max_bad_fraction` of the
+    lines, or for a path outside `images`, or a line above 16 MiB, a UserError names file and line. Points outside their
+    image or without a positive finite depth are removed and counted in `points_removed`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str | os.PathLike,
+        images: str | os.PathLike,
+        depth_kind: str,
+        first: int = 0,
+        limit: int | None = None,
+        max_bad_fraction: float = 0.01,
+    ):
+        self.name = name
+        self.path = pathlib.Path(path)
+        self.root = pathlib.Path(images).resolve()
+        self.depth_kind = depth_kind
+        self.bad: list[BadLine] = []
+        self.points_removed = 0
+        if not self.path.is_file():
+            raise UserError(f"{name}: no such file {self.path}")
+        if not self.root.is_dir():
+            raise UserError(f"{name}: the image folder {self.root} does not exist")
+        offsets, lines = self._index(max_bad_fraction)
+        chosen = slice(first, None if limit is None else first + limit)
+        self._offsets, self._lines = offsets[chosen], lines[chosen]
+        if not len(self._offsets):
+            raise UserError(f"{self.path}: no usable line in [{first}, {'end' if limit is None else first + limit})")
+        self._file = os.open(self.path, os.O_RDONLY)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> Record:
+        number = int(self._lines[index])
+        offset, length = self._offsets[index]
+        # pread has no file position, so threads can share the descriptor.
+        data = os.pread(self._file, int(length), int(offset))
+        try:
+            image, camera, points, depth, _ = parse_line(data)
+        except BadRecord as error:
+            raise BadRecord(f"{self.path}:{number}: {error}") from None
+        ref = ImageRef(camera.width, camera.height, image, path=self._resolve(image, number))
+        return Record(
+            id=f"{image}#{number}",
+            views=(View(ref, camera),),
+            depth=(DepthPoints(points, depth, self.depth_kind),),
+        )
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __del__(self):
+        if getattr(self, "_file", None) is not None:
+            self.close()
+
+    def _index(self, max_bad_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """(offset, length) int64 [N, 2] and line number int64 [N] of the usable lines."""
+        spans, lines = array.array("q"), array.array("q")
+        offset = 0
+        with open(self.path, "rb") as file:
+            for number, data in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+                if len(data) > MAX_LINE_BYTES:
+                    raise UserError(
+                        f"{self.path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes; one image a line"
+                    )
+                if data.strip():
+                    try:
+                        image, _, _, _, removed = parse_line(data)
+                        self._check_inside(image, number)
+                        self.points_removed += removed
+                        spans.extend((offset, len(data)))
+                        lines.append(number)
+                    except BadRecord as error:
+                        self.bad.append(BadLine(str(self.path), number, str(error)))
+                offset += len(data)
+        total = len(lines) + len(self.bad)
+        if not total:
+            raise UserError(f"{self.path}: the file has no lines")
+        if len(self.bad) > max_bad_fraction * total:
+            raise UserError(
+                f"{self.bad[0]} ({len(self.bad)} of {total} lines are unusable, "
+                f"above max_bad_fraction = {max_bad_fraction:g})"
+            )
+        return np.array(spans, np.int64).reshape(-1, 2), np.array(lines, np.int64)
+
+    def _check_inside(self, image: str, number: int) -> None:
+        """The cheap part of `_resolve`, for every line: no path may climb out of the folder by `..`."""
+        if os.path.normpath(image).split(os.sep, 1)[0] == os.pardir:
+            raise UserError(f"{self.path}:{number}: image {image!r} leaves the image folder {self.root}")
+
+    def _resolve(self, image: str, number: int) -> pathlib.Path:
+        """The image's file; UserError if it lies outside the image folder (also through a symbolic link)."""
+        path = (self.root / image).resolve()
+        if not path.is_relative_to(self.root):
+            raise UserError(f"{self.path}:{number}: image {image!r} leaves the image folder {self.root}")
+        return path
+
+
+def parse_line(data: bytes) -> tuple[str, Camera, np.ndarray, np.ndarray, int]:
+    """One line -> image path, camera, points int64 [N, 2] (px), depth float64 [N] (m), number of points removed.
+
+    BadRecord (without file and line) if it is not an object with the required fields, or no point is usable.
+    """
+    try:
+        row = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"not JSON ({str(error).splitlines()[0]})") from None
+    if not isinstance(row, dict):
+        raise BadRecord(f"expected a JSON object, got {type(row).__name__}")
+    missing = [field for field in FIELDS if field not in row]
+    if missing:
+        raise BadRecord(f"field {missing[0]!r} is missing")
+    image = row["image"]
+    if not isinstance(image, str) or not image.strip("/") or "\0" in image:
+        raise BadRecord(f"image: expected a path, got {image!r}")
+    intrinsics = _numbers(row, "intrinsics", (6,))
+    if not np.isfinite(intrinsics).all():
+        raise BadRecord("intrinsics: not finite")
+    camera = Camera.from_intrinsics(intrinsics)
+    points = _numbers(row, "pixel_coords", (None, 2))
+    depth = _numbers(row, "depth", (None,))
+    if len(points) != len(depth):
+        raise BadRecord(f"pixel_coords has {len(points)} points and depth {len(depth)} values")
+    # NaN compares false, so it is removed too.
+    keep = (points >= 0).all(1) & (points < [camera.width, camera.height]).all(1) & (depth > 0) & (depth < np.inf)
+    if not keep.any():
+        raise BadRecord(f"none of its {len(points)} points lies inside the image with a positive finite depth")
+    points = points[keep].astype(np.int64)
+    return image.lstrip("/"), camera, points, depth[keep], int((~keep).sum())
+
+
+def _numbers(row: dict, field: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """The field as float64 of the given shape (None: any length)."""
+    try:
+        values = np.asarray(row[field])
+    except ValueError:
+        raise BadRecord(f"{field}: its rows differ in length") from None
+    if values.size == 0 and shape[0] is None:
+        return np.zeros([0, *shape[1:]])
+    if values.dtype.kind not in "iuf":
+        raise BadRecord(f"{field}: expected numbers")
+    if values.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, values.shape, strict=True)):
+        wanted = " x ".join("N" if n is None else str(n) for n in shape)
+        raise BadRecord(f"{field}: expected {wanted} numbers, got shape {list(values.shape)}")
+    return values.astype(np.float64)

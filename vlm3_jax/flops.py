@@ -1,0 +1,92 @@
+"""Useful floating-point operations: no recomputation, attention by true lengths, head on supervised tokens only."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlm3_jax.model.config import VLMConfig
+
+# Dense bf16 peak of one device, FLOP/s, from the makers' data sheets (without sparsity).
+PEAK_BF16 = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """What the count needs of a batch: tokens, patches, supervised tokens, and summed squares of lengths."""
+
+    tokens: int
+    patches: int
+    targets: int
+    text_pairs: float
+    vision_pairs: int
+
+
+def lengths(batch: dict[str, np.ndarray]) -> Lengths:
+    """Counts of a packed batch. Causal pairs: n (n + 1) / 2 a segment; a question of its own sees prefix and itself."""
+    text_pairs = 0.0
+    for segments, questions in zip(batch["segments"], batch["questions"]):
+        for segment in range(1, int(segments.max(initial=0)) + 1):
+            sizes = np.bincount(questions[segments == segment]).astype(float)
+            prefix, own = sizes[0], sizes[1:]
+            text_pairs += prefix * (prefix + 1) / 2 + (own * prefix + own * (own + 1) / 2).sum()
+    vision_pairs = sum(int((np.bincount(row)[1:] ** 2).sum()) for row in batch["patch_images"])
+    return Lengths(
+        tokens=int((batch["segments"] > 0).sum()),
+        patches=int((batch["patch_images"] > 0).sum()),
+        targets=int((batch["target_weight"] > 0).sum()),
+        text_pairs=text_pairs,
+        vision_pairs=vision_pairs,
+    )
+
+
+def forward(cfg: VLMConfig, n: Lengths) -> dict[str, float]:
+    """FLOPs of one forward pass by module: 2 a multiply-add; norms, softmax and rotary are left out."""
+    t, v = cfg.text, cfg.vision
+    layer = 2 * t.hidden_size * t.head_dim * (t.heads + t.kv_heads) + 3 * t.hidden_size * t.intermediate_size
+    block = 4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size
+    wide = v.hidden_size * v.merge_size**2
+    mergers = (1 + len(v.taps)) * (wide * wide + wide * v.out_hidden_size)
+    return {
+        "decoder": 2.0 * t.layers * layer * n.tokens,
+        "decoder_attention": 4.0 * t.layers * t.heads * t.head_dim * n.text_pairs,
+        "head": 2.0 * t.vocab_size * t.hidden_size * n.targets,
+        "vision": 2.0 * v.depth * block * n.patches + 2.0 * v.patch_values * v.hidden_size * n.patches,
+        "vision_attention": 4.0 * v.depth * v.hidden_size * n.vision_pairs,
+        "mergers": 2.0 * mergers * n.patches / v.merge_size**2,
+    }
+
+
+def training(cfg: VLMConfig, n: Lengths) -> float:
+    """Useful FLOPs of a training step: the backward pass costs twice the forward pass (none for the input patches)."""
+    patches = 2.0 * cfg.vision.patch_values * cfg.vision.hidden_size * n.patches
+    return 3.0 * sum(forward(cfg, n).values()) - patches
+
+
+def peak(device: jax.Device) -> tuple[float, str]:
+    """Peak FLOP/s of one device and where the number comes from; a CPU's is measured with a matrix product."""
+    kind = device.device_kind
+    for name, value in sorted(PEAK_BF16.items(), key=lambda item: -len(item[0])):
+        if kind.startswith(name):
+            return value, f"data sheet of {name}, bf16"
+    size, x = 1024, jnp.ones((1024, 1024), jnp.float32)
+    product = jax.jit(lambda a, b: a @ b)
+    product(x, x).block_until_ready()
+    best = min(_seconds(lambda: product(x, x).block_until_ready()) for _ in range(5))
+    return 2 * size**3 / best / max(1, len(jax.local_devices())), f"measured on {kind}, float32"
+
+
+def _seconds(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,203 @@
+"""The architecture's numbers, read from an HF `config.json` in either spelling."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+from vlm3_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The decoder. Letters of the shape legend: D hidden_size, F intermediate_size, H heads, K kv_heads, C head_dim."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+    tie_word_embeddings: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower. `taps`: blocks whose output feeds the decoder (DeepStack), in the order of the checkpoint."""
+
+    hidden_size: int
+    intermediate_size: int
+    depth: int
+    heads: int
+    in_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    table_side: int
+    out_hidden_size: int
+    taps: tuple[int, ...]
+    rope_theta: float
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        return self.hidden_size // self.heads
+
+    @property
+    def patch_values(self) -> int:
+        """Values of one still patch (channels x patch x patch): the bytes that travel to the device."""
+        return self.in_channels * self.patch_size**2
+
+
+@dataclasses.dataclass(frozen=True)
+class VLMConfig:
+    """Qwen3-VL: the two towers and the ids that stand for images in the text. `mean`, `std`: pixel normalisation."""
+
+    text: TextConfig
+    vision: VisionConfig
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_dir(cls, model_dir) -> "VLMConfig":
+        """Reads config.json and, where present, the pixel normalisation of preprocessor_config.json."""
+        model_dir = pathlib.Path(model_dir)
+        config = cls.from_hf(read_json(model_dir / "config.json"), str(model_dir / "config.json"))
+        processor = model_dir / "preprocessor_config.json"
+        if processor.exists():
+            values = read_json(processor)
+            mean, std = (tuple(values.get(key, (0.5,) * 3)) for key in ("image_mean", "image_std"))
+            config = dataclasses.replace(config, mean=mean, std=std)
+        return config
+
+    @classmethod
+    def from_hf(cls, tree: dict[str, Any], name: str = "config.json") -> "VLMConfig":
+        """From the parsed config.json of Qwen3-VL; UserError names the field that is missing or not supported."""
+        fields = _Fields(tree, name)
+        if tree.get("model_type") != "qwen3_vl":
+            raise UserError(f"{name}: model_type is {tree.get('model_type')!r}, expected 'qwen3_vl' (dense Qwen3-VL)")
+        text, vision = fields.child("text_config"), fields.child("vision_config")
+        return cls(
+            _text_config(text, tied=bool(tree.get("tie_word_embeddings", False))),
+            _vision_config(vision),
+            *(fields.integer(f"{k}_token_id", 0) for k in ("image", "video", "vision_start", "vision_end")),
+        )._checked(name)
+
+    def _checked(self, name: str) -> "VLMConfig":
+        text, vision = self.text, self.vision
+        rules = [
+            (vision.out_hidden_size == text.hidden_size, "vision out_hidden_size must equal text hidden_size"),
+            (text.heads % text.kv_heads == 0, "num_attention_heads must be a multiple of num_key_value_heads"),
+            (sum(text.mrope_section) == text.head_dim // 2, "mrope_section must add up to half of head_dim"),
+            (vision.head_dim % 4 == 0, "the vision head size must be a multiple of 4"),
+            (len(vision.taps) <= text.layers, "more DeepStack taps than decoder layers"),
+            (
+                len(set(vision.taps)) == len(vision.taps) and all(0 <= t < vision.depth for t in vision.taps),
+                "deepstack_visual_indexes must be distinct block numbers",
+            ),
+        ]
+        for holds, message in rules:
+            if not holds:
+                raise UserError(f"{name}: {message}")
+        return self
+
+
+class _Fields:
+    """A parsed JSON object whose missing or mistyped fields raise an error that names them."""
+
+    def __init__(self, tree, name):
+        if not isinstance(tree, dict):
+            raise UserError(f"{name}: expected a JSON object")
+        self.tree, self.name = tree, name
+
+    def child(self, key) -> "_Fields":
+        return _Fields(self.tree.get(key), f"{self.name}: {key}")
+
+    def integer(self, key, minimum=1) -> int:
+        value = self.tree.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise UserError(f"{self.name}: {key} must be a whole number of at least {minimum}, got {value!r}")
+        return value
+
+    def require(self, key, expected, default) -> None:
+        value = self.tree.get(key, default)
+        if value != expected:
+            raise UserError(f"{self.name}: {key} = {value!r} is not supported, only {expected!r}")
+
+
+def _rope(fields: _Fields) -> dict[str, Any]:
+    """The rotary settings: `rope_parameters` (newer) or `rope_theta` + `rope_scaling` (older)."""
+    rope = dict(fields.tree.get("rope_scaling") or {})
+    rope |= fields.tree.get("rope_parameters") or {}
+    if "rope_theta" not in rope and "rope_theta" in fields.tree:
+        rope["rope_theta"] = fields.tree["rope_theta"]
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise UserError(f"{fields.name}: rope type {kind!r} is not supported, only 'default'")
+    return rope
+
+
+def _text_config(fields: _Fields, tied: bool) -> TextConfig:
+    fields.require("hidden_act", "silu", "silu")
+    fields.require("attention_bias", False, False)
+    rope = _rope(fields)
+    if "rope_theta" not in rope:
+        raise UserError(f"{fields.name}: rope_theta is missing (also looked in rope_parameters)")
+    heads = fields.integer("num_attention_heads")
+    if not fields.tree.get("head_dim"):
+        fields.tree = fields.tree | {"head_dim": fields.integer("hidden_size") // heads}
+    return TextConfig(
+        vocab_size=fields.integer("vocab_size"),
+        hidden_size=fields.integer("hidden_size"),
+        intermediate_size=fields.integer("intermediate_size"),
+        layers=fields.integer("num_hidden_layers"),
+        heads=heads,
+        kv_heads=fields.integer("num_key_value_heads"),
+        head_dim=fields.integer("head_dim"),
+        rms_norm_eps=float(fields.tree.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(rope["rope_theta"]),
+        mrope_section=tuple(rope.get("mrope_section", (24, 20, 20))),
+        tie_word_embeddings=tied,
+    )
+
+
+def _vision_config(fields: _Fields) -> VisionConfig:
+    fields.require("hidden_act", "gelu_pytorch_tanh", "gelu_pytorch_tanh")
+    side = math.isqrt(fields.integer("num_position_embeddings"))
+    if side * side != fields.tree["num_position_embeddings"]:
+        raise UserError(f"{fields.name}: num_position_embeddings must be a square number")
+    rope = fields.tree.get("rope_parameters") or {}
+    return VisionConfig(
+        hidden_size=fields.integer("hidden_size"),
+        intermediate_size=fields.integer("intermediate_size"),
+        depth=fields.integer("depth"),
+        heads=fields.integer("num_heads"),
+        in_channels=fields.integer("in_channels"),
+        patch_size=fields.integer("patch_size"),
+        temporal_patch_size=fields.integer("temporal_patch_size"),
+        merge_size=fields.integer("spatial_merge_size"),
+        table_side=side,
+        out_hidden_size=fields.integer("out_hidden_size"),
+        taps=tuple(fields.tree.get("deepstack_visual_indexes", ())),
+        rope_theta=float(rope.get("rope_theta", 10_000.0)),
+    )
+
+
+def read_json(path) -> Any:
+    """Parsed JSON of a small file; UserError names the file if it is missing or not JSON."""
+    path = pathlib.Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a model directory holds config.json, safetensors, tokenizer") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None

@@ -1,0 +1,68 @@
+"""Qwen3-VL: the vision tower's tokens stand in the decoder's sequence, its taps are added after the first layers.
+
+Shape letters: B rows, S tokens of a row, P patches, V visual tokens, D width, H heads, K kv heads, C head size. A row
+holds several samples and several images; see `data/packing.py` for the arrays of a batch.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vlm3_jax.model.attention import Ids, attend
+from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.model.layers import take_unique
+from vlm3_jax.model.text import Decoder
+from vlm3_jax.model.vision import VisionTower
+
+REMAT = ("none", "full", "minimal")
+
+
+def rematerialize(name: str):
+    """Wraps a layer: "none" keeps all activations, "full" recomputes all, "minimal" keeps matrix products only."""
+    if name == "none":
+        return lambda body: body
+    policy = {"full": None, "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[name]
+    # Inside scan nothing else could be folded into the recomputation, so the barrier against it is not needed.
+    return functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)
+
+
+class VLM(nnx.Module):
+    """Both towers around given parameters (nested dict as in the parameter table; arrays, tracers or shapes).
+
+    The module is a view of its parameters: building it inside a jitted function costs nothing.
+    """
+
+    def __init__(self, cfg: VLMConfig, params: dict, dtype=jnp.float32, remat: str = "none"):
+        self.cfg, self.dtype, self.remat = cfg, dtype, remat
+        self.vision = VisionTower(cfg, params["vision"])
+        self.text = Decoder(cfg, params["text"])
+
+    def see(self, batch: dict):
+        """Visual tokens [B, V, D] and taps [taps, B, V, D] of the batch's patches."""
+        return self.vision(batch["patches"], batch, self.dtype, rematerialize(self.remat))
+
+    def embed(self, batch: dict, visual):
+        """Token embeddings [B, S, D] with the visual tokens in their places."""
+        x = self.text.embed(batch["tokens"], self.dtype)
+        is_visual = batch["visual_index"] < visual.shape[1]
+        return jnp.where(is_visual[..., None], take_unique(visual, batch["visual_index"], batch["visual_slot"]), x)
+
+    def hidden(self, batch: dict):
+        """Hidden states [B, S, D] after the final norm, for training and for scoring whole sequences."""
+        visual, taps = self.see(batch)
+        order = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
+        ids = Ids(batch["segments"], batch["questions"], order)
+
+        def causal(q, k, v, cache):
+            return attend(q, k, v, ids, ids), cache
+
+        slots = batch["visual_index"], batch["visual_slot"]
+        x = self.embed(batch, visual)
+        remat = rematerialize(self.remat)
+        return self.text(x, batch["positions"], causal, taps=taps, slots=slots, remat=remat)[0]
+
+    def logits(self, batch: dict):
+        """float32 [B, S, vocabulary]: for tests and tools; training looks at the supervised positions only."""
+        return self.text.logits(self.hidden(batch))

@@ -1,0 +1,80 @@
+"""Relative poses, Euler angles and angles between rotations and directions.
+
+Frames are x right, y down, z forward (OpenCV); `world_T_cam` maps camera coordinates to world coordinates, so its last
+column holds the camera centre. Angles are in degrees. Euler convention: `R = Ry(yaw) Rx(pitch) Rz(roll)` with plain
+right-handed matrices; yaw > 0 turns right, pitch > 0 looks up, roll > 0 banks right (docs/conventions.md).
+"""
+
+import numpy as np
+
+from vlm3_jax.errors import BadRecord
+
+_ORTHONORMAL_TOLERANCE = 1e-3
+_GIMBAL_COSINE = 1e-6
+
+
+def check_pose(pose, name: str) -> np.ndarray:
+    """`pose` as float64 [4, 4]. BadRecord naming `name` unless it is finite, a rotation and a translation."""
+    pose = np.asarray(pose, np.float64)
+    if pose.shape != (4, 4) or not np.isfinite(pose).all():
+        raise BadRecord(f"{name}: a camera pose must be a finite 4 x 4 matrix")
+    R = pose[:3, :3]
+    if np.abs(R @ R.T - np.eye(3)).max() > _ORTHONORMAL_TOLERANCE or np.linalg.det(R) < 0:
+        raise BadRecord(f"{name}: the rotation of the camera pose is not orthonormal; remove scale and reflection")
+    return pose
+
+
+def relative_pose(world_T_cam1, world_T_cam2) -> np.ndarray:
+    """cam1_T_cam2, float64 [4, 4]: the second camera seen from the first.
+
+    R = R1ᵀ R2 and t = R1ᵀ (C2 - C1): t is where the second camera's centre lies in the first camera's frame.
+    """
+    first, second = np.asarray(world_T_cam1, np.float64), np.asarray(world_T_cam2, np.float64)
+    R1 = first[:3, :3]
+    relative = np.eye(4)
+    relative[:3, :3] = R1.T @ second[:3, :3]
+    relative[:3, 3] = R1.T @ (second[:3, 3] - first[:3, 3])
+    return relative
+
+
+def matrix_from_euler(yaw, pitch, roll) -> np.ndarray:
+    """Degrees -> `Ry(yaw) Rx(pitch) Rz(roll)`, float64 [3, 3]."""
+    (sy, sp, sr), (cy, cp, cr) = np.sin(np.radians([yaw, pitch, roll])), np.cos(np.radians([yaw, pitch, roll]))
+    return np.array(
+        [
+            [cy * cr + sy * sp * sr, -cy * sr + sy * sp * cr, sy * cp],
+            [cp * sr, cp * cr, -sp],
+            [-sy * cr + cy * sp * sr, sy * sr + cy * sp * cr, cy * cp],
+        ]
+    )
+
+
+def euler_from_matrix(R) -> tuple[float, float, float]:
+    """Rotation [3, 3] -> (yaw, pitch, roll) in degrees; at pitch = ±90° only yaw ∓ roll is defined and roll is 0."""
+    R = np.asarray(R, np.float64)
+    cos_pitch = np.hypot(R[1, 0], R[1, 1])
+    # The same as asin(-R12), without its loss of digits near 90 degrees.
+    pitch = np.arctan2(-R[1, 2], cos_pitch)
+    if cos_pitch < _GIMBAL_COSINE:
+        yaw, roll = np.arctan2(-R[2, 0], R[0, 0]), 0.0
+    else:
+        yaw, roll = np.arctan2(R[0, 2], R[2, 2]), np.arctan2(R[1, 0], R[1, 1])
+    return float(np.degrees(yaw)), float(np.degrees(pitch)), float(np.degrees(roll))
+
+
+def rotation_angle(R) -> float:
+    """Total angle of a rotation [3, 3] in degrees, 0 to 180.
+
+    acos((tr R - 1) / 2) loses half of the digits near 0 and 180; sine and cosine together keep them.
+    """
+    R = np.asarray(R, np.float64)
+    axis = np.array([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]])
+    return float(np.degrees(np.arctan2(np.linalg.norm(axis), np.trace(R) - 1)))
+
+
+def direction_angle(first, second, sign_blind: bool = False) -> float:
+    """Angle between two non-zero vectors [3] in degrees; `sign_blind`: between their lines, so at most 90."""
+    # Only the directions count; scaling keeps products of huge or tiny vectors in range.
+    first, second = (v / np.abs(v).max() for v in (np.asarray(first, np.float64), np.asarray(second, np.float64)))
+    cosine = first @ second
+    return float(np.degrees(np.arctan2(np.linalg.norm(np.cross(first, second)), abs(cosine) if sign_blind else cosine)))

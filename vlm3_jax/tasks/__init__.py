@@ -1,0 +1,17 @@
+"""The four tasks: each asks, answers, reads answers and scores them (`base.Task`)."""
+
+from vlm3_jax.errors import UserError
+from vlm3_jax.tasks.base import Task
+from vlm3_jax.tasks.correspondence import CorrespondenceTask
+from vlm3_jax.tasks.depth import DepthTask
+from vlm3_jax.tasks.objects import ObjectsTask
+from vlm3_jax.tasks.pose import PoseTask
+
+TASKS: dict[str, Task] = {task.name: task for task in (DepthTask(), ObjectsTask(), CorrespondenceTask(), PoseTask())}
+
+
+def get(name: str) -> Task:
+    """The task called `name`: "depth", "objects", "correspondence" or "pose". UserError for any other name."""
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}")
+    return TASKS[name]

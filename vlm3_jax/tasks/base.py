@@ -1,0 +1,99 @@
+"""What a task is: it asks, answers, reads answers and scores them. Plain numpy and strings; no model, no jax.
+
+All tasks share one contract, so that the data path and the evaluation never ask which task they handle.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from vlm3_jax.data.records import Record
+
+STYLES = ("release", "paper", "short")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptStyle:
+    """How questions are worded and how many are asked about one image (or pair).
+
+    `name`: "release" (the published checkpoints' prompts), "paper", or "short" (our own, for tiny models).
+    `coord_range`: coordinates lie in [0, coord_range); None takes the task's own for that style.
+    `questions`: at most so many examples a record.
+    `vary`: training draws the wording (and, where there are more questions than asked for, which ones) from the rng;
+    evaluation keeps it off and always gets the published wording.
+    `think`: the release's optional step-by-step suffix of the correspondence question.
+    """
+
+    name: str = "release"
+    coord_range: int | None = None
+    questions: int = 10
+    vary: bool = False
+    think: bool = False
+
+    def __post_init__(self):
+        if self.name not in STYLES:
+            raise ValueError(f"unknown prompt style {self.name!r}; choose one of {STYLES}")
+
+    def range_for(self, defaults: dict[str, int]) -> int:
+        """The range of the coordinates: `coord_range`, else the task's own for this style."""
+        return self.coord_range or defaults[self.name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One question with its answer. `views`: the record's views shown, in order (equal for all examples of a call).
+
+    `target` is JSON-able and holds all that scoring needs; `target["kind"]` names the question's family.
+    """
+
+    question: str
+    answer: str
+    target: dict[str, Any]
+    views: tuple[int, ...] = (0,)
+
+
+class Task(Protocol):
+    """One task. `higher_is_better` tells how to read the headline; `headline` names it (for example "delta1").
+
+    `target_fields`: what a target of each kind must hold, `{kind: {field: form}}`, a form being a name in
+    `tasks.score.FORMS` or a tuple of the values allowed.
+    """
+
+    name: str
+    headline: str
+    higher_is_better: bool
+    target_fields: dict[str, dict[str, Any]]
+
+    def examples(self, record: Record, rng: np.random.Generator, style: PromptStyle) -> list[Example]:
+        """Questions about a *unified* record (labels in pixels of the resized images); [] if it lacks the labels."""
+
+    def parse(self, text: str, target: dict[str, Any] | None = None) -> Any | None:
+        """What the answer says, or None if it cannot be read. `target` tells the question's family."""
+
+    def item_scores(self, parsed: Sequence[Any | None], targets: Sequence[dict[str, Any]]) -> np.ndarray:
+        """float64 [N], one score an item; the headline metric is exactly their `nanmean`.
+
+        NaN marks an item that is no unit of the headline: pose scores a pair once, on the later of its two answers
+        (Euler, direction). AUC is a mean over pairs too, since its cumulative histogram is linear in the pairs.
+        """
+
+    def score(self, predictions: Sequence[str], targets: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """All metrics of formats: the headline first, then the others, always with `count` and `parse_failures`."""
+
+    def constant_answers(self, targets: Sequence[dict[str, Any]]) -> list[Any]:
+        """Parsed answers of the best constant reference (one an item): what a model that sees nothing can reach."""
+
+    def extra_references(self, targets: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+        """Further references without a model, by name: parsed answers, one an item (often none)."""
+
+
+_THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
+_OPEN_THINK = re.compile(r"<think>.*?(?=<answer>|\Z)", re.DOTALL)
+
+
+def drop_think(text: str) -> str:
+    """The answer without its `<think> ... </think>` part; thinking that was cut off before its end is no answer."""
+    return _OPEN_THINK.sub("", _THINK.sub("", text))

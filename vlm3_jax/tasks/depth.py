@@ -1,0 +1,139 @@
+"""Metric depth of single pixels. Prompts, parsing and delta1 as the VLM3 release and DepthLM have them."""
+
+import re
+
+import numpy as np
+
+from vlm3_jax.camera import normalize_points
+from vlm3_jax.data.records import DepthPoints, Record
+from vlm3_jax.errors import BadRecord
+from vlm3_jax.tasks.base import Example, PromptStyle, drop_think
+from vlm3_jax.tasks.numbers import (
+    METERS,
+    bare_number,
+    best_ratio_constant,
+    first_number,
+    mean_or_nan,
+    number_before,
+    plain_minus,
+)
+
+COORD_RANGES = {"release": 2000, "paper": 2000, "short": 100}
+DELTA = 1.25
+
+_RELEASE_QUESTION = (
+    "Given this image, how far is the point at coordinates ({x}, {y}) from the camera? The coordinates are in "
+    "normalised [0, {R}] format relative to image width and height. Output the thinking process in <think> </think> "
+    "and final answer (the meter number only, without the unit) in <answer> </answer> tags."
+)
+_RELEASE_ANSWER = (
+    "<think> The point is around {d:.2f} meters away from the camera. </think>\n\n<answer> {d:.2f} </answer>"
+)
+_PAPER_QUESTION = "How far is the pixel at ({x}, {y}) from the camera? Both x and y are normalized to between [0, {R})."
+_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
+
+
+def question(x: int, y: int, style: PromptStyle) -> str:
+    """How far is the point at these normalised coordinates, in the style's words."""
+    R = style.range_for(COORD_RANGES)
+    if style.name == "short":
+        digits = len(str(R - 1))
+        return f"d{x:0{digits}d},{y:0{digits}d}"
+    return (_PAPER_QUESTION if style.name == "paper" else _RELEASE_QUESTION).format(x=x, y=y, R=R)
+
+
+class DepthTask:
+    """How far is this pixel from the camera, in metres; parsed answers are floats."""
+
+    name = "depth"
+    headline = "delta1"
+    higher_is_better = True
+    target_fields = {"depth": {"depth_m": "positive"}}  # noqa: RUF012
+
+    def examples(self, record: Record, rng: np.random.Generator, style: PromptStyle) -> list[Example]:
+        """Up to `style.questions` points, without replacement, of one view drawn from those with labels.
+
+        The label keeps its source's kind (distance or z-depth), named in `target["depth_kind"]`. Points outside the
+        image (after a crop) are not asked, nor those whose rounded answer would itself count as wrong (below 0.03 m,
+        in the short style some below 0.3 m). BadRecord if a depth is not a positive number.
+        """
+        for choice in rng.permutation(len(record.depth)):
+            labels = record.depth[choice]
+            usable = _usable(record, labels, 1 if style.name == "short" else 2)
+            if len(usable):
+                chosen = rng.permutation(usable)[: style.questions]
+                return _ask(record, labels, chosen, style)
+        return []
+
+    def parse(self, text: str, target=None) -> float | None:
+        """Metres: the number inside `<answer>`, else the first number before "meters" or "m", else a bare number."""
+        text = drop_think(plain_minus(text))
+        answer = _ANSWER.search(text)
+        value = first_number(answer[1]) if answer else None
+        if value is None:
+            value = number_before(text, METERS)
+        return bare_number(text) if value is None else value
+
+    def item_scores(self, parsed, targets) -> np.ndarray:
+        """1 where max(p/g, g/p) < 1.25; a failure or an answer of zero or less is 0 (DepthLM's rule)."""
+        truth = _truth(targets)
+        answer = np.array([np.nan if p is None else p for p in parsed], np.float64)
+        positive = answer > 0
+        answer = np.where(positive, answer, 1.0)
+        return (positive & (np.maximum(answer / truth, truth / answer) < DELTA)).astype(np.float64)
+
+    def score(self, predictions, targets) -> dict[str, float]:
+        """delta1 over all points, delta1_parsed over the parsed ones (the release notebook's rule), AbsRel, scale bias.
+
+        `abs_rel` = mean |p - g| / g and `scale_bias` = median p / g are over parsed answers (NaN if there is none).
+        """
+        parsed = [self.parse(text, target) for text, target in zip(predictions, targets, strict=True)]
+        scores = self.item_scores(parsed, targets)
+        read = np.array([p is not None for p in parsed], bool)
+        ratio = np.array([p for p in parsed if p is not None], np.float64) / _truth(targets)[read]
+        return {
+            "delta1": mean_or_nan(scores),
+            "delta1_parsed": mean_or_nan(scores[read]),
+            "abs_rel": mean_or_nan(np.abs(ratio - 1)),
+            "scale_bias": float(np.median(ratio)) if len(ratio) else float("nan"),
+            "count": len(targets),
+            "parse_failures": int((~read).sum()),
+        }
+
+    def constant_answers(self, targets) -> list[float]:
+        """The one depth that has the highest delta1 over these targets."""
+        if not targets:
+            return []
+        return [best_ratio_constant(_truth(targets), 1 / DELTA, DELTA)] * len(targets)
+
+    def extra_references(self, targets) -> dict[str, list[float]]:
+        """None beside the constant."""
+        return {}
+
+
+def _truth(targets) -> np.ndarray:
+    return np.array([t["depth_m"] for t in targets], np.float64)
+
+
+def _usable(record: Record, labels: DepthPoints, decimals: int) -> np.ndarray:
+    """Indices of the points that can be asked."""
+    depth = np.asarray(labels.depth_m, np.float64)
+    if not (depth > 0).all() or not (depth < np.inf).all():
+        raise BadRecord(f"{record.id}: depth labels of view {labels.view} must be positive and finite")
+    camera = record.views[labels.view].camera
+    x, y = np.asarray(labels.points_px).reshape(-1, 2).T
+    inside = (x >= 0) & (y >= 0) & (x < camera.width) & (y < camera.height)
+    written = np.round(depth, decimals)
+    return np.flatnonzero(inside & (written < DELTA * depth) & (depth < DELTA * written))
+
+
+def _ask(record: Record, labels: DepthPoints, chosen, style: PromptStyle) -> list[Example]:
+    R = style.range_for(COORD_RANGES)
+    camera = record.views[labels.view].camera
+    coords = normalize_points(np.asarray(labels.points_px)[chosen], (camera.width, camera.height), R).tolist()
+    examples = []
+    answer = {"short": "{d:.1f}", "paper": "{d:.2f} meters", "release": _RELEASE_ANSWER}[style.name]
+    for (x, y), d in zip(coords, np.asarray(labels.depth_m, np.float64)[chosen].tolist()):
+        target = {"kind": "depth", "depth_m": d, "depth_kind": labels.kind, "coords": [x, y], "coord_range": R}
+        examples.append(Example(question(x, y, style), answer.format(d=d), target, (labels.view,)))
+    return examples

@@ -1,0 +1,299 @@
+"""Relative camera pose of two views in words and numbers. AUC@30 as VGGT, Depth Anything 3 and MapAnything share it."""
+
+import collections
+import re
+
+import numpy as np
+
+from vlm3_jax import pose as geometry
+from vlm3_jax.data.records import Record
+from vlm3_jax.tasks.base import Example, PromptStyle, drop_think
+from vlm3_jax.tasks.numbers import (
+    DEGREES,
+    METERS,
+    NUMBER,
+    bare_number,
+    finite,
+    first_tuple,
+    mean_or_nan,
+    number_before,
+    plain_minus,
+    signed,
+)
+
+AUC_DEGREES = (3, 5, 15, 30)
+DIRECTION_THRESHOLD = 0.1
+MIN_BASELINE = 1e-6
+
+# Euler and direction come first: both are needed for AUC where fewer questions are asked than there are.
+KINDS = ("euler_natural", "translation_direction", "translation_distance", "rotation_angle")
+PAPER_KINDS = KINDS[:3]
+_SHORT = {"rotation_angle": "pa", "euler_natural": "pe", "translation_direction": "pt", "translation_distance": "pd"}
+_QUESTIONS = {
+    "rotation_angle": (
+        "Given these two images captured from different viewpoints, what is the relative rotation angle (in degrees) "
+        "between the two camera poses?"
+    ),
+    "euler_natural": (
+        "Treating the first image as the reference viewpoint, describe the camera's reorientation needed to reach the "
+        "second image's viewpoint as yaw, pitch and roll about the first camera's local axes, applied intrinsically in "
+        "the order yaw -> pitch -> roll.  Conventions: yaw is rotation about the vertical (down) axis, positive = turn "
+        "right; pitch is about the lateral (right) axis after yaw, positive = look up; roll is about the optical "
+        "(forward) axis after yaw and pitch, positive = bank to the right (image content rotates clockwise from the "
+        "operator's POV)."
+    ),
+    "translation_direction": (
+        "Where did the camera move, expressed in the first camera's local frame (X right, Y down, Z forward)?  Give a "
+        "qualitative direction and the precise unit direction vector (x, y, z)."
+    ),
+    "translation_distance": "Estimate the magnitude of the camera translation between the two viewpoints.",
+}
+_WORDS = (("left", "right"), ("up", "down"), ("backward", "forward"))
+_EULER = [re.compile(rf"{name}\s*[=:]?\s*({NUMBER})", re.IGNORECASE) for name in ("yaw", "pitch", "roll")]
+
+
+def question(kind: str, style: PromptStyle) -> str:
+    """The question of that kind (one of `KINDS`) about two images, in the style's words."""
+    return _SHORT[kind] if style.name == "short" else _QUESTIONS[kind]
+
+
+class PoseTask:
+    """How the camera moved from view 0 to view 1.
+
+    Parsed answers: degrees (rotation angle), (yaw, pitch, roll) in degrees, a vector [3] that is not zero, metres.
+    """
+
+    name = "pose"
+    headline = "auc30"
+    higher_is_better = True
+    target_fields = {  # noqa: RUF012
+        kind: {
+            "pair": "id",
+            "rotation": "numbers9",
+            "translation": "vector" if kind == "translation_direction" else "numbers3",
+        }
+        for kind in KINDS
+    }
+
+    def examples(self, record: Record, rng: np.random.Generator, style: PromptStyle) -> list[Example]:
+        """The four questions (the paper's three) about views 0 and 1 in random order; [] without both poses.
+
+        The distance is asked only where `record.metric`, the direction only where the camera moved. With fewer
+        `style.questions` than there are: the first of `KINDS`, or any of them under `style.vary`. `target` holds the
+        pair's id and cam1_T_cam2 (`rotation` row by row, `translation`). BadRecord for a pose that is no rigid motion.
+        """
+        if len(record.views) < 2 or any(view.world_T_cam is None for view in record.views[:2]):
+            return []
+        poses = [
+            geometry.check_pose(view.world_T_cam, f"{record.id}, view {i}") for i, view in enumerate(record.views[:2])
+        ]
+        relative = geometry.relative_pose(*poses)
+        R, t = relative[:3, :3], relative[:3, 3]
+        kinds = [
+            kind
+            for kind in (PAPER_KINDS if style.name == "paper" else KINDS)
+            if (kind != "translation_distance" or record.metric)
+            and (kind != "translation_direction" or np.linalg.norm(t) > MIN_BASELINE)
+        ]
+        if style.vary:
+            kinds = rng.permutation(kinds).tolist()
+        kinds = rng.permutation(kinds[: style.questions]).tolist()
+        examples = []
+        for kind in kinds:
+            answer = _short_answer(kind, R, t) if style.name == "short" else _answer(kind, R, t)
+            target = {"kind": kind, "pair": record.id, "rotation": R.ravel().tolist(), "translation": t.tolist()}
+            examples.append(Example(question(kind, style), answer, target, (0, 1)))
+        return examples
+
+    def parse(self, text: str, target=None):
+        """The answer to the question of `target["kind"]`; without a target, its form tells which question it was."""
+        text = drop_think(plain_minus(text))
+        if target is not None:
+            return _PARSERS[target["kind"]](text)
+        for kind in ("euler_natural", "translation_direction", "rotation_angle", "translation_distance"):
+            if (kind != "euler_natural" or "yaw" in text.lower()) and (value := _PARSERS[kind](text)) is not None:
+                return value
+        return None
+
+    def item_scores(self, parsed, targets) -> np.ndarray:
+        """A pair's AUC@30 on the later of its Euler and direction answers, NaN for every other item.
+
+        A pair of which only one of the two was asked has no score.
+        """
+        scores = np.full(len(targets), np.nan)
+        for last, rotation, translation in _pair_errors(parsed, targets):
+            scores[last] = auc(max(rotation, _sign_blind(translation)), 30)
+        return scores
+
+    def score(self, predictions, targets) -> dict[str, float]:
+        """`auc30` (sign-blind) and further AUCs over `pairs`; angle (deg) and distance (AbsRel) over parsed answers.
+
+        `aucN_signed` counts a reversed direction as wrong. A pair with an unreadable answer has infinite error; the
+        medians over pairs include it.
+        """
+        parsed = [self.parse(text, target) for text, target in zip(predictions, targets, strict=True)]
+        pairs = _pair_errors(parsed, targets)
+        rotation = [p[1] for p in pairs]
+        translation = [_sign_blind(p[2]) for p in pairs]
+        blind = [max(p) for p in zip(rotation, translation)]
+        aware = [max(p[1:]) for p in pairs]
+        angle_errors, distance_errors = _other_errors(parsed, targets)
+        return {
+            "auc30": mean_or_nan([auc(e, 30) for e in blind]),
+            **{f"auc{n}": mean_or_nan([auc(e, n) for e in blind]) for n in AUC_DEGREES if n != 30},
+            **{f"auc{n}_signed": mean_or_nan([auc(e, n) for e in aware]) for n in AUC_DEGREES},
+            "rotation_error_deg": _median(rotation),
+            "translation_error_deg": _median(translation),
+            "rotation_angle_error_deg": mean_or_nan(angle_errors),
+            "distance_abs_rel": mean_or_nan(distance_errors),
+            "pairs": len(pairs),
+            "count": len(targets),
+            "parse_failures": sum(p is None for p in parsed),
+        }
+
+    def constant_answers(self, targets) -> list:
+        """No rotation and one direction for all pairs, the median angle and the median distance.
+
+        A camera that does not move has no direction of motion, so the best of right, down and forward for AUC@30 is
+        taken (their signs do not matter to it).
+        """
+        truth = {kind: [_truth(t) for t in targets if t["kind"] == kind] for kind in KINDS}
+        angle = _median([geometry.rotation_angle(R) for R, _ in truth["rotation_angle"]])
+        distance = _median([np.linalg.norm(t) for _, t in truth["translation_distance"]])
+
+        def answers(direction):
+            constant = {
+                "euler_natural": (0.0, 0.0, 0.0),
+                "translation_direction": direction,
+                "rotation_angle": angle,
+                "translation_distance": distance,
+            }
+            return [constant[t["kind"]] for t in targets]
+
+        candidates = [answers(d) for d in ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))]
+        return max(candidates, key=lambda c: np.nansum(self.item_scores(c, targets)))
+
+    def extra_references(self, targets) -> dict[str, list]:
+        """None beside the constant."""
+        return {}
+
+
+def auc(error_deg: float, degrees: int) -> float:
+    """One pair's share of AUC@degrees.
+
+    The histogram over integer edges 0..n puts e into bin floor(e) (e = n into the last); the cumulative sums from that
+    bin on count it, so it adds (n - bin) / n to their mean.
+    """
+    if not error_deg <= degrees:
+        return 0.0
+    return (degrees - min(int(error_deg), degrees - 1)) / degrees
+
+
+def _sign_blind(error_deg: float) -> float:
+    return min(error_deg, 180 - error_deg) if error_deg < np.inf else error_deg
+
+
+def _answer(kind: str, R, t) -> str:
+    if kind == "rotation_angle":
+        return f"Rotation angle: {geometry.rotation_angle(R):.1f} degrees"
+    if kind == "euler_natural":
+        yaw, pitch, roll = (signed(v, 1) for v in geometry.euler_from_matrix(R))
+        return f"Yaw={yaw}°, Pitch={pitch}°, Roll={roll}°"
+    if kind == "translation_distance":
+        return f"Translation distance: {np.linalg.norm(t):.2f} meters"
+    unit = t / np.linalg.norm(t)
+    vector = ", ".join(signed(float(v), 2) for v in unit)
+    return f"The camera moves {', '.join(direction_words(unit))}, unit vector ({vector})."
+
+
+def direction_words(unit, threshold: float = DIRECTION_THRESHOLD) -> list[str]:
+    """left/right, up/down, backward/forward for each component of at least `threshold`, in the order x, y, z."""
+    return [words[int(v > 0)] for v, words in zip(unit, _WORDS) if abs(v) >= threshold]
+
+
+def _short_answer(kind: str, R, t) -> str:
+    if kind == "rotation_angle":
+        return f"{geometry.rotation_angle(R):.1f}"
+    if kind == "euler_natural":
+        return ",".join(signed(v, 1) for v in geometry.euler_from_matrix(R))
+    if kind == "translation_distance":
+        return f"{np.linalg.norm(t):.2f}"
+    return ",".join(signed(float(v), 2) for v in t / np.linalg.norm(t))
+
+
+def _parse_angle(text: str) -> float | None:
+    value = number_before(text, DEGREES)
+    return bare_number(text) if value is None else value
+
+
+def _parse_euler(text: str) -> tuple[float, ...] | None:
+    matches = [pattern.search(text) for pattern in _EULER]
+    if all(matches):
+        values = tuple(finite(m[1]) for m in matches)
+        return None if None in values else values
+    return None if any(matches) else first_tuple(text, 3)
+
+
+def _parse_direction(text: str) -> tuple[float, ...] | None:
+    vector = first_tuple(text, 3)
+    return vector if vector and any(vector) else None
+
+
+def _parse_distance(text: str) -> float | None:
+    value = number_before(text, METERS)
+    return bare_number(text) if value is None else value
+
+
+_PARSERS = {
+    "rotation_angle": _parse_angle,
+    "euler_natural": _parse_euler,
+    "translation_direction": _parse_direction,
+    "translation_distance": _parse_distance,
+}
+
+
+def _truth(target) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(target["rotation"], np.float64).reshape(3, 3), np.array(target["translation"], np.float64)
+
+
+def _pair_errors(parsed, targets) -> list[tuple[int, float, float]]:
+    """(index of the later answer, rotation error, sign-aware direction error) of each pair; degrees, inf if unread.
+
+    A pair that is asked again (another epoch) is another unit.
+    """
+    errors: dict = {}
+    asked: collections.Counter = collections.Counter()
+    for index, (answer, target) in enumerate(zip(parsed, targets, strict=True)):
+        R, t = _truth(target)
+        if target["kind"] == "euler_natural":
+            found = np.inf if answer is None else geometry.rotation_angle(R.T @ geometry.matrix_from_euler(*answer))
+        elif target["kind"] == "translation_direction":
+            found = np.inf if answer is None else geometry.direction_angle(t, answer)
+        else:
+            continue
+        question = target["pair"], target["kind"]
+        errors.setdefault((target["pair"], asked[question]), {})[target["kind"]] = (index, found)
+        asked[question] += 1
+    complete = [pair for pair in errors.values() if len(pair) == 2]
+    return [
+        (max(e[0], d[0]), e[1], d[1])
+        for e, d in ((pair["euler_natural"], pair["translation_direction"]) for pair in complete)
+    ]
+
+
+def _other_errors(parsed, targets) -> tuple[list[float], list[float]]:
+    """|difference| of the rotation angles (deg) and relative errors of the distances, over parsed answers."""
+    angles, distances = [], []
+    for answer, target in zip(parsed, targets):
+        R, t = _truth(target)
+        if answer is None:
+            continue
+        if target["kind"] == "rotation_angle":
+            angles.append(abs(answer - geometry.rotation_angle(R)))
+        elif target["kind"] == "translation_distance" and np.any(t):
+            distances.append(abs(answer / np.linalg.norm(t) - 1))
+    return angles, distances
+
+
+def _median(values) -> float:
+    return float(np.median(values)) if len(values) else float("nan")

@@ -1,0 +1,114 @@
+"""Scores anybody's answers from two JSON-lines files: `vlm3 score TASK predictions.jsonl targets.jsonl`."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+from vlm3_jax import tasks
+from vlm3_jax.errors import UserError
+
+
+def score_files(task_name: str, predictions_path, targets_path) -> dict[str, float]:
+    """All metrics of the task over the targets, with `missing_predictions`.
+
+    Rows are `{"id": ..., "prediction": text}` and `{"id": ..., "target": {...}}` (`Example.target`). A target without
+    a prediction counts as a parse failure. UserError naming file and line for a row that is malformed, has an id that
+    was there before, or is a prediction for an id without target.
+    """
+    task = tasks.get(task_name)
+    targets = _read(targets_path, "target", lambda target: _target_problem(target, task.target_fields))
+    if not targets:
+        raise UserError(f"{targets_path}: no targets; each line must be {{'id': ..., 'target': {{...}}}}")
+    predictions = _read(predictions_path, "prediction", _prediction_problem)
+    for row_id, (line, _) in predictions.items():
+        if row_id not in targets:
+            raise UserError(f"{predictions_path}, line {line}: id {row_id!r} has no target in {targets_path}")
+    texts = [predictions[row_id][1] if row_id in predictions else "" for row_id in targets]
+    metrics = task.score(texts, [target for _, target in targets.values()])
+    return {**metrics, "missing_predictions": len(targets) - len(predictions)}
+
+
+def _read(path, field: str, problem) -> dict[Any, tuple[int, Any]]:
+    """id -> (line number, value of `field`), in file order."""
+    path = pathlib.Path(path)
+    rows: dict[Any, tuple[int, Any]] = {}
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    row_id, value = _read_row(line, f"{path}, line {number}", field, problem)
+                    if row_id in rows:
+                        raise UserError(f"{path}, line {number}: id {row_id!r} is also on line {rows[row_id][0]}")
+                    rows[row_id] = number, value
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read it ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
+    return rows
+
+
+def _read_row(line: str, where: str, field: str, problem) -> tuple[Any, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: not JSON; write one object a line") from None
+    if not isinstance(row, dict) or "id" not in row or field not in row:
+        raise UserError(f"{where}: expected an object with 'id' and {field!r}")
+    if not FORMS["id"](row["id"]):
+        raise UserError(f"{where}: 'id' must be a string or an integer")
+    reason = problem(row[field])
+    if reason:
+        raise UserError(f"{where}: {reason}")
+    return row["id"], row[field]
+
+
+def _prediction_problem(prediction) -> str | None:
+    return None if isinstance(prediction, str) else "'prediction' must be a string, the model's answer"
+
+
+def _target_problem(target, fields: dict[str, dict[str, Any]]) -> str | None:
+    if not isinstance(target, dict) or target.get("kind") not in list(fields):
+        return f"'target' must be an object whose 'kind' is one of {', '.join(fields)}"
+    for field, form in fields[target["kind"]].items():
+        if field not in target or not (FORMS[form](target[field]) if isinstance(form, str) else target[field] in form):
+            return (
+                f"target field {field!r} is missing or is not {_DESCRIPTIONS.get(form) or 'one of ' + ', '.join(form)}"
+            )
+    return None
+
+
+def _number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(value, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(map(_number, value))
+
+
+def _integer(value, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+FORMS = {
+    "id": lambda v: isinstance(v, str) or (isinstance(v, int) and not isinstance(v, bool)),
+    "bool": lambda v: isinstance(v, bool),
+    "positive": lambda v: _number(v) and v > 0,
+    "numbers2": lambda v: _numbers(v, 2),
+    "numbers3": lambda v: _numbers(v, 3),
+    "numbers9": lambda v: _numbers(v, 9),
+    "vector": lambda v: _numbers(v, 3) and any(v),
+    "boxes2": lambda v: isinstance(v, list) and len(v) == 2 and all(_numbers(box, 4) for box in v),
+    "index": lambda v: _integer(v, 0, 1),
+    "hour": lambda v: _integer(v, 1, 12),
+}
+_DESCRIPTIONS = {
+    "id": "a string or an integer",
+    "bool": "true or false",
+    "positive": "a positive number",
+    "numbers2": "a list of 2 numbers",
+    "numbers3": "a list of 3 numbers",
+    "numbers9": "a list of 9 numbers",
+    "vector": "a list of 3 numbers that are not all zero",
+    "boxes2": "a list of 2 boxes of 4 numbers",
+    "index": "0 or 1",
+    "hour": "an hour from 1 to 12",
+}

@@ -1,0 +1,91 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard and the terminal."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+
+import rich.console
+import rich.progress
+from tensorboardX import SummaryWriter
+
+
+class Metrics:
+    """Writes rows of numbers; after a resume the rows behind the restored step are cut off first.
+
+    metrics.jsonl has one row a step (loss, rate, gradient norm, checksum of the sample ids), with throughput and fill
+    added every few steps, and rows of held-out losses. `active` is False on all hosts but the first.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int, active: bool = True):
+        self.path = pathlib.Path(workdir) / "metrics.jsonl"
+        self._active = active
+        if not active:
+            return
+        kept = []
+        if self.path.exists():
+            lines = (line for line in self.path.read_text().splitlines() if line.endswith("}"))
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+        aside = self.path.with_suffix(".part")
+        aside.write_text("".join(line + "\n" for line in kept))
+        aside.rename(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1, flush_secs=10)
+
+    def write(self, row: dict, board: bool = False) -> None:
+        """Appends a row; with `board` its numbers go to TensorBoard too."""
+        if not self._active:
+            return
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if board:
+            for key, value in row.items():
+                if key != "step" and isinstance(value, int | float) and math.isfinite(value):
+                    self._board.add_scalar(key, value, row["step"])
+
+    def close(self) -> None:
+        """Flushes both."""
+        if self._active:
+            self._file.close()
+            self._board.close()
+
+
+class Bar:
+    """A progress bar over samples on a terminal; elsewhere a plain line every ten seconds."""
+
+    def __init__(self, total: int, done: int, active: bool = True):
+        self._console = rich.console.Console(file=sys.stderr)
+        self._live = active and self._console.is_terminal
+        self._active, self._total, self._last = active, total, 0.0
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("training"),
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[text]}"),
+            console=self._console,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task("training", total=total, completed=done, text="")
+        self._progress.start()
+
+    def update(self, samples: int, row: dict) -> None:
+        """Shows the newest numbers."""
+        text = (
+            f"step {row['step']}  loss {row['loss']:.4f}  {row['samples_per_s']:.1f} samples/s  "
+            f"MFU {100 * row['mfu']:.1f} %  waiting for data {100 * row['data_wait']:.0f} %"
+        )
+        self._progress.update(self._task, completed=samples, text=text)
+        if self._active and not self._live and time.monotonic() - self._last > 10:
+            self._last = time.monotonic()
+            self.say(f"{100 * samples / self._total:5.1f} %  {text}")
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self._active:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._progress.stop()

@@ -1,0 +1,183 @@
+"""What a run is made of, built from its config: model directory, chat format, data, mesh."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from vlm3_jax.checkpoint import tiny
+from vlm3_jax.data.chat import ChatFormat
+from vlm3_jax.data.component import Component, SampleSettings
+from vlm3_jax.data.image import VisionSpec
+from vlm3_jax.data.loader import Loader
+from vlm3_jax.data.mixture import Mixture, build_components
+from vlm3_jax.data.packing import RowBudget, fits, pack
+from vlm3_jax.data.plan import PlanState, host_streams, open_state
+from vlm3_jax.data.quarantine import Quarantine
+from vlm3_jax.data.samples import Sample
+from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.train import mesh as meshes
+
+PROCESSOR = "preprocessor_config.json"
+
+
+def resolve_model(name: str, workdir, seed: int = 0) -> pathlib.Path:
+    """The HF directory that `name` stands for: a folder, a finished workdir, "tiny:SIZE" or a hub name.
+
+    UserError if there is none. A tiny model is made once, in the workdir.
+    """
+    if not name:
+        raise UserError(
+            "no model is given: set --config.model (or --model) to an HF directory, a hub name or tiny:demo"
+        )
+    kind, _, size = name.partition(":")
+    if kind == "tiny":
+        folder = pathlib.Path(workdir) / "model"
+        return folder if (folder / "config.json").exists() else tiny.make(folder, size or "demo", seed)
+    for folder in (pathlib.Path(name), pathlib.Path(name) / "export"):
+        if (folder / "config.json").is_file():
+            return folder
+    if pathlib.Path(name).exists() or name.startswith((".", "/")) or name.count("/") != 1:
+        raise UserError(f"{name}: no model directory (config.json, safetensors, tokenizer) and not a hub name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return pathlib.Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise UserError(f"{name}: not a local directory, and the hub does not give it ({error})") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """The parts of a run that do not change while it runs."""
+
+    config: object
+    workdir: pathlib.Path
+    model_dir: pathlib.Path
+    cfg: VLMConfig
+    chat: ChatFormat
+    spec: VisionSpec
+    budget: RowBudget
+    mesh: Mesh
+
+    @classmethod
+    def from_config(cls, config, devices=None) -> "Setup":
+        """Opens the model directory and makes the mesh; UserError names what is missing."""
+        if not config.workdir:
+            raise UserError("no workdir is given: set --workdir to the folder for checkpoints, metrics and the export")
+        workdir = pathlib.Path(config.workdir)
+        model_dir = resolve_model(config.model, workdir, config.seed)
+        data = config.data
+        return cls(
+            config=config,
+            workdir=workdir,
+            model_dir=model_dir,
+            cfg=VLMConfig.from_dir(model_dir),
+            chat=ChatFormat.from_dir(model_dir),
+            spec=VisionSpec.from_dir(model_dir),
+            budget=RowBudget(data.row_tokens, data.row_patches, data.row_targets),
+            mesh=meshes.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor, devices),
+        )
+
+    def settings(self) -> SampleSettings:
+        """How records become samples in this run."""
+        data = self.config.data
+        return SampleSettings(self.chat, self.spec, self.budget, data.mode, data.first_answer_weight, data.oversize)
+
+    def components(self, table) -> list[Component]:
+        """The components of a mixture table (training or held-out)."""
+        return build_components(table, self.settings(), self.config.data.max_bad_fraction)
+
+
+class Feed:
+    """The training data of this process: batches with leading axis `accumulation` where that is above 1."""
+
+    def __init__(self, setup: Setup, components: list[Component], saved: PlanState | None):
+        config, data = setup.config, setup.config.data
+        hosts, host = jax.process_count(), jax.process_index()
+        spread = setup.mesh.shape["replica"] * setup.mesh.shape["fsdp"]
+        if data.rows % spread:
+            raise UserError(f"data.rows = {data.rows} must be a multiple of replica x fsdp = {spread}")
+        lengths = {c.name: len(c) for c in components}
+        weights = {c.name: c.entry.weight for c in components}
+        plan = open_state(lengths, weights, data.rows, saved)
+        mine = slice(*host_streams(data.rows, host, hosts))
+        self._phases = plan.phases
+        self._accumulation = config.train.accumulation
+        self._loader = Loader(
+            Mixture(components, config.seed, plan.phases),
+            PlanState(plan.cursors[mine], plan.phases),
+            data.rows,
+            setup.budget,
+            setup.spec,
+            workers=data.workers,
+            prefetch=data.prefetch,
+            quarantine=Quarantine(setup.workdir / "quarantine.jsonl", data.max_bad_fraction),
+        )
+        self.plan = plan
+
+    def next(self):
+        """(arrays, sample ids of this process, samples in the global batch, stats); then `plan` lies behind it."""
+        parts = [next(self._loader) for _ in range(self._accumulation)]
+        cursors, samples = parts[-1].state.cursors, sum(part.samples for part in parts)
+        if jax.process_count() > 1:
+            gathered = multihost_utils.process_allgather({"cursors": cursors, "samples": np.int64(samples)})
+            cursors, samples = gathered["cursors"].reshape(-1), int(gathered["samples"].sum())
+        self.plan = PlanState(cursors, self._phases)
+        arrays = parts[0].arrays
+        if len(parts) > 1:
+            arrays = {key: np.stack([part.arrays[key] for part in parts]) for key in arrays}
+        stats = {key: float(np.mean([part.stats[key] for part in parts])) for key in parts[0].stats}
+        stats["wait_s"] = sum(part.stats["wait_s"] for part in parts)
+        return arrays, [i for part in parts for row in part.ids for i in row], samples, stats
+
+    def close(self) -> None:
+        """Stops the decoding threads."""
+        self._loader.close()
+
+
+def held_out_batches(setup: Setup, component: Component, batches: int) -> tuple[list[dict], list[list[int]]]:
+    """At most `batches` full-shape batches of a component's first records, and the tokens of their answers.
+
+    The same records give the same questions every time, so losses of different steps can be compared.
+    """
+    rows: list[list] = []
+    answers = []
+    for index in range(len(component)):
+        try:
+            sample = component.sample(index, (setup.config.seed, index), f"{component.name}/{index}")
+            pixels = [plan.load(setup.spec) for plan in sample.images] if sample else None
+        except BadRecord:
+            # Answers are scored on the same records, and there the reason is counted and reported.
+            continue
+        if sample is None:
+            continue
+        if not rows or not fits([*(s for s, _ in rows[-1]), sample], setup.budget):
+            if len(rows) == batches * setup.config.data.rows:
+                break
+            rows.append([])
+        rows[-1].append((sample, pixels))
+        answers += answer_tokens(sample)
+    size = setup.config.data.rows
+    rows += [[] for _ in range(-len(rows) % size)]
+    packed = [
+        pack(
+            [[s for s, _ in row] for row in rows[i : i + size]],
+            [[p for _, p in row] for row in rows[i : i + size]],
+            setup.budget,
+            setup.spec,
+        )
+        for i in range(0, len(rows), size)
+    ]
+    return packed, answers
+
+
+def answer_tokens(sample: Sample) -> list[list[int]]:
+    """The supervised tokens of each answer of a sample."""
+    cuts = np.flatnonzero(np.diff(sample.target_slot) != 1) + 1
+    return [part.tolist() for part in np.split(sample.target_tokens, cuts)]
