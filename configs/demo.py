@@ -41,7 +41,8 @@ def get_config(argument: str = "short"):
 
     config.data.mode = "independent"
     config.data.first_answer_weight = 3.0
-    config.data.rows, config.data.row_tokens, config.data.row_patches, config.data.row_targets = 8, 304, 96, 96
+    config.data.rows, config.data.row_tokens, config.data.row_patches, config.data.row_targets = 8, 320, 96, 96
+    config.data.block, config.data.reach = 16, 6
     config.optimizer.learning_rate, config.optimizer.b2, config.optimizer.clip = 1e-3, 0.98, 1.0
     config.optimizer.schedule, config.optimizer.tail, config.optimizer.final = "linear_tail", 0.25, 0.02
     config.optimizer.warmup = 0.017

@@ -31,6 +31,9 @@ def base() -> ml_collections.ConfigDict:
     data.mode = "turns"
     # A row holds at most so many tokens, patches and supervised tokens (`vlm3 data mix` proposes them).
     data.row_tokens, data.row_patches, data.row_targets = 7168, 16384, 1024
+    # Attention on block lists (short questions about one image): samples start at multiples of `block` tokens, and a
+    # block of queries sees at most `reach` blocks of keys. reach 0: every pair of tokens in a row is looked at.
+    data.block, data.reach = 1, 0
     # Rows of the global batch (fixed for a run's life; a multiple of replica x fsdp and of the number of hosts).
     data.rows = 8
     # A sample larger than a row: "crop" (centre crop with its camera) or "error".

@@ -139,8 +139,8 @@ def test_failed_pixels_mask_their_sample_only(rng):
 
 def test_budget(rng):
     sample = random_sample(rng, [(16, 8)], n_text=10, n_targets=4, name="big")
-    assert needs([sample, sample]) == RowBudget(2 * len(sample.tokens), 16, 8)
-    exact = needs([sample])
+    assert needs([sample, sample], BUDGET) == RowBudget(2 * len(sample.tokens), 16, 8)
+    exact = needs([sample], BUDGET)
     assert fits([sample], exact)
     assert not fits([sample, sample], exact)
     assert fits([], exact)
@@ -178,3 +178,27 @@ def test_packing_is_fast(rng):
         pack(rows, pixels, RowBudget(640, 256, 256), spec)
         times.append(time.perf_counter() - start)
     assert min(times) < 6e-3, times
+
+
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_blocks_list_all_that_is_seen(settings, block, rng):
+    """Every visible pair of tokens lies in a listed pair of blocks; nothing is listed that sees nothing."""
+    n = 53
+    questions = np.sort(rng.integers(0, 6, n)).astype(np.int32)
+    none = np.zeros(0, np.int32)
+    sample = Sample(
+        "s", 0, np.arange(n, dtype=np.int32), np.zeros((3, n), np.int32), questions, none, (), none, none,
+        none.astype(np.float32), none.astype(bool),
+    )  # fmt: skip
+    budget = RowBudget(128, 16, 4, block, 128 // block)
+    batch = pack([[sample, sample]], [[[], []]], budget, settings.vision)
+    segments, asked = batch["segments"][0], batch["questions"][0]
+    order = np.arange(128)
+    seen = (segments[:, None] == segments[None]) & (order[None] <= order[:, None]) & (segments[:, None] > 0)
+    seen &= (asked[None] == 0) | (asked[None] == asked[:, None])
+    by_block = seen.reshape(128 // block, block, 128 // block, block).any((1, 3))
+    listed = np.zeros_like(by_block)
+    for number, row in enumerate(batch["blocks"][0]):
+        listed[number, row[row >= 0]] = True
+    np.testing.assert_array_equal(listed, by_block)
+    assert needs([sample], budget).reach == by_block.sum(1).max()

@@ -7,7 +7,7 @@ import numpy as np
 from vlm3_jax import tasks
 from vlm3_jax.data import image, records
 from vlm3_jax.data.chat import ChatFormat
-from vlm3_jax.data.packing import RowBudget, fits
+from vlm3_jax.data.packing import RowBudget, fits, needs
 from vlm3_jax.data.records import MAX_IMAGE_PIXELS, Record
 from vlm3_jax.data.samples import Sample, build_sample
 from vlm3_jax.data.sources import Source, check_entry
@@ -118,7 +118,14 @@ class Component:
             f"{len(sample.tokens)} tokens, {visual * merge**2} patches and {answers} supervised tokens; "
             f"a row holds {budget.tokens}, {budget.patches} and {budget.targets}"
         )
-        patches = min(budget.patches, (budget.tokens - text) * merge**2) // max(1, len(sample.images))
+        room = budget.tokens - budget.block + 1 - text
+        patches = min(budget.patches, room * merge**2) // max(1, len(sample.images))
+        reach = needs([sample], budget).reach
+        if reach > budget.reach:
+            raise UserError(
+                f"{self.name}: record {record.id} needs data.reach = {reach} and the configuration has {budget.reach}; "
+                "raise it"
+            )
         no_crop_helps = answers > budget.targets or patches < 4 * merge**2
         if self.settings.oversize == "error" or no_crop_helps:
             remedy = "ask fewer questions a record or raise the row" if no_crop_helps else 'raise the row or set "crop"'

@@ -10,25 +10,47 @@ import numpy as np
 
 from vlm3_jax.data.image import VisionSpec, patch_positions, table_lookup
 from vlm3_jax.data.samples import Sample
-from vlm3_jax.errors import BadRecord
+from vlm3_jax.errors import BadRecord, UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class RowBudget:
-    """What a row holds at most: tokens S, patches P (a multiple of merge**2) and supervised tokens T."""
+    """What a row holds at most: tokens S, patches P (a multiple of merge**2) and supervised tokens T.
+
+    With `reach` above 0 attention works on block lists: samples start at multiples of `block` tokens (S is one), and a
+    block of queries sees at most `reach` blocks of keys. 0: every pair of the row is looked at.
+    """
 
     tokens: int
     patches: int
     targets: int
+    block: int = 1
+    reach: int = 0
+
+    def __post_init__(self):
+        if self.block < 1 or self.tokens % self.block:
+            raise UserError(f"data.row_tokens = {self.tokens} must be a multiple of data.block = {self.block}")
 
 
-def needs(samples: Sequence[Sample]) -> RowBudget:
-    """What the samples take together."""
+def needs(samples: Sequence[Sample], budget: RowBudget) -> RowBudget:
+    """What the samples take together in rows like `budget`."""
+    block = budget.block
     return RowBudget(
-        sum(len(s.tokens) for s in samples),
+        sum(-(-len(s.tokens) // block) * block for s in samples),
         sum(s.n_patches for s in samples),
         sum(len(s.target_tokens) for s in samples),
+        block,
+        max((int(_sees(s.questions, block).sum(1).max()) for s in samples), default=0) if budget.reach else 0,
     )
+
+
+def _sees(questions: np.ndarray, block: int) -> np.ndarray:
+    """bool [n, n]: which blocks of a sample's keys its blocks of queries see (the prefix, and questions in common)."""
+    first = questions[::block]
+    last = questions[
+        np.minimum(np.arange(block - 1, block * (len(first) + 1) - 1, block), len(questions) - 1)[: len(first)]
+    ]
+    return np.tril((first == 0)[None] | (last[None] >= first[:, None]))
 
 
 def fits(samples: Sequence[Sample], budget: RowBudget) -> bool:
@@ -43,8 +65,8 @@ def check_fits(samples: Sequence[Sample], budget: RowBudget) -> None:
 
 
 def _excess(samples: Sequence[Sample], budget: RowBudget) -> list[str]:
-    taken = needs(samples)
-    names = {"tokens": "tokens", "patches": "patches", "targets": "supervised tokens"}
+    taken = needs(samples, budget)
+    names = {"tokens": "tokens", "patches": "patches", "targets": "supervised tokens", "reach": "blocks in reach"}
     return [
         f"{getattr(taken, field)} {name}, a row holds {getattr(budget, field)}"
         for field, name in names.items()
@@ -65,6 +87,7 @@ def pack(
     S where unused. patches uint8 [B, P, 3 * patch_size**2], patch_images [B, P] (image number in the row, 0 empty),
     patch_positions [B, P, 2] (row, column), table_index and table_weight (float32) [B, P, 4]. target_slot,
     target_tokens, target_weight (float32, 0 unused) and target_group (2 * group + later) [B, T]. All others int32.
+    With `budget.reach` also blocks [B, S / block, reach]: the key blocks that each query block sees, -1 unused.
     A sample with a failed image keeps its tokens, but its targets weigh 0. BadRecord if a row is overfull.
     """
     n_rows, S, P, T = len(rows), budget.tokens, budget.patches, budget.targets
@@ -86,18 +109,36 @@ def pack(
         "target_weight": np.zeros((n_rows, T), np.float32),
         "target_group": np.zeros((n_rows, T), np.int32),
     }
+    if budget.reach:
+        batch["blocks"] = np.full((n_rows, S // budget.block, budget.reach), -1, np.int32)
     for number, (samples, pixels) in enumerate(zip(rows, patches, strict=True)):
         check_fits(samples, budget)
         row = {name: array[number] for name, array in batch.items()}
-        _pack_text(row, samples)
+        starts = _starts(samples, budget.block)
+        _pack_text(row, samples, starts)
         _pack_images(row, samples, pixels, spec)
-        _pack_targets(row, samples, pixels)
+        _pack_targets(row, samples, pixels, starts)
+        if budget.reach:
+            _pack_blocks(row["blocks"], samples, starts, budget.block)
     return batch
 
 
-def _pack_text(row: dict[str, np.ndarray], samples: Sequence[Sample]) -> None:
-    start = visual = 0
-    for segment, sample in enumerate(samples, 1):
+def _starts(samples: Sequence[Sample], block: int) -> list[int]:
+    """The first token of each sample."""
+    sizes = [-(-len(s.tokens) // block) * block for s in samples]
+    return [0, *np.cumsum(sizes[:-1]).tolist()] if sizes else []
+
+
+def _pack_blocks(blocks: np.ndarray, samples: Sequence[Sample], starts: Sequence[int], block: int) -> None:
+    for sample, start in zip(samples, starts, strict=True):
+        for number, sees in enumerate(_sees(sample.questions, block), start // block):
+            listed = np.flatnonzero(sees) + start // block
+            blocks[number, : len(listed)] = listed
+
+
+def _pack_text(row: dict[str, np.ndarray], samples: Sequence[Sample], starts: Sequence[int]) -> None:
+    visual = 0
+    for segment, (sample, start) in enumerate(zip(samples, starts, strict=True), 1):
         here = slice(start, start + len(sample.tokens))
         row["tokens"][here] = sample.tokens
         row["positions"][:, here] = sample.positions
@@ -106,7 +147,7 @@ def _pack_text(row: dict[str, np.ndarray], samples: Sequence[Sample]) -> None:
         slots = start + sample.visual_slot
         row["visual_index"][slots] = np.arange(visual, visual + len(slots))
         row["visual_slot"][visual : visual + len(slots)] = slots
-        start, visual = here.stop, visual + len(slots)
+        visual += len(slots)
 
 
 def _pack_images(row: dict[str, np.ndarray], samples: Sequence[Sample], pixels, spec: VisionSpec) -> None:
@@ -123,22 +164,23 @@ def _pack_images(row: dict[str, np.ndarray], samples: Sequence[Sample], pixels, 
             start = here.stop
 
 
-def _pack_targets(row: dict[str, np.ndarray], samples: Sequence[Sample], pixels) -> None:
-    start = token = 0
-    for sample, arrays in zip(samples, pixels, strict=True):
+def _pack_targets(row: dict[str, np.ndarray], samples: Sequence[Sample], pixels, starts: Sequence[int]) -> None:
+    start = 0
+    for sample, arrays, token in zip(samples, pixels, starts, strict=True):
         here = slice(start, start + len(sample.target_tokens))
         row["target_slot"][here] = token + sample.target_slot
         row["target_tokens"][here] = sample.target_tokens
         row["target_weight"][here] = 0 if any(array is None for array in arrays) else sample.target_weight
         row["target_group"][here] = 2 * sample.group + sample.target_later
-        start, token = here.stop, token + len(sample.tokens)
+        start = here.stop
 
 
 def batch_stats(rows: Sequence[Sequence[Sample]], budget: RowBudget) -> dict[str, float]:
     """How full the rows are: `token_fill` and `patch_fill`, shares of the budget, and the number of `samples`."""
-    taken = [needs(samples) for samples in rows]
+    tokens = sum(len(s.tokens) for samples in rows for s in samples)
+    patches = sum(s.n_patches for samples in rows for s in samples)
     return {
-        "token_fill": sum(t.tokens for t in taken) / (len(rows) * budget.tokens),
-        "patch_fill": sum(t.patches for t in taken) / (len(rows) * budget.patches) if budget.patches else 0.0,
+        "token_fill": tokens / (len(rows) * budget.tokens),
+        "patch_fill": patches / (len(rows) * budget.patches) if budget.patches else 0.0,
         "samples": sum(map(len, rows)),
     }

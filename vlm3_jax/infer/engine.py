@@ -16,7 +16,7 @@ from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.image import ImagePlan, VisionSpec
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.samples import Prompt, Sample, prompt_sample
-from vlm3_jax.model.attention import Ids, attend
+from vlm3_jax.model.attention import Ids, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.vlm import VLM
 
@@ -120,10 +120,10 @@ def _prefill(model: VLM, batch):
     """Keys and values of the prefix: {stack: (k, v) [L, B, S, K, C]}."""
     visual, taps = model.see(batch)
     order = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
-    ids = Ids(batch["segments"], None, order)
+    attend = prepare(Ids(batch["segments"], None, order))
 
     def keep(q, k, v, _):
-        return attend(q, k, v, ids, ids), (k, v)
+        return attend(q, k, v), (k, v)
 
     slots = batch["visual_index"], batch["visual_slot"]
     return model.text(model.embed(batch, visual), batch["positions"], keep, taps=taps, slots=slots)[1]

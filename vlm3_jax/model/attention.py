@@ -1,13 +1,15 @@
-"""Attention as one function: who may see whom is described by ids, never by a dense N x N mask in memory."""
+"""Attention as one function: who may see whom is described by ids and block lists, prepared once for all layers."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 # Scores of so many (query, key) pairs a row are computed at once; longer rows go in chunks of queries.
 MAX_PAIRS = 1 << 22
+_LOW = float(jnp.finfo(jnp.float32).min)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("segments", "questions", "order"), meta_fields=())
@@ -25,10 +27,10 @@ class Ids:
 
 
 def visible(queries: Ids, keys: Ids) -> jax.Array:
-    """bool [B, S, T]: same segment, not later, and a question sees only the shared prefix and itself."""
+    """bool [..., S, T]: same segment, not later, and a question sees only the shared prefix and itself."""
 
     def pairs(a, b):
-        return a[:, :, None], b[:, None, :]
+        return a[..., :, None], b[..., None, :]
 
     q, k = pairs(queries.segments, keys.segments)
     mask = q == k
@@ -41,39 +43,78 @@ def visible(queries: Ids, keys: Ids) -> jax.Array:
     return mask
 
 
-def attend(q_BSHC, k_BTKC, v_BTKC, queries: Ids, keys: Ids):
-    """Softmax attention with grouped kv heads, scores and softmax in float32. Returns [B, S, H, C].
+def prepare(ids: Ids, blocks=None) -> Callable:
+    """Self-attention (q [B, S, H, C], k, v [B, S, K, C]) -> [B, S, H, C] within a row, for any number of layers.
 
-    A query that sees nothing (padding in a cache) gets the mean of all values: finite, and never used.
+    `blocks` int32 [B, S / block, reach], from the host: the key blocks that each query block can see, -1 unused; the
+    work is then S * reach * block pairs instead of S * S. Scores and softmax are float32.
     """
-    S, T = q_BSHC.shape[1], k_BTKC.shape[1]
-    size = max(1, MAX_PAIRS // T)
+    if blocks is not None:
+        return _by_blocks(ids, blocks)
+    S = ids.segments.shape[1]
+    size = max(1, MAX_PAIRS // S)
     if size >= S:
-        return _attend(q_BSHC, k_BTKC, v_BTKC, visible(queries, keys))
-    chunks = -(-S // size)
+        mask = visible(ids, ids)
+        return lambda q, k, v: _attend(q, k, v, mask)
+    return _by_chunks(ids, -(-S // size))
+
+
+def _by_chunks(ids: Ids, chunks: int) -> Callable:
+    """Dense attention for long rows: a chunk of queries at a time, masks made and scores recomputed chunk by chunk."""
+    S = ids.segments.shape[1]
     size = -(-S // chunks)
 
     def split(x):
-        if x is None:
-            return None
         x = jnp.pad(x, [(0, 0), (0, chunks * size - S)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], chunks, size, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
-    def chunk(item):
-        q, ids = item
-        return _attend(q, k_BTKC, v_BTKC, visible(ids, keys))
+    def attend(q, k, v):
+        @jax.checkpoint
+        def chunk(item):
+            q, part = item
+            return _attend(q, k, v, visible(part, ids))
 
-    out = jax.lax.map(chunk, (split(q_BSHC), jax.tree.map(split, queries)))
-    return jnp.moveaxis(out, 0, 1).reshape(q_BSHC.shape[0], chunks * size, *q_BSHC.shape[2:])[:, :S]
+        out = jax.lax.map(chunk, (split(q), jax.tree.map(split, ids)))
+        return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], chunks * size, *q.shape[2:])[:, :S]
+
+    return attend
+
+
+def _by_blocks(ids: Ids, blocks) -> Callable:
+    """Every query block against the key blocks of its list."""
+    (B, S), (_, count, reach) = ids.segments.shape, blocks.shape
+    block = S // count
+
+    def chosen(x):
+        """[B, S] ids -> those of the listed key blocks [B, count, reach * block]; -1 where the list is unused."""
+        x = x.reshape(B, count, block)
+        x = jnp.take_along_axis(x, jnp.maximum(blocks, 0).reshape(B, -1)[..., None], 1)
+        x = x.reshape(B, count, reach, block)
+        return jnp.where(blocks[..., None] < 0, -1, x).reshape(B, count, reach * block)
+
+    split = jax.tree.map(lambda x: x.reshape(B, count, block), ids)
+    mask = visible(split, jax.tree.map(chosen, ids)).reshape(B * count, block, reach * block)
+    # A product with a one-hot matrix gathers; its backward pass is one more product and not a scatter.
+    choice = jax.nn.one_hot(blocks.reshape(B, -1), count)
+
+    def gather(x):
+        rows = jnp.einsum("bij,bjx->bix", choice.astype(x.dtype), x.reshape(B, count, -1))
+        return rows.reshape(B * count, reach * block, *x.shape[2:])
+
+    def attend(q, k, v):
+        out = _attend(q.reshape(B * count, block, *q.shape[2:]), gather(k), gather(v), mask)
+        return out.reshape(q.shape)
+
+    return attend
 
 
 def _attend(q_BSHC, k_BTKC, v_BTKC, mask_BST):
+    """Softmax attention with grouped kv heads; a query that sees nothing gets the mean of all values (never used)."""
     B, S, H, C = q_BSHC.shape
     K = k_BTKC.shape[2]
     q = q_BSHC.reshape(B, S, K, H // K, C)
     scores = jnp.einsum("bskgc,btkc->bkgst", q, k_BTKC, preferred_element_type=jnp.float32) * C**-0.5
-    scores = jnp.where(mask_BST[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    scores = jnp.where(mask_BST[:, None, None], scores, _LOW)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     out = jnp.einsum("bkgst,btkc->bskgc", weights, v_BTKC, preferred_element_type=jnp.float32)
     return out.reshape(B, S, H, C).astype(q.dtype)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vlm3_jax.model import rope
-from vlm3_jax.model.attention import Ids, attend
+from vlm3_jax.model.attention import Ids, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import Group, interpolate, layer_norm
 from vlm3_jax.params import vision_stacks
@@ -14,12 +14,12 @@ from vlm3_jax.params import vision_stacks
 class VisionBlock(Group):
     """Pre-norm attention within an image and a tanh-GELU MLP."""
 
-    def __call__(self, x_BPD, cos, sin, ids: Ids):
+    def __call__(self, x_BPD, cos, sin, attend):
         """[B, P, D] -> [B, P, D]."""
         h = layer_norm(x_BPD, self.norm1, self.norm1_bias)
         qkv = self.linear("qkv", h, "bpd,dthc->bpthc")
         q, k = (rope.rotate(qkv[:, :, i].astype(jnp.float32), cos, sin).astype(h.dtype) for i in (0, 1))
-        h = attend(q, k, qkv[:, :, 2], ids, ids)
+        h = attend(q, k, qkv[:, :, 2])
         x_BPD = x_BPD + self.linear("proj", h, "bphc,hcd->bpd")
         h = layer_norm(x_BPD, self.norm2, self.norm2_bias)
         h = jax.nn.gelu(self.linear("fc1", h, "bpd,df->bpf"), approximate=True)
@@ -77,10 +77,10 @@ class VisionTower(nnx.Module):
         x = self.embed(patches, dtype)
         x = x + interpolate(self.ends.table[...], batch["table_index"], batch["table_weight"]).astype(dtype)
         cos, sin = rope.vision_rotary(v, batch["patch_positions"])
-        ids = Ids(batch["patch_images"])
+        attend = prepare(Ids(batch["patch_images"]))
         taps = []
         for number, stack in enumerate(self.stacks):
-            x = _scan_blocks(stack, x, cos, sin, ids, remat)
+            x = _scan_blocks(stack, x, cos, sin, attend, remat)
             if number < len(v.taps):
                 taps.append(x)
         unit = v.merge_size**2
@@ -98,10 +98,10 @@ def _temporal_last(weight_TXD, channels: int):
     return weight_TXD.reshape(T, channels, X // channels, D).transpose(1, 0, 2, 3).reshape(T * X, D)
 
 
-def _scan_blocks(stack: VisionBlock, x, cos, sin, ids: Ids, remat):
+def _scan_blocks(stack: VisionBlock, x, cos, sin, attend, remat):
     graph, state = nnx.split(stack)
 
     def body(x, layer):
-        return nnx.merge(graph, layer)(x, cos, sin, ids), None
+        return nnx.merge(graph, layer)(x, cos, sin, attend), None
 
     return jax.lax.scan(remat(body), x, state)[0]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vlm3_jax.model.attention import Ids, attend
+from vlm3_jax.model.attention import Ids, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import take_unique
 from vlm3_jax.model.text import Decoder
@@ -53,10 +53,10 @@ class VLM(nnx.Module):
         """Hidden states [B, S, D] after the final norm, for training and for scoring whole sequences."""
         visual, taps = self.see(batch)
         order = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
-        ids = Ids(batch["segments"], batch["questions"], order)
+        attend = prepare(Ids(batch["segments"], batch["questions"], order), batch.get("blocks"))
 
         def causal(q, k, v, cache):
-            return attend(q, k, v, ids, ids), cache
+            return attend(q, k, v), cache
 
         slots = batch["visual_index"], batch["visual_slot"]
         x = self.embed(batch, visual)

@@ -80,7 +80,7 @@ class Setup:
             cfg=VLMConfig.from_dir(model_dir),
             chat=ChatFormat.from_dir(model_dir),
             spec=VisionSpec.from_dir(model_dir),
-            budget=RowBudget(data.row_tokens, data.row_patches, data.row_targets),
+            budget=RowBudget(data.row_tokens, data.row_patches, data.row_targets, data.block, data.reach),
             mesh=meshes.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor, devices),
         )
 
