@@ -2,7 +2,14 @@
 
 import os
 import pathlib
+import tempfile
 
+# Compiling is most of what the tests do: less optimised programs compile in half the time, and equal ones only once
+# (child processes included).
+_compiled = tempfile.TemporaryDirectory(prefix="vlm3-compiled-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -19,6 +26,14 @@ def samples() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no sample data at {folder} (set VLM3_SAMPLES)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> pathlib.Path:
+    """The HF directory of the random model "test"; shared, so no test may change it."""
+    from vlm3_jax.checkpoint import tiny
+
+    return tiny.make(tmp_path_factory.mktemp("tiny") / "model", "test")
 
 
 @pytest.fixture

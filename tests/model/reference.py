@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.data.chat import Encoding
 from vlm3_jax.data.image import VisionSpec, plan_image
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.records import View, encode_image
 from vlm3_jax.data.samples import Sample, positions
-from vlm3_jax.camera import Camera
 from vlm3_jax.model.vlm import VLM
 
 VOCAB, IMAGE, VIDEO, START, END = 300, 290, 291, 292, 293

@@ -68,14 +68,11 @@ def _merger_norm_swapped(self, x, unit, joined_norm):
     return self.linear("fc2", x, "bvi,ij->bvj")
 
 
-def _text_gather(change):
-    def take(x, index, inverse):
-        return real_take(change(x), index, inverse)
-
-    return take
+def _no_rotation(config, positions):
+    return rope._cos_sin(jnp.zeros((*positions.shape[:2], config.head_dim // 2)), jnp.float32)
 
 
-real_text_frequencies, real_take, real_gelu = rope.text_frequencies, text.take_unique, jax.nn.gelu
+real_text_frequencies, real_gelu = rope.text_frequencies, jax.nn.gelu
 real_vision_call = vision.VisionTower.__call__
 
 
@@ -91,7 +88,7 @@ def _drop_taps(self, *args):
 
 PATCHES = {
     "interleaved M-RoPE": (rope, "text_frequencies", _contiguous_mrope),
-    "vision rotary": (vision.rope, "vision_rotary", lambda v, p: rope._cos_sin(jnp.zeros((*p.shape[:2], v.head_dim // 2)), jnp.float32)),
+    "vision rotary": (vision.rope, "vision_rotary", lambda v, p: _no_rotation(v, p)),
     "taps": (vision.VisionTower, "__call__", _drop_taps),
     "order of the taps": (vision.VisionTower, "__call__", _swap_taps),
     "exact GELU of the mergers": (jax.nn, "gelu", lambda x, approximate: real_gelu(x, approximate=True)),

@@ -117,10 +117,13 @@ def _carry(source, folder, dtype):
 def _key_index(model_dir) -> dict[str, str]:
     """{HF key: file name} from the index, or from the single file."""
     if (model_dir / INDEX).exists():
-        where = read_json(model_dir / INDEX).get("weight_map")
+        index = read_json(model_dir / INDEX)
+        where = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(where, dict):
             raise UserError(f"{model_dir / INDEX}: weight_map is missing")
-        for name in set(where.values()):
+        for key, name in where.items():
+            if not isinstance(name, str):
+                raise UserError(f"{model_dir / INDEX}: weight_map of {key} is {name!r}, expected a file name")
             if pathlib.PurePath(name).name != name:
                 raise UserError(f"{model_dir / INDEX}: file name {name!r} leaves the model directory")
         return where

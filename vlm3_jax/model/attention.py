@@ -110,11 +110,14 @@ def _by_blocks(ids: Ids, blocks) -> Callable:
 
 def _attend(q_BSHC, k_BTKC, v_BTKC, mask_BST):
     """Softmax attention with grouped kv heads; a query that sees nothing gets the mean of all values (never used)."""
-    B, S, H, C = q_BSHC.shape
-    K = k_BTKC.shape[2]
-    q = q_BSHC.reshape(B, S, K, H // K, C)
-    scores = jnp.einsum("bskgc,btkc->bkgst", q, k_BTKC, preferred_element_type=jnp.float32) * C**-0.5
+    (B, S, H, C), (_, T, K, _) = q_BSHC.shape, k_BTKC.shape
+    G = H // K
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    # The queries of all heads of a group side by side: plain batched products, which CPUs run up to twice as fast.
+    q = q_BSHC.reshape(B, S, K, G, C).transpose(0, 2, 3, 1, 4).reshape(B, K, G * S, C)
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k_BTKC, v_BTKC))
+    scores = product("bkxc,bktc->bkxt", q, k).reshape(B, K, G, S, T) * C**-0.5
     scores = jnp.where(mask_BST[:, None, None], scores, _LOW)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    out = jnp.einsum("bkgst,btkc->bskgc", weights, v_BTKC, preferred_element_type=jnp.float32)
-    return out.reshape(B, S, H, C).astype(q.dtype)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(B, K, G * S, T)
+    out = product("bkxt,bktc->bkxc", weights, v).reshape(B, K, G, S, C)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, S, H, C).astype(q.dtype)

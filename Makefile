@@ -1,0 +1,49 @@
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/demo
+SEED ?= 0
+BIN = $(VENV)/bin
+
+help:
+	@echo "make demo       install, render scenes, train, evaluate, report ($(WORKDIR)/report.html); minutes on two cores"
+	@echo "make demo-long  the same for hours, in which all four tasks are learnt; resumable"
+	@echo "make test       install and run the tests (minutes); make test-slow adds the long ones"
+	@echo "make lint       ruff; make format applies its layout"
+	@echo "variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR=$(WORKDIR) SEED=$(SEED)"
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/vlm3 demo --workdir=$(WORKDIR) --config.seed=$(SEED)
+
+demo-long: $(VENV)/.demo
+	$(BIN)/vlm3 demo --config=demo:long --workdir=$(WORKDIR)-long --scenes=40000 --config.seed=$(SEED)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m gpu
+
+test-tpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m tpu
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+
+.PHONY: help demo demo-long test test-slow test-gpu test-tpu lint format

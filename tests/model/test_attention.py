@@ -1,0 +1,117 @@
+"""The back ends of attention agree, and independent questions are what a question of its own would be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlm3_jax.camera import Camera
+from vlm3_jax.checkpoint import hf, tiny
+from vlm3_jax.data.chat import ChatFormat
+from vlm3_jax.data.image import VisionSpec
+from vlm3_jax.data.packing import RowBudget, needs, pack
+from vlm3_jax.data.records import Record, View, encode_image
+from vlm3_jax.data.samples import build_sample
+from vlm3_jax.model import attention
+from vlm3_jax.model.vlm import VLM
+from vlm3_jax.tasks.base import Example
+
+
+def _reference(q, k, v, mask):
+    """Softmax attention in float64 numpy, one head at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    group = q.shape[2] // k.shape[2]
+    for b in range(q.shape[0]):
+        for h in range(q.shape[2]):
+            scores = q[b, :, h] @ k[b, :, h // group].T / np.sqrt(q.shape[-1])
+            scores = np.where(mask[b], scores, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[b, :, h] = weights / weights.sum(-1, keepdims=True) @ v[b, :, h // group]
+    return out
+
+
+@pytest.fixture
+def inputs(rng):
+    B, S, H, K, C = 2, 48, 4, 2, 8
+    q, k, v = (rng.standard_normal((B, S, h, C)).astype(np.float32) for h in (H, K, K))
+    segments = np.repeat([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0]], 8, 1).astype(np.int32)
+    questions = np.array([[*[0] * 5, *[1] * 6, *[2] * 5, *[0] * 12, *[1] * 12, *[0] * 8], [0] * 48], np.int32)
+    ids = attention.Ids(segments, questions, np.broadcast_to(np.arange(S), (B, S)))
+    order = np.arange(S)
+    mask = (segments[:, :, None] == segments[:, None]) & (order[None, None] <= order[None, :, None])
+    mask &= (questions[:, None] == 0) | (questions[:, None] == questions[:, :, None])
+    return q, k, v, ids, mask
+
+
+def _blocks(mask, block):
+    B, S, _ = mask.shape
+    seen = mask.reshape(B, S // block, block, S // block, block).any((2, 4))
+    blocks = np.full((B, S // block, seen.sum(-1).max() + 1), -1, np.int32)
+    for b, q in np.ndindex(B, S // block):
+        listed = np.flatnonzero(seen[b, q])
+        blocks[b, q, : len(listed)] = listed
+    return blocks
+
+
+@pytest.mark.parametrize("kind", ["dense", "chunks", "blocks"])
+def test_back_ends_equal_the_formula(kind, inputs, monkeypatch):
+    q, k, v, ids, mask = inputs
+    if kind == "chunks":
+        monkeypatch.setattr(attention, "MAX_PAIRS", 7 * 48)
+    blocks = _blocks(mask, 8) if kind == "blocks" else None
+    ids = jax.tree.map(jnp.asarray, ids)
+
+    @jax.jit
+    def run(q, k, v, direction):
+        out, pull = jax.vjp(attention.prepare(ids, blocks), q, k, v)
+        return out, pull(direction)
+
+    with jax.default_matmul_precision("highest"):
+        direction = np.where(ids.segments[..., None, None] > 0, np.cos(np.arange(q.size)).reshape(q.shape), 0)
+        out, gradients = run(q, k, v, direction.astype(np.float32))
+    used = np.asarray(ids.segments) > 0
+    np.testing.assert_allclose(np.asarray(out)[used], _reference(q, k, v, mask)[used], atol=2e-6)
+    # The gradient along a random direction against a central difference in float64.
+    step, rng = 1e-5, np.random.default_rng(1)
+    for number, gradient in enumerate(gradients):
+        moved = [np.asarray(x, np.float64) for x in (q, k, v)]
+        along = rng.standard_normal(moved[number].shape)
+        values = []
+        for sign in (1, -1):
+            shifted = list(moved)
+            shifted[number] = moved[number] + sign * step * along
+            values.append((_reference(*shifted, mask) * direction).sum())
+        assert (values[0] - values[1]) / (2 * step) == pytest.approx((np.asarray(gradient) * along).sum(), rel=2e-4)
+
+
+def test_independent_questions_equal_single_ones(tmp_path, rng):
+    """Logits of each question in one sample equal those of the question asked alone, with and without block lists."""
+    folder = tiny.make(tmp_path / "model", "test")
+    chat, spec = ChatFormat.from_dir(folder), VisionSpec.from_dir(folder)
+    cfg, params = hf.load(folder)
+    pixels = rng.integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    record = Record("r", (View(encode_image(pixels, "i"), Camera(30.0, 30.0, 20, 12, 40, 24)),))
+    examples = [Example(f"how far is point {i} of {10**i}", f"{i}.{i}5", {}) for i in range(4)]
+    together = build_sample(record, examples, chat, spec, mode="independent")
+    alone = [build_sample(record, [e], chat, spec, mode="independent") for e in examples]
+    block = 8
+    reach = needs([together], RowBudget(256, 64, 64, block, 32)).reach
+    assert reach < -(-len(together.tokens) // block), "block lists would save nothing"
+
+    def logits(rows, budget):
+        loaded = [[[plan.load(spec) for plan in s.images] for s in row] for row in rows]
+        batch = pack(rows, loaded, budget, spec)
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(jax.jit(lambda p, b: VLM(cfg, p).logits(b))(params, batch))
+
+    expected = logits([[s] for s in alone], RowBudget(256, 128, 64))
+    for budget in (RowBudget(256, 128, 64), RowBudget(256, 128, 64, block, reach)):
+        # Second in its row, so that starts and segments are those of a packed row.
+        found = logits([[alone[0], together]], budget)[0]
+        start = -(-len(alone[0].tokens) // budget.block) * budget.block
+        for number, sample in enumerate(alone):
+            own = start + np.flatnonzero(together.questions == number + 1)
+            np.testing.assert_allclose(
+                found[own], expected[number, : len(sample.tokens)][sample.questions == 1], atol=1e-5
+            )

@@ -1,0 +1,146 @@
+"""The step's loss and gradient: equal to torch's, and the same on every mesh and however rows are made up."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import mesh_worker
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
+
+from tests.support import FOCAL, write_records
+from vlm3_jax import params as parameters
+from vlm3_jax.data.chat import ChatFormat
+from vlm3_jax.data.component import SampleSettings
+from vlm3_jax.data.image import VisionSpec
+from vlm3_jax.data.mixture import Mixture, build_components, first_phase
+from vlm3_jax.data.packing import RowBudget, pack
+from vlm3_jax.data.sources import component_config
+from vlm3_jax.model.config import VLMConfig
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def draw(model_dir, data, mode, count):
+    """Samples of two tasks in which the first token of every answer weighs 3."""
+    entry = {"path": str(data), "style": "short", "focal": FOCAL, "questions": 3}
+    table = {
+        "depth": component_config(task="depth", **entry),
+        "match": component_config(task="correspondence", **entry),
+    }
+    spec = VisionSpec.from_dir(model_dir)
+    settings = SampleSettings(ChatFormat.from_dir(model_dir), spec, RowBudget(256, 256, 64), mode, 3.0)
+    components = build_components(table, settings, 0.01)
+    phase = first_phase({c.name: len(c) for c in components}, {c.name: 1.0 for c in components})
+    mixture = Mixture(components, 0, [phase])
+    return [mixture.sample(i) for i in range(count)], spec
+
+
+def packed(rows, spec, budget):
+    return pack(rows, [[[plan.load(spec) for plan in s.images] for s in row] for row in rows], budget, spec)
+
+
+@pytest.fixture(scope="module")
+def worked(tiny_model, tmp_path_factory):
+    """(samples, results of every case): six conversations and six sets of independent questions on all meshes."""
+    folder = tmp_path_factory.mktemp("meshes")
+    data = write_records(folder / "data")
+    turns, spec = draw(tiny_model, data, "turns", 6)
+    independent, _ = draw(tiny_model, data, "independent", 6)
+    samples = [s for pair in zip(turns, independent) for s in pair]
+    # Rows of one to three samples, and an empty one.
+    rows = [samples[0:2], samples[2:4], samples[4:6], samples[6:7], [], samples[7:8], samples[8:9], samples[9:12]]
+    np.savez(folder / "packed.npz", **packed(rows, spec, RowBudget(512, 384, 96)))
+    np.savez(folder / "unpacked.npz", **packed([[s] for s in samples], spec, RowBudget(192, 160, 48)))
+    command = [sys.executable, mesh_worker.__file__, str(tiny_model), str(folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return samples, {name: dict(np.load(folder / f"{name}.npz")) for name in mesh_worker.CASES}
+
+
+def without_key_bias(results) -> np.ndarray:
+    """All gradients in one vector, but for the vision key bias: its true gradient is zero, what is left is noise."""
+    parts = []
+    for name, value in sorted(results.items()):
+        if not name.startswith("loss"):
+            if name.endswith("qkv_bias"):
+                value = value * np.array([1, 0, 1], np.float32)[:, None, None]
+            parts.append(value.ravel().astype(np.float64))
+    return np.concatenate(parts)
+
+
+def difference(one, two) -> float:
+    """Norm of the difference of two gradients, relative."""
+    a, b = without_key_bias(one), without_key_bias(two)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("case", [name for name in mesh_worker.CASES if name != "one device"])
+def test_loss_and_gradient_are_the_same(case, worked):
+    here, there = worked[1][case], worked[1]["one device"]
+    assert here["loss"] == pytest.approx(there["loss"], rel=1e-6)
+    np.testing.assert_allclose(here["loss_by_group"], there["loss_by_group"], rtol=2e-6)
+    assert difference(here, there) < 1e-5
+    assert not all(np.array_equal(here[k], there[k]) for k in here), "the same program ran twice"
+
+
+@pytest.fixture(scope="module")
+def reference(worked, tiny_model):
+    """transformers on every conversation of every sample: the loss of each supervised token, and the gradient."""
+    samples, _ = worked
+    model = Qwen3VLForConditionalGeneration.from_pretrained(tiny_model).eval()
+    processor = Qwen2VLImageProcessorPil.from_pretrained(tiny_model)
+    weight = sum(s.target_weight.sum() for s in samples)
+    tokens, losses = [], []
+    for sample in samples:
+        images = [Image.fromarray(plan.ref.load()) for plan in sample.images]
+        vision = dict(processor(images=images, return_tensors="pt"))
+        for question in range(sample.questions.max() + 1):
+            # Question 0 is the prefix that all share: alone it is a conversation only if there are no others.
+            if sample.questions.max() and not question:
+                continue
+            mine = np.isin(sample.questions, (0, question))
+            place = np.cumsum(mine) - 1
+            own = mine[sample.target_slot]
+            slots = place[sample.target_slot[own]]
+            ids = torch.tensor(sample.tokens[mine])[None].long()
+            labels = torch.full_like(ids, -100)
+            labels[0, slots + 1] = torch.tensor(sample.target_tokens[own]).long()
+            model.model.rope_deltas = None
+            kind = (ids == model.config.image_token_id).int()
+            out = model(**vision, input_ids=ids, attention_mask=ids * 0 + 1, mm_token_type_ids=kind, labels=labels)
+            each = torch.nn.functional.cross_entropy(out.logits[0, slots], labels[0, slots + 1], reduction="none")
+            torch.testing.assert_close(each.mean(), out.loss, rtol=1e-5, atol=0)
+            (each * torch.tensor(sample.target_weight[own]) / weight).sum().backward()
+            tokens.append((2 * sample.group + sample.target_later[own], sample.target_weight[own]))
+            losses.append(each.detach().numpy())
+    return np.concatenate(tokens, 1), np.concatenate(losses), {k: p.grad for k, p in model.named_parameters()}
+
+
+def test_loss_equals_transformers(worked, reference):
+    (group, weight), losses, _ = reference
+    ours = worked[1]["one device"]
+    assert set(weight) == {1.0, 3.0}
+    assert ours["loss"] == pytest.approx((losses * weight).sum() / weight.sum(), rel=1e-5)
+    expected = [losses[group == number].sum() for number in range(4)]
+    assert all(expected)
+    np.testing.assert_allclose(ours["loss_by_group"], expected, rtol=1e-5)
+
+
+def test_gradient_equals_torch(worked, reference, tiny_model):
+    """Every backward pass written by hand (embedding, position table, gathers) against torch's own."""
+    ours, theirs = worked[1]["one device"], {}
+    for row in parameters.table(VLMConfig.from_dir(tiny_model)):
+        values = [row.from_hf(reference[2][key].numpy()) for key in row.hf_keys]
+        theirs[row.name] = np.stack(values) if row.stacked else values[0]
+        noise = 1e-5 * np.linalg.norm(without_key_bias(ours))
+        error = np.linalg.norm(without_key_bias({row.name: ours[row.name]}) - without_key_bias({row.name: theirs[row.name]}))
+        assert error < 1e-4 * np.linalg.norm(theirs[row.name]) + noise, row.name
+    assert theirs.keys() == ours.keys() - {"loss", "loss_by_group"}
+    assert difference(ours, theirs) < 1e-5

@@ -1,0 +1,156 @@
+r"""Training speed of any size on random batches: samples/s, MFU and memory. Needs neither grain nor ml_collections.
+
+    python tools/bench_train.py --size cpu --rows 1 --tokens 1024 --patches 2048 --visual 256 --text 200
+    python tools/bench_train.py --size 4b --rows 1 --tokens 7168 --patches 16384 --visual 1102 \
+        --text 1185 --dtype bfloat16
+
+A sample is one image of about --visual tokens, then --text tokens of which --answers are supervised in --questions
+turns. Useful FLOPs as in vlm3_jax/flops.py: no recomputation, attention by true lengths, head on supervised positions.
+"""
+
+import argparse
+import json
+import math
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlm3_jax import flops
+from vlm3_jax import params as parameters
+from vlm3_jax.data.chat import Encoding
+from vlm3_jax.data.image import ImagePlan, VisionSpec
+from vlm3_jax.data.packing import RowBudget, fits, pack
+from vlm3_jax.data.records import ImageRef
+from vlm3_jax.data.samples import Sample, positions
+from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.model.sizes import NAMES, released
+from vlm3_jax.model.vlm import REMAT
+from vlm3_jax.train import mesh as meshes
+from vlm3_jax.train import optimizer as optimizers
+from vlm3_jax.train import step as steps
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Plain AdamW of the recipe (vlm3_jax/config.py needs ml_collections).
+OPTIMIZER = types.SimpleNamespace(
+    learning_rate=5.5e-5, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.02,
+    schedule="cosine", warmup=0.1, final=0.0,
+)  # fmt: skip
+
+
+def random_sample(
+    cfg: VLMConfig, spec: VisionSpec, rng, visual: int, text: int, answers: int, questions: int
+) -> Sample:
+    """One image of roughly 4:3 with about `visual` tokens, then text with supervised tokens spread over its turns."""
+    rows = max(1, round(math.sqrt(visual * 3 / 4)))
+    columns = max(1, round(visual / rows))
+    grid = rows * spec.merge_size, columns * spec.merge_size
+    final = grid[1] * spec.patch_size, grid[0] * spec.patch_size
+    plan = ImagePlan(ImageRef(*final, "random"), final, final, grid, spec.merge_size)
+    n = rows * columns
+    tokens = rng.integers(0, cfg.image_token_id - 1, n + text).astype(np.int32)
+    tokens[2 : 2 + n] = cfg.image_token_id
+    encoding = Encoding(tokens, np.zeros_like(tokens), ((2, n),), ())
+    ends = np.linspace(n + 2, n + text - 1, questions + 1)[1:].astype(int)
+    slots = np.concatenate([np.arange(end - answers // questions, end) for end in ends])
+    return Sample(
+        "random", 0, tokens, positions(encoding, (plan,)), encoding.questions, np.arange(2, 2 + n, dtype=np.int32),
+        (plan,), slots - 1, tokens[slots], np.ones(len(slots), np.float32), np.zeros(len(slots), bool),
+    )  # fmt: skip
+
+
+def random_batch(cfg: VLMConfig, args) -> tuple[dict, int]:
+    """Full rows of equal samples, and how many samples they hold."""
+    v, rng = cfg.vision, np.random.default_rng(0)
+    spec = VisionSpec(v.patch_size, v.merge_size, v.temporal_patch_size, 1, 2**30, cfg.mean, cfg.std, v.table_side)
+    budget = RowBudget(args.tokens, args.patches, args.targets)
+    sample = random_sample(cfg, spec, rng, args.visual, args.text, args.answers, args.questions)
+    if not fits([sample], budget):
+        raise SystemExit(f"one sample ({len(sample.tokens)} tokens, {sample.n_patches} patches) does not fit a row")
+    row = [sample]
+    while fits([*row, sample], budget):
+        row.append(sample)
+    pixels = [[rng.integers(0, 256, (sample.n_patches, v.patch_values), np.uint8)] for _ in row]
+    batch = pack([row], [pixels], budget, spec)
+    return {k: np.repeat(x, args.rows, 0) for k, x in batch.items()}, len(row) * args.rows
+
+
+def random_state(cfg: VLMConfig, tx, mesh) -> steps.TrainState:
+    """Random weights made on the devices themselves, each shard where it lies."""
+    shardings = steps.state_shardings(cfg, tx, mesh)
+    rows = parameters.table(cfg)
+
+    def make(key):
+        keys = jax.random.split(key, len(rows))
+        flat = {r.path: 0.02 * jax.random.normal(k, r.shape) + (r.init == "ones") for r, k in zip(rows, keys)}
+        params = parameters.nest(flat)
+        zero = jnp.zeros((), jnp.int32)
+        return steps.TrainState(params, tx.init(params), zero, zero)
+
+    return jax.jit(make, out_shardings=shardings)(jax.random.key(0))
+
+
+def main() -> None:
+    """Compiles, steps and prints one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=NAMES, default="cpu")
+    for name, default, text in (
+        ("rows", 1, "rows of the batch"), ("tokens", 1024, "tokens of a row"), ("patches", 2048, "patches of a row"),
+        ("targets", 512, "supervised tokens of a row"), ("visual", 256, "visual tokens of a sample"),
+        ("text", 200, "text tokens of a sample"), ("answers", 100, "supervised tokens of a sample"),
+        ("questions", 10, "turns of a sample"), ("steps", 5, "timed steps"), ("tensor", 1, "tensor axis of the mesh"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--remat", choices=REMAT, default="full")
+    args = parser.parse_args()
+    cfg = released(args.size)
+    mesh = meshes.make_mesh(tensor=args.tensor)
+    tx = optimizers.make(cfg, OPTIMIZER)
+    run = steps.make_step(
+        cfg, tx, OPTIMIZER, mesh, total_samples=10**9, groups=2, dtype=DTYPES[args.dtype], remat=args.remat
+    )
+    arrays, samples = random_batch(cfg, args)
+    useful = flops.training(cfg, flops.lengths(arrays))
+    batch = meshes.put_batch(arrays, meshes.batch_sharding(mesh))
+    state = random_state(cfg, tx, mesh)
+    start = time.perf_counter()
+    compiled = run.lower(state, batch, np.int32(samples)).compile()
+    compile_s = time.perf_counter() - start
+    state, metrics = compiled(state, batch, np.int32(samples))
+    jax.block_until_ready(metrics)
+    times = []
+    for _ in range(args.steps):
+        start = time.perf_counter()
+        state, metrics = compiled(state, batch, np.int32(samples))
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - start)
+    peak, source = flops.peak(jax.devices()[0])
+    memory = compiled.memory_analysis()
+    median = float(np.median(times))
+    print(
+        json.dumps(
+            {
+                "size": args.size,
+                "parameters": parameters.count(cfg),
+                "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                "samples_per_step": samples,
+                "step_s": {"median": median, "min": min(times), "max": max(times)},
+                "samples_per_s": samples / median,
+                "useful_tflop_per_sample": useful / samples / 1e12,
+                "mfu": useful / median / peak / jax.device_count(),
+                "peak": f"{peak / 1e12:.2f} TFLOP/s ({source})",
+                "compile_s": compile_s,
+                "state_gib": memory.argument_size_in_bytes / 2**30,
+                "temporary_gib": memory.temp_size_in_bytes / 2**30,
+                "loss": float(metrics["loss"]),
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
