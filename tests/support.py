@@ -1,4 +1,4 @@
-"""What several test folders share: small records on disk, a config of a run on them, and transformers as reference."""
+"""What several test folders share: small records on disk, samples and batches of them, and a config of a run on them."""
 
 import json
 import pathlib
@@ -9,6 +9,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from vlm3_jax import config as configs
 from vlm3_jax.camera import Camera
 from vlm3_jax.data import records
+from vlm3_jax.data.chat import ChatFormat
+from vlm3_jax.data.component import SampleSettings
+from vlm3_jax.data.image import VisionSpec
+from vlm3_jax.data.mixture import Mixture, build_components, first_phase
+from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.sources import component_config
 
 FOCAL = 40.0
@@ -83,6 +88,26 @@ def small_run(model, data, workdir=""):
     config.train.dtype, config.train.remat, config.train.export = "float32", "none", "float32"
     config.train.log_every, config.train.save_every, config.train.eval_every = 5, 6, 12
     return config
+
+
+def draw_samples(model_dir, data, mode: str, count: int):
+    """(samples of two tasks in which the first token of every answer weighs 3, the model's VisionSpec)."""
+    entry = {"path": str(data), "style": "short", "focal": FOCAL, "questions": 3}
+    table = {
+        "depth": component_config(task="depth", **entry),
+        "match": component_config(task="correspondence", **entry),
+    }
+    spec = VisionSpec.from_dir(model_dir)
+    settings = SampleSettings(ChatFormat.from_dir(model_dir), spec, RowBudget(256, 256, 64), mode, 3.0)
+    components = build_components(table, settings, 0.01)
+    phase = first_phase({c.name: len(c) for c in components}, {c.name: 1.0 for c in components})
+    mixture = Mixture(components, 0, [phase])
+    return [mixture.sample(i) for i in range(count)], spec
+
+
+def pack_rows(rows, spec, budget) -> dict[str, np.ndarray]:
+    """A batch of rows of samples, pixels loaded."""
+    return pack(rows, [[[plan.load(spec) for plan in s.images] for s in row] for row in rows], budget, spec)
 
 
 def rows_of_metrics(workdir) -> list[dict]:

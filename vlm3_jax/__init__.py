@@ -1,3 +1,13 @@
 """VLM3 in JAX: Qwen3-VL fine-tuned by plain text supervision into a metric 3-D vision model."""
 
 __version__ = "0.1.0"
+
+
+def load(path, **options):
+    """Opens an HF directory, a finished workdir or a hub name for `.depth`, `.match`, `.pose` and `.ask`.
+
+    `options`: those of `vlm3_jax.api.VLM3` (focal length, prompt style). UserError if there is no such model.
+    """
+    from vlm3_jax import api
+
+    return api.VLM3(path, **options)

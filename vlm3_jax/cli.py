@@ -79,9 +79,9 @@ def _score(args, _) -> None:
 
 
 def _ask(args, _) -> None:
-    from vlm3_jax.infer.ask import ask
+    import vlm3_jax
 
-    print(ask(args.model, args.images, args.question, args.max_new_tokens))
+    print(vlm3_jax.load(args.model, max_new_tokens=args.max_new_tokens).ask(args.images, args.question))
 
 
 def _demo(args, fields) -> None:

@@ -21,7 +21,7 @@ HELD_OUT_FIRST = 1_000_000
 
 def options() -> synth.SynthOptions:
     """Scenes of the demo: 128 x 96 px at the focal target itself, since resizing to 32 px steps would shift it."""
-    return synth.SynthOptions(width=128, height=96, focal_px=128.0, focal_factor=(1.0, 1.0), depth_points=128)
+    return synth.SynthOptions(width=128, height=96, focal_px=128.0, focal_factor=(1.0, 1.0), room_share=0.35)
 
 
 def demo(config, scenes: int, workers: int = 2) -> bool:

@@ -103,13 +103,20 @@ def _without_qk_norm(monkeypatch):
     monkeypatch.setattr(text, "rms_norm", lambda x, weight, eps: x if x.ndim == 4 else real(x, weight, eps))
 
 
-@pytest.mark.parametrize("piece", list(PATCHES))
-def test_gate_fails_without(piece, rng, monkeypatch):
+@pytest.fixture(scope="module")
+def passing():
+    """A pair, a batch of one sample and transformers' logits, for which the gate passes as it is."""
     pair = ref.pair("plain")
-    sample = ref.row(rng, [(40, 24), (16, 56)])
+    sample = ref.row(np.random.default_rng(3), [(40, 24), (16, 56)])
     theirs = ref.their_logits(pair, sample)
     batch = ref.to_batch(pair, [[sample]])
     assert ref.passes(ref.our_logits(pair, batch)[0, : len(theirs)], theirs)
+    return pair, batch, theirs
+
+
+@pytest.mark.parametrize("piece", list(PATCHES))
+def test_gate_fails_without(piece, passing, monkeypatch):
+    pair, batch, theirs = passing
     target, name, replacement = PATCHES[piece]
     if replacement is None:
         _without_qk_norm(monkeypatch)
@@ -133,11 +140,8 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("piece", list(INPUTS))
-def test_gate_fails_without_input(piece, rng):
-    pair = ref.pair("plain")
-    sample = ref.row(rng, [(40, 24), (16, 56)])
-    theirs = ref.their_logits(pair, sample)
-    batch = ref.to_batch(pair, [[sample]])
+def test_gate_fails_without_input(piece, passing):
+    pair, batch, theirs = passing
     changed = batch | INPUTS[piece](batch)
     assert not ref.passes(ref.our_logits(pair, changed)[0, : len(theirs)], theirs)
 

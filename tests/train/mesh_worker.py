@@ -7,8 +7,9 @@ import os
 import pathlib
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
@@ -29,15 +30,15 @@ CASES = {
     "fsdp 8, recomputed": (8, (1, 8, 1), "full", "packed", 1, 256),
     "fsdp 4 x tensor 2, head in chunks": (8, (1, 4, 2), "none", "packed", 1, 24),
     "replica 2 x fsdp 4, partly recomputed": (8, (2, 4, 1), "minimal", "packed", 1, 256),
-    "a row each, accumulated": (1, (1, 1, 1), "none", "unpacked", 2, 256),
+    "a row each, block lists, accumulated": (1, (1, 1, 1), "none", "unpacked", 2, 256),
 }
 # The rate is zero and the "moments" are the plain gradient, so a step shows what it has computed.
 OPTIMIZER = types.SimpleNamespace(schedule="constant", warmup=0.0, learning_rate=0.0)
 GRADIENT = optax.trace(decay=0.0)
 
 
-def run(cfg, params, case, folder):
-    """One step: {"loss", "loss_by_group", and every gradient by its dotted path}; the state after it."""
+def prepare(cfg, params, case, folder):
+    """The lowered step of a case and what it is called with."""
     count, shape, remat, batch_name, accumulation, chunk = case
     mesh = meshes.make_mesh(*shape, devices=jax.devices()[:count])
     steps.TARGET_CHUNK = chunk
@@ -50,33 +51,43 @@ def run(cfg, params, case, folder):
     if accumulation > 1:
         batch = {k: v.reshape(accumulation, -1, *v.shape[1:]) for k, v in batch.items()}
     batch = meshes.put_batch(batch, meshes.batch_sharding(mesh, accumulation))
-    state = steps.create_state(cfg, params, GRADIENT, mesh)
-    state, metrics = step(state, batch, np.int32(7))
+    arguments = steps.create_state(cfg, params, GRADIENT, mesh), batch, np.int32(7)
+    return step.lower(*arguments), arguments
+
+
+def results(params, state, metrics) -> dict:
+    """{"loss", "loss_by_group", and every gradient by its dotted path}."""
     for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(before, after)
     assert (int(state.step), int(state.samples)) == (1, 7)
     gradients = {".".join(k): np.asarray(v) for k, v in parameters.flatten(state.opt_state.trace).items()}
-    return {"loss": metrics["loss"], "loss_by_group": metrics["groups"]["loss"], **gradients}, state
+    return {"loss": metrics["loss"], "loss_by_group": metrics["groups"]["loss"], **gradients}
 
 
 def main(model_dir: str, folder: pathlib.Path) -> None:
     """All cases; then a checkpoint from one device is restored onto eight."""
     cfg, params = hf.load(model_dir)
-    for name, case in CASES.items():
-        results, state = run(cfg, params, case, folder)
-        np.savez(folder / f"{name}.npz", **results)
-        if name == "one device":
-            saved = jax.device_get(state)
-            checkpoints = Checkpoints(folder)
-            checkpoints.save(1, state, PlanState(np.arange(8), ()), {"seed": 0})
-    mesh = meshes.make_mesh(1, 4, 2)
-    wanted = steps.abstract_state(cfg, GRADIENT, mesh)
+    prepared = [prepare(cfg, params, case, folder) for case in CASES.values()]
+    with ThreadPoolExecutor(2) as pool:
+        compiled = list(pool.map(lambda item: item[0].compile(), prepared))
+    states = {}
+    for name, step, (_, arguments) in zip(CASES, compiled, prepared, strict=True):
+        states[name], metrics = step(*arguments)
+        np.savez(folder / f"{name}.npz", **results(params, states[name], metrics))
+    restore_elsewhere(cfg, states["one device"], folder)
+
+
+def restore_elsewhere(cfg, state, folder) -> None:
+    """A checkpoint of one device comes back bit by bit on eight, in the shardings asked for."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, state, PlanState(np.arange(8), ()), {"seed": 0})
+    wanted = steps.abstract_state(cfg, GRADIENT, meshes.make_mesh(1, 4, 2))
     restored, plan = checkpoints.restore(wanted, {"seed": 0})
     checkpoints.close()
     assert plan.cursors.tolist() == list(range(8))
-    for leaf, old, abstract in zip(*map(jax.tree.leaves, (restored, saved, wanted)), strict=True):
+    for leaf, old, abstract in zip(*map(jax.tree.leaves, (restored, state, wanted)), strict=True):
         assert leaf.sharding.is_equivalent_to(abstract.sharding, leaf.ndim)
-        np.testing.assert_array_equal(np.asarray(leaf), old)
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(old))
     assert len({str(leaf.sharding.spec) for leaf in jax.tree.leaves(restored)}) > 3
 
 

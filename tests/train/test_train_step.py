@@ -12,36 +12,12 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
-from tests.support import FOCAL, write_records
+from tests.support import draw_samples, pack_rows, write_records
 from vlm3_jax import params as parameters
-from vlm3_jax.data.chat import ChatFormat
-from vlm3_jax.data.component import SampleSettings
-from vlm3_jax.data.image import VisionSpec
-from vlm3_jax.data.mixture import Mixture, build_components, first_phase
-from vlm3_jax.data.packing import RowBudget, pack
-from vlm3_jax.data.sources import component_config
+from vlm3_jax.data.packing import RowBudget, needs
 from vlm3_jax.model.config import VLMConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def draw(model_dir, data, mode, count):
-    """Samples of two tasks in which the first token of every answer weighs 3."""
-    entry = {"path": str(data), "style": "short", "focal": FOCAL, "questions": 3}
-    table = {
-        "depth": component_config(task="depth", **entry),
-        "match": component_config(task="correspondence", **entry),
-    }
-    spec = VisionSpec.from_dir(model_dir)
-    settings = SampleSettings(ChatFormat.from_dir(model_dir), spec, RowBudget(256, 256, 64), mode, 3.0)
-    components = build_components(table, settings, 0.01)
-    phase = first_phase({c.name: len(c) for c in components}, {c.name: 1.0 for c in components})
-    mixture = Mixture(components, 0, [phase])
-    return [mixture.sample(i) for i in range(count)], spec
-
-
-def packed(rows, spec, budget):
-    return pack(rows, [[[plan.load(spec) for plan in s.images] for s in row] for row in rows], budget, spec)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +25,16 @@ def worked(tiny_model, tmp_path_factory):
     """(samples, results of every case): six conversations and six sets of independent questions on all meshes."""
     folder = tmp_path_factory.mktemp("meshes")
     data = write_records(folder / "data")
-    turns, spec = draw(tiny_model, data, "turns", 6)
-    independent, _ = draw(tiny_model, data, "independent", 6)
+    turns, spec = draw_samples(tiny_model, data, "turns", 6)
+    independent, _ = draw_samples(tiny_model, data, "independent", 6)
     samples = [s for pair in zip(turns, independent) for s in pair]
-    # Rows of one to three samples, and an empty one.
-    rows = [samples[0:2], samples[2:4], samples[4:6], samples[6:7], [], samples[7:8], samples[8:9], samples[9:12]]
-    np.savez(folder / "packed.npz", **packed(rows, spec, RowBudget(512, 384, 96)))
-    np.savez(folder / "unpacked.npz", **packed([[s] for s in samples], spec, RowBudget(192, 160, 48)))
+    # Rows of one or two samples, and an empty one.
+    rows = [samples[0:2], samples[2:4], samples[4:6], samples[6:7], [], samples[7:8], samples[8:10], samples[10:12]]
+    np.savez(folder / "packed.npz", **pack_rows(rows, spec, RowBudget(208, 304, 48)))
+    # With block lists, which change what is computed but not what comes out.
+    reach = max(needs([s], RowBudget(112, 160, 24, 8, 1)).reach for s in samples)
+    assert reach < 112 // 8
+    np.savez(folder / "unpacked.npz", **pack_rows([[s] for s in samples], spec, RowBudget(112, 160, 24, 8, reach)))
     command = [sys.executable, mesh_worker.__file__, str(tiny_model), str(folder)]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False

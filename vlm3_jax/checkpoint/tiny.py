@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import safetensors.numpy
+from tokenizers import Tokenizer
 
 from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf, tiny_tokenizer
@@ -54,7 +55,8 @@ def make(out_dir, size: str = "demo", seed: int = 0) -> pathlib.Path:
     for name, tree in _json_files(shape).items():
         (aside / name).write_text(json.dumps(tree, indent=2) + "\n")
     cfg = VLMConfig.from_dir(aside)
-    flat = parameters.flatten(initialize(cfg, seed))
+    tokenizer = Tokenizer.from_file(str(aside / "tokenizer.json"))
+    flat = parameters.flatten(initialize(cfg, seed, [tokenizer.token_to_id(str(digit)) for digit in range(10)]))
     tensors = {
         key: np.ascontiguousarray(row.to_hf(flat[row.path][i] if row.stacked else flat[row.path]))
         for row in parameters.table(cfg)
@@ -65,11 +67,12 @@ def make(out_dir, size: str = "demo", seed: int = 0) -> pathlib.Path:
     return out_dir
 
 
-def initialize(cfg: VLMConfig, seed: int) -> dict:
+def initialize(cfg: VLMConfig, seed: int, digits: list[int]) -> dict:
     """Random parameters from which a tiny model learns to see: larger than usual, pixels centred, places marked.
 
     Token embeddings have standard deviation 0.7, matrices 0.06 (those that write to the residual stream less, by
-    1 / sqrt(2 layers)), the patch embedding removes the mean brightness, and the position table holds 2-D sinusoids.
+    1 / sqrt(2 layers)), the patch embedding removes the mean brightness, the position table holds 2-D sinusoids, and
+    the embeddings of the `digits` (token ids of 0 to 9) share a random code of their value: near numbers look alike.
     """
     flat = parameters.flatten(parameters.initialize(cfg, seed, std=0.06))
     for path, value in flat.items():
@@ -81,15 +84,23 @@ def initialize(cfg: VLMConfig, seed: int) -> dict:
     patch = flat["vision", "patch"]
     patch *= 1.5
     flat["vision", "patch_bias"] -= 0.25 * patch.sum((0, 1))
-    flat["vision", "table"][:] = 0.4 * _sinusoids(cfg.vision.table_side, cfg.vision.hidden_size)
+    flat["vision", "table"][:] = _sinusoids(cfg.vision.table_side, cfg.vision.hidden_size)
+    embed = flat["text", "embed"]
+    code = _waves(np.arange(10) / 9, embed.shape[1], 2.0)
+    mix = np.random.default_rng(seed + 1).standard_normal((code.shape[1], embed.shape[1])) * code.shape[1] ** -0.5
+    embed[digits] = 0.7 * embed[digits] + 0.7 * code @ mix
     return parameters.nest(flat)
+
+
+def _waves(place: np.ndarray, width: int, octaves: float) -> np.ndarray:
+    """Sines and cosines of `place` in [0, 1], [n, about width]: half a wave and up, over `octaves` + 1 octaves."""
+    waves = np.pi * 2.0 ** np.linspace(-1, octaves, -(-width // 2))
+    return np.concatenate([np.sin(place[:, None] * waves), np.cos(place[:, None] * waves)], -1)
 
 
 def _sinusoids(side: int, width: int) -> np.ndarray:
     """[side * side, width]: a quarter each of sin and cos of the row and of the column, from slow to fast waves."""
-    place = np.arange(side) / max(1, side - 1)
-    waves = np.pi * 2.0 ** np.linspace(-1, np.log2(side), -(-width // 4))
-    axis = np.concatenate([np.sin(place[:, None] * waves), np.cos(place[:, None] * waves)], -1)
+    axis = _waves(np.arange(side) / max(1, side - 1), -(-width // 2), np.log2(side))
     rows, columns = np.broadcast_to(axis[:, None], (side, side, axis.shape[1])), axis[None].repeat(side, 0)
     return np.concatenate([rows, columns], -1).reshape(side * side, -1)[:, :width].astype(np.float32)
 

@@ -19,6 +19,7 @@ from vlm3_jax.checkpoint import hf
 from vlm3_jax.checkpoint.train_state import Checkpoints
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.statistics import answer_entropy
+from vlm3_jax.model.vlm import REMAT
 from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
@@ -36,10 +37,10 @@ def train(config) -> bool:
     """
     setup = Setup.from_config(config)
     components = setup.components(config.data.components)
-    _check(config, components)
+    _check(setup, components)
     setup.workdir.mkdir(parents=True, exist_ok=True)
-    (setup.workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
     run = _Run(setup, components)
+    (setup.workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
     try:
         with _stop_signals() as stop:
             complete = run.steps(stop)
@@ -57,11 +58,20 @@ def export(setup: Setup, params: dict, out_dir: pathlib.Path) -> None:
         hf.save(out_dir, setup.cfg, jax.device_get(whole), setup.model_dir, setup.config.train.export)
 
 
-def _check(config, components) -> None:
-    if config.train.dtype not in DTYPES:
-        raise UserError(f"train.dtype: {config.train.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+def _check(setup: Setup, components) -> None:
+    config = setup.config
+    for field, allowed in (("dtype", DTYPES), ("remat", REMAT), ("export", ("", *hf.DTYPES))):
+        if config.train[field] not in allowed:
+            choices = ", ".join(map(repr, allowed))
+            raise UserError(f"train.{field}: {config.train[field]!r} is unknown; choose one of {choices}")
     if config.train.samples < 1:
         raise UserError("train.samples is 0: set the length of the run in samples")
+    for group, field in (("train", "accumulation"), ("train", "log_every"), ("train", "keep"), ("data", "rows")):
+        if config[group][field] < 1:
+            raise UserError(f"{group}.{field} is {config[group][field]}, but must be at least 1")
+    unit = setup.spec.merge_size**2
+    if setup.budget.patches % unit:
+        raise UserError(f"data.row_patches is {setup.budget.patches}, but must be a multiple of {unit}")
     if not components:
         raise UserError("data.components is empty: nothing to train on")
 
@@ -134,7 +144,7 @@ class _Run:
         """Steps until the end or a stop signal; saves in both cases."""
         config, last = self.config.train, self.config.train.max_steps
         pending, window = None, _Window()
-        if self.step == 0:
+        if self._due(config.eval_every):
             self.evaluate()
         while not stop and self.samples < config.samples and (not last or self.step < last):
             arrays, ids, samples, stats = self.feed.next()
@@ -147,22 +157,29 @@ class _Run:
             if pending:
                 self._record(*pending, window)
             pending = self.step, self.samples, samples, metrics, checksum, stats, useful
-            if config.save_every and self.step % config.save_every == 0:
-                self.save()
-            if config.eval_every and self.step % config.eval_every == 0:
+            save, evaluate = self._due(config.save_every), self._due(config.eval_every)
+            if save or evaluate:
+                # Before the save: a state with a broken loss must not become the one that the run goes on from.
                 self._record(*pending, window)
                 pending = None
+            if save:
+                self.save()
+            if evaluate:
                 self.evaluate()
                 window.restart()
         if pending:
             self._record(*pending, window)
         complete = self.samples >= config.samples or bool(last and self.step >= last)
-        if complete and not (config.eval_every and self.step % config.eval_every == 0):
+        if complete and not self._due(config.eval_every):
             self.evaluate()
         self.save()
         if not complete:
             self.bar.say(f"stopped and saved at step {self.step}; the same command goes on from there")
         return complete
+
+    def _due(self, every: int) -> bool:
+        """Whether something that happens at the start and every so many steps (0: never) happens now."""
+        return self.step == 0 or bool(every) and self.step % every == 0
 
     def save(self) -> None:
         """Starts an asynchronous checkpoint."""
@@ -189,11 +206,14 @@ class _Run:
 
     def _record(self, step, seen, samples, metrics, checksum, stats, useful, window) -> None:
         metrics = jax.device_get(metrics)
-        loss = float(metrics["loss"])
-        if not np.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {step}: lower optimizer.learning_rate or look at the data")
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not np.isfinite([loss, norm]).all():
+            raise UserError(
+                f"the loss is {loss} and its gradient's norm {norm} at step {step}: lower optimizer.learning_rate or "
+                "look at the data"
+            )
         row = {"step": step, "samples": seen, "loss": loss, "lr": float(metrics["lr"])}
-        row |= {"grad_norm": float(metrics["grad_norm"]), "ids": f"{checksum:08x}"}
+        row |= {"grad_norm": norm, "ids": f"{checksum:08x}"}
         window.add(samples, useful, stats, metrics["groups"])
         logged = step % self.config.train.log_every == 0
         if logged:

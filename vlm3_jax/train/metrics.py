@@ -14,6 +14,8 @@ from tensorboardX import SummaryWriter
 class Metrics:
     """Writes rows of numbers; after a resume the rows behind the restored step are cut off first.
 
+    Held-out losses of that step itself are measured (and written) again: the run may have ended before they were.
+
     metrics.jsonl has one row a step (loss, rate, gradient norm, checksum of the sample ids), with throughput and fill
     added every few steps, and rows of held-out losses. `active` is False on all hosts but the first.
     """
@@ -26,7 +28,7 @@ class Metrics:
         kept = []
         if self.path.exists():
             lines = (line for line in self.path.read_text().splitlines() if line.endswith("}"))
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            kept = [line for line in lines if _is_before(json.loads(line), step)]
         aside = self.path.with_suffix(".part")
         aside.write_text("".join(line + "\n" for line in kept))
         aside.rename(self.path)
@@ -49,6 +51,10 @@ class Metrics:
         if self._active:
             self._file.close()
             self._board.close()
+
+
+def _is_before(row: dict, step: int) -> bool:
+    return row["step"] < step or (row["step"] == step and "loss" in row)
 
 
 class Bar:

@@ -33,7 +33,7 @@ def learning_rate(samples, total: int, opt) -> jax.Array:
 
 def make(cfg: VLMConfig, opt) -> optax.GradientTransformation:
     """Clip by the global norm, Adam, weight decay on matrices; the rate is applied by the step."""
-    decayed = parameters.nest({r.path: len(r.layer_shape) > 1 for r in parameters.table(cfg)})
+    decayed = parameters.nest({r.path: len(r.hf_shape) > 1 for r in parameters.table(cfg)})
     parts = [optax.clip_by_global_norm(opt.clip)] if opt.clip else []
     parts.append(optax.scale_by_adam(opt.b1, opt.b2, opt.eps))
     if opt.weight_decay:

@@ -38,7 +38,8 @@ def resolve_model(name: str, workdir, seed: int = 0) -> pathlib.Path:
     if kind == "tiny":
         folder = pathlib.Path(workdir) / "model"
         return folder if (folder / "config.json").exists() else tiny.make(folder, size or "demo", seed)
-    for folder in (pathlib.Path(name), pathlib.Path(name) / "export"):
+    # A workdir has a config.json too, that of the run.
+    for folder in (pathlib.Path(name) / "export", pathlib.Path(name)):
         if (folder / "config.json").is_file():
             return folder
     if pathlib.Path(name).exists() or name.startswith((".", "/")) or name.count("/") != 1:

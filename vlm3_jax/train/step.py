@@ -131,7 +131,7 @@ def make_step(cfg: VLMConfig, tx, opt, mesh, *, total_samples, groups, dtype, re
         rate = optimizers.learning_rate(state.samples + samples, total_samples, opt)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        metrics = {"loss": loss, "lr": rate, "grad_norm": optax.global_norm(grads), "groups": by_group}
+        metrics = {"loss": loss, "lr": rate, "grad_norm": optax.tree.norm(grads), "groups": by_group}
         return TrainState(params, opt_state, state.step + 1, state.samples + samples), metrics
 
     whole = meshes.replicated(mesh)

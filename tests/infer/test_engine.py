@@ -1,0 +1,184 @@
+"""Greedy answers: those of transformers' generate(), however many questions and images share a call."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
+
+from tests.support import blocks
+from vlm3_jax import params as parameters
+from vlm3_jax.camera import Camera
+from vlm3_jax.checkpoint import hf
+from vlm3_jax.data.chat import ChatFormat
+from vlm3_jax.data.image import VisionSpec, plan_image
+from vlm3_jax.data.records import View, encode_image
+from vlm3_jax.infer.engine import Engine, _bucket
+
+NEW = 16
+NEVER = 10_000
+# (width, height) of the images of each set; 30 x 22 is resized by both processors.
+IMAGES = [[(32, 24), (48, 8)], [], [(30, 22)], [(16, 56)]]
+QUESTIONS = [
+    ["How far is (12, 7)?", "And the wall behind?", "Which of them moved?", "What is to the left?"],
+    ["What is two and two?", "Name a colour, please", "Hello, who are you? 7"],
+    ["How far is (12, 7)?", "How far is (3, 21)?", "How far is (29, 14)?", "Is there a chair, 5?"],
+    ["How far is (12, 7)?", "How far is (8, 50)?", "What is in the image?"],
+]
+
+
+@pytest.fixture(scope="module")
+def lively(tiny_model, tmp_path_factory):
+    """The tiny model with quiet embeddings and loud, sharp layers: as it is, it repeats its last token for ever."""
+    cfg, params = hf.load(tiny_model)
+    flat = parameters.flatten(params)
+    flat["text", "embed"] *= 0.05
+    flat["text", "norm"] *= 20.0
+    for path, value in flat.items():
+        value *= {"o_proj": 10.0, "down_proj": 4.0, "q_norm": 3.0}.get(path[-1], 1.0)
+    return hf.save(tmp_path_factory.mktemp("lively") / "model", cfg, parameters.nest(flat), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def plans(lively):
+    rng, spec = np.random.default_rng(5), VisionSpec.from_dir(lively)
+
+    def plan(size):
+        pixels = blocks(rng, (64, 64))[: size[1], : size[0]]
+        return plan_image(View(encode_image(pixels, "image"), Camera(50.0, 50.0, *np.divide(size, 2), *size)), spec)
+
+    return [tuple(plan(size) for size in sizes) for sizes in IMAGES]
+
+
+@dataclasses.dataclass
+class Greedy:
+    """transformers' answer to one question: NEW tokens, and by how much each led over the second best."""
+
+    tokens: list[int]
+    gaps: list[float]
+
+    def agrees(self, tokens: list[int]) -> int:
+        """How many tokens are the same; fails if they part where the lead was clear."""
+        for i, (ours, theirs, gap) in enumerate(zip(tokens, self.tokens, self.gaps)):
+            if ours != theirs:
+                assert gap < 1e-4, f"token {i} is {ours}, transformers says {theirs} with a lead of {gap}"
+                return i
+        return len(tokens)
+
+
+@pytest.fixture(scope="module")
+def greedy(lively, plans) -> list[list[Greedy]]:
+    model = Qwen3VLForConditionalGeneration.from_pretrained(lively).eval()
+    model.generation_config.eos_token_id = None
+    processor, chat = Qwen2VLImageProcessorPil.from_pretrained(lively), ChatFormat.from_dir(lively)
+    found = []
+    for images, questions in zip(plans, QUESTIONS, strict=True):
+        inputs = {}
+        if images:
+            inputs = dict(processor(images=[Image.fromarray(p.ref.load()) for p in images], return_tensors="pt"))
+        found.append([])
+        for question in questions:
+            prefix, suffix = chat.prompt([plan.n_visual for plan in images], question)
+            ids = torch.tensor(np.concatenate([prefix, suffix]))[None].long()
+            model.model.rope_deltas = None
+            kind = (ids == chat.image_id).int()
+            out = model.generate(
+                **inputs, input_ids=ids, attention_mask=ids * 0 + 1, mm_token_type_ids=kind, max_new_tokens=NEW,
+                do_sample=False, return_dict_in_generate=True, output_logits=True,
+            )  # fmt: skip
+            best = torch.cat(out.logits).topk(2).values
+            found[-1].append(Greedy(out.sequences[0, ids.shape[1] :].tolist(), (best[:, 0] - best[:, 1]).tolist()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def make(lively):
+    """Engines whose answers are token ids."""
+    cfg, params = hf.load(lively)
+    spec = VisionSpec.from_dir(lively)
+
+    def engine(stops, **sizes) -> Engine:
+        chat = ChatFormat(lively)
+        chat.stop_ids, chat.decode = stops, list
+        return Engine(cfg, params, chat, spec, max_new_tokens=NEW, **sizes)
+
+    return engine
+
+
+@pytest.fixture(scope="module")
+def together(make, plans):
+    """All questions in one call, no stop token."""
+    return make((NEVER,), image_sets=4, questions=4).answer(plans, QUESTIONS)
+
+
+def test_answers_are_those_of_transformers(greedy, together):
+    same = [their.agrees(ours) for row, mine in zip(greedy, together) for their, ours in zip(row, mine, strict=True)]
+    assert len(same) == 14
+    assert {len(ours) for row in together for ours in row} == {NEW}
+    # Not in vain: hardly any answer leaves the common path, they vary, and they depend on the images.
+    assert np.mean(same) > 0.95 * NEW
+    assert len({tuple(ours) for row in together for ours in row}) == 14
+    assert np.mean([len(set(ours)) for row in together for ours in row]) > 6
+    assert len({tuple(together[i][0]) for i in (0, 2, 3)}) == 3, "the same question about other images"
+
+
+def test_a_question_alone_gets_the_same_answer(make, plans, greedy, together):
+    alone = make((NEVER,), image_sets=1, questions=1)
+    calls = []
+    run = alone._run
+    alone._run = lambda *args: calls.append(args[2].shape) or run(*args)
+    answers = alone.answer(plans, QUESTIONS)
+    assert len(calls) == 14
+    assert all(shape[:2] == (1, 1) for shape in calls)
+    for row, mine, shared in zip(greedy, answers, together, strict=True):
+        for their, one, other in zip(row, mine, shared, strict=True):
+            their.agrees(one)
+            assert one == other or min(their.gaps) < 1e-4
+
+
+def test_a_stop_token_ends_an_answer(make, plans, greedy):
+    """One engine for both: answers with the token end before it, the others are cut at max_new_tokens."""
+    inside = [set(their.tokens[2:]) - set(their.tokens[:2]) for row in greedy for their in row]
+    counts = {token: sum(token in tokens for tokens in inside) for token in set.union(*inside)}
+    stop = max(counts, key=lambda token: min(counts[token], 7))
+    answers = make((NEVER, stop), image_sets=4, questions=4).answer(plans, QUESTIONS)
+    ended = 0
+    for row, mine in zip(greedy, answers, strict=True):
+        for their, ours in zip(row, mine, strict=True):
+            assert stop not in ours
+            expected = their.tokens.index(stop) if stop in their.tokens else NEW
+            ended += expected < NEW
+            if min(their.gaps) > 1e-4:
+                assert ours == their.tokens[:expected]
+    assert 1 <= ended < 14
+
+
+def test_answers_come_in_the_order_asked(make, plans, monkeypatch):
+    """Sets are sorted by size and long lists of questions are split; a stand-in for the model repeats what it is given."""
+    engine = make((NEVER,), image_sets=2, questions=3)
+    seen = []
+
+    def repeat(prompts, images):
+        seen.append([(len(p.images), len(p.suffix_tokens)) for p in prompts])
+        assert [p.images for p in prompts] == images
+        return [[[len(p.prefix_tokens), *suffix] for suffix in p.suffix_tokens] for p in prompts]
+
+    monkeypatch.setattr(engine, "_generate", repeat)
+    answers = engine.answer(plans, QUESTIONS)
+    for images, questions, mine in zip(plans, QUESTIONS, answers, strict=True):
+        for question, ours in zip(questions, mine, strict=True):
+            prefix, suffix = engine.chat.prompt([plan.n_visual for plan in images], question)
+            assert ours == [len(prefix), *suffix]
+    # Smallest sets first, at most two sets and three questions a call.
+    assert seen == [[(0, 3), (1, 3)], [(1, 1), (1, 3)], [(2, 3), (2, 1)]]
+    assert engine.answer([], []) == []
+    assert engine.answer([plans[1]], [[]]) == [[]]
+
+
+def test_buckets_grow_by_half_or_double():
+    sizes = [_bucket(n, 16) for n in range(200)]
+    assert sorted(set(sizes)) == [16, 32, 48, 64, 96, 128, 192, 256]
+    assert all(n <= size <= max(16, 2 * n) for n, size in enumerate(sizes))
+    assert sizes == sorted(sizes)

@@ -1,0 +1,60 @@
+"""The Python front door: the same coordinates as in training, numpy out, one-line errors."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vlm3_jax
+from vlm3_jax import tasks
+from vlm3_jax.camera import Camera
+from vlm3_jax.checkpoint import tiny
+from vlm3_jax.data.records import DepthPoints, Record, View, encode_image, unify
+from vlm3_jax.errors import UserError
+from vlm3_jax.tasks.base import PromptStyle
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tiny.make(tmp_path_factory.mktemp("api") / "model", "test")
+    return vlm3_jax.load(folder, focal_px=40.0, style="short", max_new_tokens=4)
+
+
+def test_asks_what_training_asks(model, rng):
+    """A point of a photo is named as the training path names it."""
+    pixels = rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    camera = Camera(70.0, 66.0, 44.0, 31.0, 90, 60)
+    points = rng.integers(0, [90, 60], (12, 2))
+    record = Record(
+        "r", (View(encode_image(pixels, "i"), camera),), (DepthPoints(points, np.full(12, 3.0), "distance"),)
+    )
+    examples = tasks.get("depth").examples(unify(record, 40.0), rng, PromptStyle("short", questions=12))
+    expected = {tuple(e.target["coords"]) for e in examples}
+    _, given, unified = model._plan(pixels, camera)
+    assert {tuple(c) for c in model._coords(points, given, unified, tasks.depth.COORD_RANGES)} == expected
+
+
+def test_answers_are_numpy(model, rng, tmp_path):
+    pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    found = model.depth(path, grid=(3, 2))
+    assert found.points_px.tolist() == [[10, 12], [32, 12], [53, 12], [10, 36], [32, 36], [53, 36]]
+    assert found.distance_m.shape == (6,)
+    assert len(found.answers) == 6
+    # The same question twice, from a file and from pixels, gives the same answer.
+    assert model.depth(pixels, points=[[10, 12]]).answers == found.answers[:1]
+    match = model.match(path, pixels, [[5, 5], [60, 40]])
+    assert match.matches_px.shape == (2, 2)
+    pose = model.pose(path, pixels)
+    assert pose.rotation.shape == (3, 3)
+    assert set(pose.answers) == set(tasks.pose.KINDS)
+    assert isinstance(model.ask([path, pixels], "what is this?"), str)
+
+
+def test_errors_are_one_line(model, tmp_path, rng):
+    with pytest.raises(UserError, match="no model directory"):
+        vlm3_jax.load(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"missing.png: cannot be read"):
+        model.ask(tmp_path / "missing.png", "what?")
+    with pytest.raises(UserError, match="the image has 8 x 9"):
+        model.depth(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8), Camera(10, 10, 5, 5, 20, 20))

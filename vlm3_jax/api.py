@@ -1,0 +1,138 @@
+"""For people with photos: `vlm3_jax.load(path)` answers in numpy, with units in the names."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from vlm3_jax import tasks
+from vlm3_jax.camera import Camera, normalize_points
+from vlm3_jax.checkpoint import hf
+from vlm3_jax.data.chat import ChatFormat
+from vlm3_jax.data.image import ImagePlan, VisionSpec, plan_image
+from vlm3_jax.data.records import View, encode_image
+from vlm3_jax.errors import UserError
+from vlm3_jax.infer.engine import Engine
+from vlm3_jax.tasks import correspondence, depth, pose
+from vlm3_jax.tasks.base import PromptStyle
+from vlm3_jax.train.run import resolve_model
+
+# Without a camera a photo is taken to see this much: a guess, and metric depth is as wrong as the guess.
+ASSUMED_FOV_DEG = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Depth:
+    """Points asked about (px of the given image, int [N, 2]), distances in metres [N] (NaN: unreadable), the texts."""
+
+    points_px: np.ndarray
+    distance_m: np.ndarray
+    answers: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Points of the first image (px, [N, 2]), where the model sees them in the second (px, [N, 2]), the texts."""
+
+    points_px: np.ndarray
+    matches_px: np.ndarray
+    answers: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class RelativePose:
+    """The second camera in the frame of the first: rotation [3, 3], unit direction [3], distance in metres (or NaN)."""
+
+    rotation: np.ndarray
+    direction: np.ndarray
+    distance_m: float
+    answers: dict[str, str]
+
+
+class VLM3:
+    """A model and its prompts. `focal_px`: what images are resized to; `style`: the wording it was trained on."""
+
+    def __init__(
+        self,
+        path,
+        focal_px: float = 1000.0,
+        style: str = "release",
+        coord_range: int | None = None,
+        max_new_tokens: int = 256,
+    ):
+        folder = resolve_model(str(path), ".")
+        self.focal_px, self.style = focal_px, PromptStyle(style, coord_range)
+        self._spec = VisionSpec.from_dir(folder)
+        cfg, params = hf.load(folder)
+        params, chat = jax.tree.map(jnp.asarray, params), ChatFormat.from_dir(folder)
+        self._engine = Engine(cfg, params, chat, self._spec, image_sets=1, questions=32, max_new_tokens=max_new_tokens)
+
+    def ask(self, images, question: str) -> str:
+        """The greedy answer to a question about images (paths, PIL images or uint8 arrays), shown as they are."""
+        images = images if isinstance(images, list | tuple) else [images]
+        plans = tuple(self._plan(image, None, unify=False)[0] for image in images)
+        return self._engine.answer([plans], [[question]])[0][0]
+
+    def depth(self, image, camera: Camera | None = None, points=None, grid: tuple[int, int] = (8, 6)) -> Depth:
+        """Distance to the camera centre at `points` (px, [N, 2]), or at a `grid` of columns x rows."""
+        plan, given, unified = self._plan(image, camera)
+        if points is None:
+            columns, rows = ((np.arange(n) + 0.5) * size / n for n, size in zip(grid, (given.width, given.height)))
+            points = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
+        points = np.asarray(points).astype(int).reshape(-1, 2)
+        coords = self._coords(points, given, unified, depth.COORD_RANGES)
+        answers = self._engine.answer([(plan,)], [[depth.question(x, y, self.style) for x, y in coords]])[0]
+        found = [tasks.get("depth").parse(text) for text in answers]
+        return Depth(points, np.array([np.nan if value is None else value for value in found]), answers)
+
+    def match(self, a, b, points, camera_a: Camera | None = None, camera_b: Camera | None = None) -> Match:
+        """Where the surface at `points` (px of image a) appears in image b; NaN where the answer cannot be read."""
+        (plan_a, given_a, unified_a), (plan_b, given_b, _) = self._plan(a, camera_a), self._plan(b, camera_b)
+        points = np.asarray(points).astype(int).reshape(-1, 2)
+        coords = self._coords(points, given_a, unified_a, correspondence.COORD_RANGES)
+        questions = [correspondence.question(x, y, self.style) for x, y in coords]
+        answers = self._engine.answer([(plan_a, plan_b)], [questions])[0]
+        parsed = [tasks.get("correspondence").parse(text) for text in answers]
+        scale = np.array([given_b.width, given_b.height]) / self.style.range_for(correspondence.COORD_RANGES)
+        found = np.array([(np.nan, np.nan) if p is None else p for p in parsed], float).reshape(-1, 2)
+        return Match(points, found * scale, answers)
+
+    def pose(self, a, b, camera_a: Camera | None = None, camera_b: Camera | None = None) -> RelativePose:
+        """How the camera moved from image a to image b (frame of a: x right, y down, z forward)."""
+        from vlm3_jax.pose import matrix_from_euler
+
+        plans = self._plan(a, camera_a)[0], self._plan(b, camera_b)[0]
+        kinds = list(pose.KINDS)
+        answers = dict(
+            zip(kinds, self._engine.answer([plans], [[pose.question(kind, self.style) for kind in kinds]])[0])
+        )
+        parsed = {kind: tasks.get("pose").parse(text, {"kind": kind}) for kind, text in answers.items()}
+        euler, direction = parsed["euler_natural"], parsed["translation_direction"]
+        distance = parsed["translation_distance"]
+        return RelativePose(
+            np.full((3, 3), np.nan) if euler is None else matrix_from_euler(*euler),
+            np.full(3, np.nan) if direction is None else np.asarray(direction, float),
+            float("nan") if distance is None else float(distance),
+            answers,
+        )
+
+    def _plan(self, image, camera: Camera | None, unify: bool = True) -> tuple[ImagePlan, Camera, Camera]:
+        """The image's plan, its camera as given (or assumed) and the unified one."""
+        if not isinstance(image, np.ndarray):
+            try:
+                image = np.asarray((image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB"))
+            except (OSError, Image.DecompressionBombError) as error:
+                raise UserError(f"{image}: cannot be read as an image ({error})") from None
+        height, width = image.shape[:2]
+        given = camera or Camera.from_fov(width, height, ASSUMED_FOV_DEG)
+        if (given.width, given.height) != (width, height):
+            raise UserError(f"the camera is for {given.width} x {given.height} px, the image has {width} x {height}")
+        unified = given.unify(self.focal_px) if unify else given
+        return plan_image(View(encode_image(image, "image"), unified), self._spec), given, unified
+
+    def _coords(self, points, given: Camera, unified: Camera, ranges) -> Sequence:
+        size = unified.width, unified.height
+        return normalize_points(given.map_points(points, unified), size, self.style.range_for(ranges)).tolist()
