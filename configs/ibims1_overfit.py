@@ -24,7 +24,7 @@ def get_config():
         task="depth",
         style="short",
         focal=250.0,
-        coord_range=1000,
+        coord_range=100,
         limit=8,
     )
     config.data.components.ibims1 = images.copy_and_resolve_references()
@@ -32,7 +32,8 @@ def get_config():
     config.eval.components.ibims1 = images.copy_and_resolve_references()
     config.eval.components.ibims1.questions = 100
     config.data.mode = "independent"
-    config.data.rows, config.data.row_tokens, config.data.row_patches, config.data.row_targets = 8, 320, 512, 64
+    config.data.rows, config.data.row_tokens, config.data.row_patches, config.data.row_targets = 8, 256, 256, 64
+    config.data.block, config.data.reach = 16, 8
     config.optimizer.learning_rate, config.optimizer.b2, config.optimizer.clip = 2e-3, 0.98, 1.0
     config.optimizer.schedule, config.optimizer.warmup = "cosine", 0.05
     config.train.samples = 6400

@@ -1,5 +1,6 @@
 """For people with photos: `vlm3_jax.load(path)` answers in numpy, with units in the names."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
@@ -123,8 +124,9 @@ class VLM3:
         """The image's plan, its camera as given (or assumed) and the unified one."""
         if not isinstance(image, np.ndarray):
             try:
-                image = np.asarray((image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB"))
-            except (OSError, Image.DecompressionBombError) as error:
+                with contextlib.nullcontext(image) if isinstance(image, Image.Image) else Image.open(image) as opened:
+                    image = np.asarray(opened.convert("RGB"))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise UserError(f"{image}: cannot be read as an image ({error})") from None
         height, width = image.shape[:2]
         given = camera or Camera.from_fov(width, height, ASSUMED_FOV_DEG)

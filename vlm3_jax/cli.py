@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args, fields) or 0
     except UserError as error:
-        print(f"vlm3 {args.command}: {error}", file=sys.stderr)
+        print(f"vlm3 {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"vlm3 {args.command}: interrupted", file=sys.stderr)

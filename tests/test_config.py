@@ -1,0 +1,108 @@
+"""Configs: fields keep their types, unknown ones are named with the nearest, shipped configs load."""
+
+import re
+
+import pytest
+
+from vlm3_jax import config as configs
+from vlm3_jax.data.sources import check_entry, component_config
+from vlm3_jax.errors import UserError
+
+SHIPPED = sorted(path.stem for path in configs.config_dir().glob("*.py"))
+
+
+@pytest.fixture
+def config():
+    config = configs.base()
+    config.data.components.rooms = component_config(path="rooms", weight=2.0)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("assignment", "path", "value"),
+    [
+        ("seed=7", "seed", 7),
+        ("model=a/b=c", "model", "a/b=c"),
+        ("model=", "model", ""),
+        ("optimizer.learning_rate=1e-4", "optimizer.learning_rate", 1e-4),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate", 1.0),
+        ("data.rows=16", "data.rows", 16),
+        ("mesh.fsdp=-1", "mesh.fsdp", -1),
+        ("eval.variants=model,blind", "eval.variants", ("model", "blind")),
+        ("data.components.rooms.weight=3", "data.components.rooms.weight", 3.0),
+        ("data.components.rooms.think=true", "data.components.rooms.think", True),
+        ("data.components.rooms.think=0", "data.components.rooms.think", False),
+        ("data.components.rooms.path=gs://bucket/a=b", "data.components.rooms.path", "gs://bucket/a=b"),
+    ],
+)
+def test_an_override_takes_the_type_of_its_field(config, assignment, path, value):
+    configs.override(config, [assignment])
+    for key in path.split("."):
+        config = config[key]
+    assert config == value
+    assert type(config) is type(value)
+
+
+def test_the_last_override_wins(config):
+    configs.override(config, ["seed=1", "data.rows=2", "seed=3"])
+    assert (config.seed, config.data.rows) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("optimizer.learning_rat=1", "--config.optimizer.learning_rat: the config has no field 'learning_rat'; did you mean 'learning_rate'?"),
+        ("optimiser.clip=1", "--config.optimiser.clip: the config has no field 'optimiser'; did you mean 'optimizer'?"),
+        ("data.components.room.weight=1", "has no field 'room'; did you mean 'rooms'?"),
+        ("zzz=1", "--config.zzz: the config has no field 'zzz'"),
+        ("seed.more=1", "--config.seed.more: the config has no field 'more'"),
+        ("seed", "--config.seed: write --config.seed=VALUE"),
+        ("seed=many", "--config.seed=many: not a int (invalid literal"),
+        ("data.rows=1.5", "--config.data.rows=1.5: not a int"),
+        ("optimizer.clip=small", "--config.optimizer.clip=small: not a float"),
+        ("data.components.rooms.think=perhaps", "not a bool ('perhaps')"),
+        ("optimizer=adam", "--config.optimizer=adam: not a ConfigDict (it is a group of fields)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_override_is_explained(config, assignment, message):
+    before = config.to_dict()
+    with pytest.raises(UserError, match=re.escape(message)):
+        configs.override(config, [assignment])
+    assert config.to_dict() == before
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_are_found_by_name(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = configs.load(name)
+    base = configs.base()
+    # Strict: a config only sets fields that the base has, in their types.
+    for key, value in config.items():
+        assert type(value) is type(base[key]), key
+        if hasattr(value, "keys"):
+            assert set(value.keys()) == set(base[key].keys()), key
+    assert config.data.components
+    assert set(config.eval.components) == set(config.data.components)
+    for entry_name, entry in (*config.data.components.items(), *config.eval.components.items()):
+        check_entry(entry_name, entry)
+
+
+def test_demo_takes_an_argument():
+    assert configs.load("demo:long").train.samples > configs.load("demo").train.samples == configs.load("demo:short").train.samples
+
+
+def test_a_config_may_be_any_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from vlm3_jax import config\n\n"
+        "def get_config(argument='none'):\n    c = config.base()\n    c.workdir = argument\n    return c\n"
+    )
+    assert configs.load(str(path)).workdir == "none"
+    assert configs.load(f"{path}:somewhere:else").workdir == "somewhere:else"
+
+
+def test_an_unknown_config_is_named():
+    with pytest.raises(UserError, match=r"--config: no file .*nothere\.py; shipped configs are demo, ibims1_overfit"):
+        configs.load("nothere")
+    with pytest.raises(UserError, match=r"--config: no file a/b\.py"):
+        configs.load("a/b.py")
