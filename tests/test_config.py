@@ -88,7 +88,11 @@ def test_shipped_configs_are_found_by_name(name, monkeypatch, tmp_path):
 
 
 def test_demo_takes_an_argument():
-    assert configs.load("demo:long").train.samples > configs.load("demo").train.samples == configs.load("demo:short").train.samples
+    assert (
+        configs.load("demo:long").train.samples
+        > configs.load("demo").train.samples
+        == configs.load("demo:short").train.samples
+    )
 
 
 def test_a_config_may_be_any_file(tmp_path):

@@ -241,7 +241,9 @@ def test_both_spellings_of_the_rotary_settings(pair):
     text["rope_scaling"] = rope
     assert VLMConfig.from_hf(tree) == newer
     assert newer.text.rope_theta == 5e6
-    assert newer.text.mrope_section == tuple(ref.KINDS["odd" if newer.text.tie_word_embeddings else "plain"]["sections"])
+    assert newer.text.mrope_section == tuple(
+        ref.KINDS["odd" if newer.text.tie_word_embeddings else "plain"]["sections"]
+    )
     del text["rope_theta"]
     with pytest.raises(UserError, match=r"config\.json: text_config: rope_theta is missing"):
         VLMConfig.from_hf(tree)

@@ -34,7 +34,9 @@ def test_transformers_loads_the_weights(folder):
 def test_transformers_reads_the_same_text(folder):
     tokenizer, chat = AutoTokenizer.from_pretrained(folder), ChatFormat.from_dir(folder)
     content = [{"type": "image"}, {"type": "text", "text": "How far is (12, 7)?"}]
-    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
     prefix, suffix = chat.prompt([1], "How far is (12, 7)?")
     assert tokenizer(text).input_ids == [*prefix, *suffix]
     cfg = hf.load(folder)[0]

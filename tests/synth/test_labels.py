@@ -212,3 +212,24 @@ def test_bytes_round_trip(pairs):
 def test_bad_options_are_named(field, value):
     with pytest.raises(UserError, match=field.split("_")[0]):
         dataclasses.replace(OPTIONS, **{field: value})
+
+
+def test_even_depth_asks_near_and_far_alike():
+    """Drawn evenly over log-depth, no 25 % class of depths holds much more than its share, and labels stay exact."""
+    options = SynthOptions(width=96, height=72, focal_px=96.0, room_share=0.0, max_depth_m=15.0)
+    spread = {}
+    for even in (False, True):
+        chosen = dataclasses.replace(options, even_depth=even)
+        largest = []
+        for index in range(6):
+            labels = record(5, index, chosen).depth[0]
+            z_m = render_views(5, index, chosen).rendered.z_m[0]
+            u, v = labels.points_px.T
+            camera = record(5, index, chosen).views[0].camera
+            np.testing.assert_allclose(labels.depth_m, camera.distance_from_z(labels.points_px, z_m[v, u]), rtol=1e-5)
+            assert labels.depth_m.max() <= 15.0
+            assert len(np.unique(labels.points_px, axis=0)) == len(labels.points_px)
+            counts = np.bincount(np.floor(np.log(labels.depth_m / 0.3) / np.log(1.25)).astype(int))
+            largest.append(counts.max() / counts.sum())
+        spread[even] = np.mean(largest)
+    assert spread[True] < 0.75 * spread[False]

@@ -37,8 +37,8 @@ OPTIMIZER = types.SimpleNamespace(schedule="constant", warmup=0.0, learning_rate
 GRADIENT = optax.trace(decay=0.0)
 
 
-def prepare(cfg, params, case, folder):
-    """The lowered step of a case and what it is called with."""
+def prepare(cfg, params, case, folder, pool):
+    """The step of a case, compiled in the background, and what it is called with."""
     count, shape, remat, batch_name, accumulation, chunk = case
     mesh = meshes.make_mesh(*shape, devices=jax.devices()[:count])
     steps.TARGET_CHUNK = chunk
@@ -52,7 +52,7 @@ def prepare(cfg, params, case, folder):
         batch = {k: v.reshape(accumulation, -1, *v.shape[1:]) for k, v in batch.items()}
     batch = meshes.put_batch(batch, meshes.batch_sharding(mesh, accumulation))
     arguments = steps.create_state(cfg, params, GRADIENT, mesh), batch, np.int32(7)
-    return step.lower(*arguments), arguments
+    return pool.submit(step.lower(*arguments).compile), arguments
 
 
 def results(params, state, metrics) -> dict:
@@ -67,12 +67,11 @@ def results(params, state, metrics) -> dict:
 def main(model_dir: str, folder: pathlib.Path) -> None:
     """All cases; then a checkpoint from one device is restored onto eight."""
     cfg, params = hf.load(model_dir)
-    prepared = [prepare(cfg, params, case, folder) for case in CASES.values()]
     with ThreadPoolExecutor(2) as pool:
-        compiled = list(pool.map(lambda item: item[0].compile(), prepared))
+        prepared = [prepare(cfg, params, case, folder, pool) for case in CASES.values()]
     states = {}
-    for name, step, (_, arguments) in zip(CASES, compiled, prepared, strict=True):
-        states[name], metrics = step(*arguments)
+    for name, (compiled, arguments) in zip(CASES, prepared, strict=True):
+        states[name], metrics = compiled.result()(*arguments)
         np.savez(folder / f"{name}.npz", **results(params, states[name], metrics))
     restore_elsewhere(cfg, states["one device"], folder)
 

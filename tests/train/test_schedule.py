@@ -74,8 +74,8 @@ def test_updates_are_those_of_adamw(tiny_model, rng, weight_decay):
     cfg = VLMConfig.from_dir(tiny_model)
     opt = configs.base().optimizer
     opt.weight_decay, rate = weight_decay, 0.01
-    # A norm, a bias, a stacked matrix and one that is not: only matrices decay.
-    names = {"text.norm": False, "vision.patch_bias": False, "text.layers.q_proj": True, "text.embed": True}
+    # Only matrices decay, stacked or not; the bias of the vision tower's q, k and v is stored with three axes.
+    names = {"text.norm": False, "vision.blocks_0.qkv_bias": False, "text.layers.q_proj": True, "text.embed": True}
     rows = [row for row in parameters.table(cfg) if row.name in names]
 
     def draw(scale):

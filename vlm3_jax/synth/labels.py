@@ -10,6 +10,8 @@ from vlm3_jax.synth.scene import Scene
 from vlm3_jax.synth.shapes import rotation_y
 
 Rng = np.random.Generator
+# Width of the depth classes that `even_depth` asks alike: 25 %, the tolerance of delta1.
+EVEN_BIN = np.log(1.25)
 COVISIBILITY_PIXELS = 6_000
 OBJECT_POINTS = 96
 MIN_OBJECT_PIXELS = 12
@@ -74,9 +76,15 @@ def _labelled_pixels(rng: Rng, camera: Camera, z_map, distance_limit, count):
 
 def depth_points(rng: Rng, camera: Camera, z_map, view: int, options: SynthOptions) -> DepthPoints:
     """Random pixels of one view with their distance to the camera centre."""
-    points, z = _labelled_pixels(rng, camera, z_map, options.max_depth_m, options.depth_points)
-    distance = camera.distance_from_z(points, z).astype(np.float32)
-    return DepthPoints(points.astype(np.int32), distance, "distance", view)
+    pool = 16 * options.depth_points if options.even_depth else options.depth_points
+    points, z = _labelled_pixels(rng, camera, z_map, options.max_depth_m, pool)
+    distance = camera.distance_from_z(points, z)
+    if options.even_depth and len(points) > options.depth_points:
+        bins = np.floor(np.log(distance) / EVEN_BIN).astype(np.int64)
+        share = 1 / np.bincount(bins - bins.min())[bins - bins.min()]
+        chosen = rng.choice(len(points), options.depth_points, replace=False, p=share / share.sum())
+        points, distance = points[chosen], distance[chosen]
+    return DepthPoints(points.astype(np.int32), distance.astype(np.float32), "distance", view)
 
 
 def matches(rng: Rng, camera: Camera, caster: Caster, z_maps, poses, options: SynthOptions) -> Matches:

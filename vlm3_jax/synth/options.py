@@ -32,6 +32,8 @@ class SynthOptions:
     """At most so many free-standing objects a scene (doors, pictures, rugs and far houses come on top)."""
     depth_points: int = 128
     """Labelled pixels a view."""
+    even_depth: bool = False
+    """Draw the labelled pixels evenly over log-depth, not over the image, so that near and far are asked alike."""
     matches: int = 64
     """At most so many matches a pair."""
     max_depth_m: float = 60.0

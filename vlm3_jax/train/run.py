@@ -34,10 +34,10 @@ def resolve_model(name: str, workdir, seed: int = 0) -> pathlib.Path:
         raise UserError(
             "no model is given: set --config.model (or --model) to an HF directory, a hub name or tiny:demo"
         )
-    kind, _, size = name.partition(":")
-    if kind == "tiny":
-        folder = pathlib.Path(workdir) / "model"
-        return folder if (folder / "config.json").exists() else tiny.make(folder, size or "demo", seed)
+    if name.startswith("tiny:"):
+        size = name.removeprefix("tiny:")
+        folder = pathlib.Path(workdir) / f"tiny-{size}-{seed}"
+        return folder if (folder / "config.json").exists() else tiny.make(folder, size, seed)
     # A workdir has a config.json too, that of the run.
     for folder in (pathlib.Path(name) / "export", pathlib.Path(name)):
         if (folder / "config.json").is_file():
