@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
+from tests.support import draw_samples, write_records
 from vlm3_jax.errors import UserError
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.train.run import answer_tokens, resolve_model
-from tests.support import draw_samples, write_records
 
 
 def test_a_directory_is_taken_as_it_is(tiny_model, tmp_path):

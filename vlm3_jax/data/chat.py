@@ -8,6 +8,7 @@ only tokenises its own texts, in which special tokens stay plain text. Tokens eq
 
 import dataclasses
 import functools
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -65,6 +66,8 @@ class ChatFormat:
     """
 
     def __init__(self, model_dir):
+        # Its advice to install torch is not for those who want the tokenizer only.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer
 
         model_dir = pathlib.Path(model_dir)
