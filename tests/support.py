@@ -1,4 +1,4 @@
-"""What several test folders share: small records on disk, samples and batches of them, and a config of a run on them."""
+"""What several test folders share: small records on disk, samples and batches of them, a config of a run."""
 
 import json
 import pathlib

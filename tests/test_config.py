@@ -51,7 +51,10 @@ def test_the_last_override_wins(config):
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("optimizer.learning_rat=1", "--config.optimizer.learning_rat: the config has no field 'learning_rat'; did you mean 'learning_rate'?"),
+        (
+            "optimizer.learning_rat=1",
+            "--config.optimizer.learning_rat: the config has no field 'learning_rat'; did you mean 'learning_rate'?",
+        ),
         ("optimiser.clip=1", "--config.optimiser.clip: the config has no field 'optimiser'; did you mean 'optimizer'?"),
         ("data.components.room.weight=1", "has no field 'room'; did you mean 'rooms'?"),
         ("zzz=1", "--config.zzz: the config has no field 'zzz'"),
@@ -88,11 +91,8 @@ def test_shipped_configs_are_found_by_name(name, monkeypatch, tmp_path):
 
 
 def test_demo_takes_an_argument():
-    assert (
-        configs.load("demo:long").train.samples
-        > configs.load("demo").train.samples
-        == configs.load("demo:short").train.samples
-    )
+    long, short, plain = (configs.load(name).train.samples for name in ("demo:long", "demo:short", "demo"))
+    assert long > short == plain
 
 
 def test_a_config_may_be_any_file(tmp_path):

@@ -87,7 +87,7 @@ def test_forward_is_the_products_of_the_program(name):
 
 
 def test_training_is_the_products_of_the_gradient():
-    """Beside the useful ones the program makes the logits twice and writes the position table's gradient as a product."""
+    """Beside the useful ones it makes the logits twice, and the position table's gradient as a product."""
     cfg = released("4b")
 
     def loss(params, batch):

@@ -53,6 +53,8 @@ def demo(config, scenes: int, workers: int = 2) -> bool:
         stage("questions to the untrained model")
         untrained = config.copy_and_resolve_references()
         untrained.eval.variants = ("model",)
+        # It never ends an answer, so each costs the longest one; a part of the questions shows as much.
+        untrained.eval.records = min(64, config.eval.records)
         evaluate_model(untrained, before)
     stage("training")
     if not train(config):

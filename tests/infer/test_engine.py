@@ -156,7 +156,7 @@ def test_a_stop_token_ends_an_answer(make, plans, greedy):
 
 
 def test_answers_come_in_the_order_asked(make, plans, monkeypatch):
-    """Sets are sorted by size and long lists of questions are split; a stand-in for the model repeats what it is given."""
+    """Sets are sorted by size, long lists of questions are split; a stand-in for the model repeats its prompts."""
     engine = make((NEVER,), image_sets=2, questions=3)
     seen = []
 

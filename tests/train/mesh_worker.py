@@ -1,16 +1,13 @@
-"""Loss and gradient of one batch on several meshes, with eight fake devices: `mesh_worker.py MODEL FOLDER`.
+"""Loss and gradient of one batch on several meshes: `mesh_worker.py MODEL FOLDER`.
 
-Reads packed.npz and unpacked.npz from FOLDER and writes one CASE.npz each; see test_train_step.py, which starts it.
+Reads packed.npz and unpacked.npz from FOLDER and writes one CASE.npz each. test_train_step.py starts it, with the eight
+devices in its environment.
 """
 
-import os
 import pathlib
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
-
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import jax.numpy as jnp

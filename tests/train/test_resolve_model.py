@@ -45,7 +45,7 @@ def test_answer_tokens_are_the_answers(tiny_model, tmp_path, mode):
     for sample in samples:
         answers = answer_tokens(sample)
         assert len(answers) == 3
-        assert sum(answers, []) == sample.target_tokens.tolist()
+        assert [token for answer in answers for token in answer] == sample.target_tokens.tolist()
         # The first token of every answer weighs 3.
         starts = [weight == 3.0 for weight in sample.target_weight]
         assert [k == 0 for answer in answers for k in range(len(answer))] == starts

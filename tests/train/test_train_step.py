@@ -36,9 +36,9 @@ def worked(tiny_model, tmp_path_factory):
     assert reach < 128 // 8
     np.savez(folder / "unpacked.npz", **pack_rows([[s] for s in samples], spec, RowBudget(128, 160, 24, 8, reach)))
     command = [sys.executable, mesh_worker.__file__, str(tiny_model), str(folder)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
-    )
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return samples, {name: dict(np.load(folder / f"{name}.npz")) for name in mesh_worker.CASES}
 

@@ -39,11 +39,7 @@ class Engine:
     max_new_tokens: int = 256
 
     def __post_init__(self):
-        self._run = jax.jit(
-            functools.partial(
-                _answer, self.cfg, self.dtype, self.max_new_tokens, tuple(int(i) for i in self.chat.stop_ids)
-            )
-        )
+        self._run = _compiled(self.cfg, self.dtype, self.max_new_tokens, tuple(int(i) for i in self.chat.stop_ids))
 
     def answer(self, images: Sequence[tuple[ImagePlan, ...]], questions: Sequence[Sequence[str]]) -> list[list[str]]:
         """The answers to all questions about each image set, in the order given."""
@@ -167,6 +163,12 @@ def _attend_shared(q, prefix_k, prefix_v, prefix_seen, own_k, own_v, own_seen):
     weights = jnp.split(weights, [prefix_k.shape[1]], -1)
     out = score("bqkgms,bskc->bqmkgc", weights[0], prefix_v) + score("bqkgmu,bqukc->bqmkgc", weights[1], own_v)
     return out.reshape(B, Q * M, -1, C).astype(q.dtype)
+
+
+@functools.cache
+def _compiled(cfg: VLMConfig, dtype, new: int, stops: tuple[int, ...]):
+    """One jitted function for all engines of a shape: weights before and after training share the compiled code."""
+    return jax.jit(functools.partial(_answer, cfg, dtype, new, stops))
 
 
 def _answer(cfg, dtype, new, stops, params, batch, suffix, lengths, start):

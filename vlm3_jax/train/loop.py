@@ -179,7 +179,7 @@ class _Run:
 
     def _due(self, every: int) -> bool:
         """Whether something that happens at the start and every so many steps (0: never) happens now."""
-        return self.step == 0 or (bool(every) and self.step % every == 0)
+        return self.step == 0 or (every > 0 and self.step % every == 0)
 
     def save(self) -> None:
         """Starts an asynchronous checkpoint."""
