@@ -4,8 +4,11 @@ import os
 import pathlib
 import tempfile
 
-# Compiling is most of what the tests do: plain code without the newer fusion emitters takes an eighth of the time, and
-# equal programs compile once (child processes included).
+import numpy as np
+import pytest
+
+# Before anything imports jax. Compiling is most of what the tests do: without optimisation and the newer fusion
+# emitters it takes an eighth of the time, and equal programs compile once (child processes included).
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 _compiled = tempfile.TemporaryDirectory(prefix="vlm3-compiled-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
@@ -15,9 +18,6 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import numpy as np
-import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

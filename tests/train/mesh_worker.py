@@ -4,6 +4,8 @@ Reads packed.npz and unpacked.npz from FOLDER and writes one CASE.npz each. test
 devices in its environment.
 """
 
+import dataclasses
+import math
 import pathlib
 import sys
 import types
@@ -21,33 +23,45 @@ from vlm3_jax.data.plan import PlanState
 from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train import step as steps
 
-# Name: devices, (replica, fsdp, tensor), recomputation, batch, accumulation, positions of the head at once.
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """How a step is computed. `mesh`: replica, fsdp, tensor; `chunk`: positions that the head sees at once."""
+
+    mesh: tuple[int, int, int] = (1, 1, 1)
+    remat: str = "none"
+    batch: str = "packed"
+    accumulation: int = 1
+    chunk: int = 256
+    dtype: str = "float32"
+
+
 CASES = {
-    "one device": (1, (1, 1, 1), "none", "packed", 1, 256),
-    "fsdp 8, recomputed": (8, (1, 8, 1), "full", "packed", 1, 256),
-    "fsdp 4 x tensor 2, head in chunks": (8, (1, 4, 2), "none", "packed", 1, 24),
-    "replica 2 x fsdp 4, partly recomputed": (8, (2, 4, 1), "minimal", "packed", 1, 256),
-    "a row each, block lists, accumulated": (1, (1, 1, 1), "none", "unpacked", 2, 256),
+    "one device": Case(),
+    "fsdp 8, recomputed": Case((1, 8, 1), remat="full"),
+    "fsdp 4 x tensor 2, head in chunks": Case((1, 4, 2), chunk=24),
+    "replica 2 x fsdp 4, partly recomputed": Case((2, 4, 1), remat="minimal"),
+    "a row each, block lists, accumulated": Case(batch="unpacked", accumulation=2),
+    "bfloat16": Case(remat="full", dtype="bfloat16"),
 }
 # The rate is zero and the "moments" are the plain gradient, so a step shows what it has computed.
 OPTIMIZER = types.SimpleNamespace(schedule="constant", warmup=0.0, learning_rate=0.0)
 GRADIENT = optax.trace(decay=0.0)
 
 
-def prepare(cfg, params, case, folder, pool):
+def prepare(cfg, params, case: Case, folder, pool):
     """The step of a case, compiled in the background, and what it is called with."""
-    count, shape, remat, batch_name, accumulation, chunk = case
-    mesh = meshes.make_mesh(*shape, devices=jax.devices()[:count])
-    steps.TARGET_CHUNK = chunk
+    mesh = meshes.make_mesh(*case.mesh, devices=jax.devices()[: math.prod(case.mesh)])
+    steps.TARGET_CHUNK = case.chunk
     step = steps.make_step(
-        cfg, GRADIENT, OPTIMIZER, mesh, total_samples=100, groups=4, dtype=jnp.float32, remat=remat,
-        accumulation=accumulation,
+        cfg, GRADIENT, OPTIMIZER, mesh, total_samples=100, groups=4, dtype=jnp.dtype(case.dtype), remat=case.remat,
+        accumulation=case.accumulation,
     )  # fmt: skip
-    with np.load(folder / f"{batch_name}.npz") as arrays:
+    with np.load(folder / f"{case.batch}.npz") as arrays:
         batch = dict(arrays)
-    if accumulation > 1:
-        batch = {k: v.reshape(accumulation, -1, *v.shape[1:]) for k, v in batch.items()}
-    batch = meshes.put_batch(batch, meshes.batch_sharding(mesh, accumulation))
+    if case.accumulation > 1:
+        batch = {k: v.reshape(case.accumulation, -1, *v.shape[1:]) for k, v in batch.items()}
+    batch = meshes.put_batch(batch, meshes.batch_sharding(mesh, case.accumulation))
     arguments = steps.create_state(cfg, params, GRADIENT, mesh), batch, np.int32(7)
     return pool.submit(step.lower(*arguments).compile), arguments
 
