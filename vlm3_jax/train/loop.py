@@ -124,6 +124,9 @@ class _Run:
         )
         held_out = self._held_out_components()
         self.held_out = {c.name: held_out_batches(setup, c, config.eval.loss_batches) for c in held_out}
+        for name, (_, answers) in self.held_out.items():
+            if not answers:
+                raise UserError(f"eval.components.{name}: none of its records gives a sample; check its path and task")
         self.run_evaluate = steps.make_evaluate(cfg, mesh, groups=2 * (1 + len(held_out)), dtype=dtype)
         self.batch_sharding = meshes.batch_sharding(mesh, config.train.accumulation)
         self.peak, self.peak_source = flops.peak(jax.local_devices()[0])
