@@ -38,12 +38,14 @@ def loss_curve(
     if len(losses):
         axes.plot(steps, losses, color="#cbd2d9", lw=0.8, label="training, each step")
         axes.plot(steps, _smooth(np.asarray(losses, float)), color=INK, lw=1.4, label="training, smoothed")
-        top.append(np.quantile(losses, 0.995))
+        # The fall from random weights is not what one looks for; it may leave the picture.
+        top.append(np.quantile(losses[len(losses) // 20 :], 0.995))
     sources = sorted(held_out.keys() | entropies.keys())
     for colour, source in zip(_cycle(sources), sources):
         if source in held_out:
             axes.plot(*held_out[source], color=colour, lw=1.6, marker="o", ms=3.5, label=f"held out: {source}")
-            top.append(max(held_out[source][1]))
+            values = held_out[source][1]
+            top.append(max(values[1:] or values))
         if source in entropies:
             axes.axhline(entropies[source], color=colour, lw=1, ls=(0, (5, 3)), label=f"answers' entropy: {source}")
             top.append(entropies[source])
