@@ -11,7 +11,8 @@ import safetensors.numpy
 
 from vlm3_jax import params as parameters
 from vlm3_jax.errors import UserError
-from vlm3_jax.model.config import VLMConfig, read_json
+from vlm3_jax.files import read_json, replace_dir
+from vlm3_jax.model.config import VLMConfig
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 INDEX = "model.safetensors.index.json"
@@ -77,18 +78,6 @@ def save(out_dir, cfg: VLMConfig, params: dict, source_dir, dtype: str | None = 
     _carry(source_dir, aside, next(iter(shards[0].values())).dtype)
     replace_dir(aside, out_dir)
     return out_dir
-
-
-def replace_dir(aside: pathlib.Path, target: pathlib.Path) -> None:
-    """Puts a finished directory in its place; the old one goes only when the new one stands."""
-    old = target.with_name(target.name + ".old")
-    if old.exists():
-        shutil.rmtree(old)
-    if target.exists():
-        target.rename(old)
-    aside.rename(target)
-    if old.exists():
-        shutil.rmtree(old)
 
 
 def _write_shards(folder, shards, total_bytes):

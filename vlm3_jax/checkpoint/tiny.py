@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf, tiny_tokenizer
 from vlm3_jax.errors import UserError
+from vlm3_jax.files import replace_dir
 from vlm3_jax.model.config import VLMConfig
 
 
@@ -63,7 +64,7 @@ def make(out_dir, size: str = "demo", seed: int = 0) -> pathlib.Path:
         for i, key in enumerate(row.hf_keys)
     }
     safetensors.numpy.save_file(tensors, aside / hf.SINGLE, metadata={"format": "pt"})
-    hf.replace_dir(aside, out_dir)
+    replace_dir(aside, out_dir)
     return out_dir
 
 

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm3_jax.data.image import model_fields, read_json
+from vlm3_jax.data.image import model_fields
 from vlm3_jax.errors import UserError
+from vlm3_jax.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)

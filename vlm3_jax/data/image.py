@@ -7,7 +7,6 @@ Patches come in merge-block order: the merge x merge patches of one visual token
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 
@@ -17,6 +16,7 @@ from PIL import Image
 from vlm3_jax.camera import Camera
 from vlm3_jax.data.records import ImageRef, View
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.files import read_json
 
 MAX_ASPECT = 200
 BLANK = 128
@@ -67,16 +67,6 @@ class VisionSpec:
             std=tuple(processor["image_std"]),
             table_side=math.isqrt(vision["num_position_embeddings"]),
         )
-
-
-def read_json(path: pathlib.Path) -> dict:
-    """A JSON file of a model directory; UserError if it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a model is a complete Hugging Face directory") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
 
 
 def model_fields(model_dir: pathlib.Path, *names: str) -> list:

@@ -1,12 +1,12 @@
 """The architecture's numbers, read from an HF `config.json` in either spelling."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
 
 from vlm3_jax.errors import UserError
+from vlm3_jax.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,14 +190,3 @@ def _vision_config(fields: _Fields) -> VisionConfig:
         taps=tuple(fields.tree.get("deepstack_visual_indexes", ())),
         rope_theta=float(rope.get("rope_theta", 10_000.0)),
     )
-
-
-def read_json(path) -> Any:
-    """Parsed JSON of a small file; UserError names the file if it is missing or not JSON."""
-    path = pathlib.Path(path)
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a model directory holds config.json, safetensors, tokenizer") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
