@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 from small_data import Opened, small_record, write_shard
 
+from vlm3_jax import synth
 from vlm3_jax.data import inspect, items
 from vlm3_jax.data.component import SampleSettings
 from vlm3_jax.data.loader import Loader
+from vlm3_jax.data.mixture import Mixture, build_components, component_config, first_phase
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.data.plan import PlanState, host_streams
 from vlm3_jax.data.quarantine import Quarantine
@@ -272,3 +274,19 @@ def test_quarantine_waits_for_enough_samples():
     quarantine.add(1, [inspect.BadSample("a/2@0", "a", "f", "torn")])
     with pytest.raises(UserError, match=r"2 of 101 samples .* a/2@0: torn"):
         quarantine.check()
+
+
+def test_show_draws_whichever_view_is_asked_about(tmp_path, settings):
+    """Depth asks about either view of a pair: the picture and the labels are those of the view that is shown."""
+    options = synth.SynthOptions(width=64, height=48, focal_px=64.0, focal_factor=(1.0, 1.0), depth_points=6)
+    synth.build(tmp_path / "pairs", 4, options, seed=0, workers=1, progress=False)
+    entry = component_config(path=str(tmp_path / "pairs"), task="depth", style="short", focal=64.0, questions=4)
+    parts = build_components({"pairs": entry}, settings)
+    table = Mixture(parts, 0, [first_phase({"pairs": 4}, {"pairs": 1.0})])
+    for index in range(8):
+        record, sample = table.make(index)
+        text = inspect.show(table, index, tmp_path / "sample.png")
+        assert f"image {record.views[sample.views[0]].image.name}:" in text
+        with Image.open(tmp_path / "sample.png") as picture:
+            assert picture.width % sample.images[0].final[0] == 0
+    assert {table.sample(index).views for index in range(8)} == {(0,), (1,)}

@@ -155,8 +155,8 @@ def show(mixture: Mixture, index: int, picture: pathlib.Path | str | None = None
         return f"index {index}: a record of {component.name} that is skipped (covisibility)"
     record, sample = made
     lines = [f"{sample.id}: record {record.id}, task {component.task.name}"]
-    for view, plan in zip(record.views, sample.images, strict=False):
-        camera = view.camera
+    for number, plan in zip(sample.views, sample.images, strict=True):
+        view, camera = record.views[number], record.views[number].camera
         lines.append(
             f"image {view.image.name}: stored {view.image.width} x {view.image.height}, unified {camera.width} x "
             f"{camera.height} (fx {camera.fx:.1f}, fy {camera.fy:.1f}), seen {plan.final[0]} x {plan.final[1]}, "
@@ -200,23 +200,21 @@ def draw_sample(record: Record, sample: Sample, spec: VisionSpec) -> Image.Image
     canvas = ImageDraw.Draw(sheet)
 
     def place(view: int, points) -> np.ndarray:
-        camera, final = record.views[view].camera, sample.images[view].final
-        scale = zoom * np.divide(final, (camera.width, camera.height))
-        return np.reshape(points, (-1, 2)) * scale + [lefts[view], 0]
+        camera, slot = record.views[view].camera, sample.views.index(view)
+        scale = zoom * np.divide(sample.images[slot].final, (camera.width, camera.height))
+        return np.reshape(points, (-1, 2)) * scale + [lefts[slot], 0]
 
-    shown = len(sample.images)
-    for labels in record.depth:
+    for labels in (labels for labels in record.depth if labels.view in sample.views):
         for (x, y), depth in zip(place(labels.view, labels.points_px), labels.depth_m, strict=True):
-            if labels.view < shown:
-                canvas.ellipse((x - 2, y - 2, x + 2, y + 2), fill=RED)
-                canvas.text((x + 3, y - 5), f"{depth:.1f}", fill=RED)
-    for labels in record.objects:
+            canvas.ellipse((x - 2, y - 2, x + 2, y + 2), fill=RED)
+            canvas.text((x + 3, y - 5), f"{depth:.1f}", fill=RED)
+    for labels in (labels for labels in record.objects if labels.view in sample.views):
         for (x1, y1, x2, y2), name in zip(
             place(labels.view, labels.boxes_px).reshape(-1, 4), labels.names, strict=True
         ):
             canvas.rectangle((min(x1, x2), y1, max(x1, x2), y2), outline=RED)
             canvas.text((x1 + 2, y1 + 1), name, fill=RED)
-    if record.matches is not None and shown > 1:
+    if record.matches is not None and {0, 1} <= set(sample.views):
         ends = zip(place(0, record.matches.points0_px), place(1, record.matches.points1_px), strict=True)
         for a, b in ends:
             canvas.line((*a, *b), fill=RED)

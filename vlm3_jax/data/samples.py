@@ -25,7 +25,8 @@ class Sample:
     tokens int32 [n]; positions int32 [3, n] (time, row, column of M-RoPE); questions int32 [n]: 0 for the shared
     prefix, k > 0 for the k-th independent question (all 0 in "turns"); visual_slot int32 [v]: visual tokens.
     target_slot int32 [t]: the token whose hidden state predicts; target_tokens int32 [t]; target_weight float32 [t];
-    target_later bool [t]: True for turns after the first. group: the mixture component it comes from.
+    target_later bool [t]: True for turns after the first. group: the mixture component it comes from. views: which of
+    the record's views `images` are.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Sample:
     target_tokens: np.ndarray
     target_weight: np.ndarray
     target_later: np.ndarray
+    views: tuple[int, ...] = ()
 
     @property
     def n_patches(self) -> int:
@@ -99,6 +101,7 @@ def build_sample(
         target_tokens=encoding.tokens[targets],
         target_weight=weight,
         target_later=later,
+        views=tuple(examples[0].views),
     )
 
 
