@@ -36,7 +36,7 @@ def needs(samples: Sequence[Sample], budget: RowBudget) -> RowBudget:
     """What the samples take together in rows like `budget`."""
     block = budget.block
     return RowBudget(
-        sum(-(-len(s.tokens) // block) * block for s in samples),
+        sum(_aligned(s, block) for s in samples),
         sum(s.n_patches for s in samples),
         sum(len(s.target_tokens) for s in samples),
         block,
@@ -44,12 +44,15 @@ def needs(samples: Sequence[Sample], budget: RowBudget) -> RowBudget:
     )
 
 
+def _aligned(sample: Sample, block: int) -> int:
+    """Tokens of a sample with what it takes to end at a block boundary."""
+    return -(-len(sample.tokens) // block) * block
+
+
 def _sees(questions: np.ndarray, block: int) -> np.ndarray:
     """bool [n, n]: which blocks of a sample's keys its blocks of queries see (the prefix, and questions in common)."""
     first = questions[::block]
-    last = questions[
-        np.minimum(np.arange(block - 1, block * (len(first) + 1) - 1, block), len(questions) - 1)[: len(first)]
-    ]
+    last = np.append(questions[block - 1 :: block], questions[-1:])[: len(first)]
     return np.tril((first == 0)[None] | (last[None] >= first[:, None]))
 
 
@@ -125,8 +128,7 @@ def pack(
 
 def _starts(samples: Sequence[Sample], block: int) -> list[int]:
     """The first token of each sample."""
-    sizes = [-(-len(s.tokens) // block) * block for s in samples]
-    return [0, *np.cumsum(sizes[:-1]).tolist()] if sizes else []
+    return np.cumsum([0, *(_aligned(s, block) for s in samples)])[:-1].tolist()
 
 
 def _pack_blocks(blocks: np.ndarray, samples: Sequence[Sample], starts: Sequence[int], block: int) -> None:
