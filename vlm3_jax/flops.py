@@ -53,7 +53,10 @@ def lengths(batch: dict[str, np.ndarray]) -> Lengths:
 def forward(cfg: VLMConfig, n: Lengths) -> dict[str, float]:
     """FLOPs of one forward pass by module: 2 a multiply-add; norms, softmax and rotary are left out."""
     t, v = cfg.text, cfg.vision
-    layer = 2 * t.hidden_size * t.head_dim * (t.heads + t.kv_heads) + 3 * t.hidden_size * t.intermediate_size
+    mlp = 3 * t.hidden_size * t.intermediate_size
+    if t.experts:
+        mlp = t.hidden_size * (t.experts + 3 * t.experts_per_token * t.expert_size)
+    layer = 2 * t.hidden_size * t.head_dim * (t.heads + t.kv_heads) + mlp
     block = 4 * v.hidden_size**2 + 2 * v.hidden_size * v.intermediate_size
     wide = v.hidden_size * v.merge_size**2
     mergers = (1 + len(v.taps)) * (wide * wide + wide * v.out_hidden_size)

@@ -21,8 +21,9 @@ class Param:
     """One parameter of our tree.
 
     `shape` and `axes` include the leading "layers" axis of a stacked parameter; `hf_keys` then has one key a layer.
-    `layout` says how one HF tensor lies in ours: "copy" (reshaped), "linear" (transposed, then reshaped to split heads)
-    or "patch" (conv kernel [D, C, T, p, p] -> [T, C*p*p, D]). `init` is "normal", "zeros" or "ones".
+    `layout` says how one HF tensor lies in ours: "copy" (reshaped), "linear" (transposed, then reshaped to split heads),
+    "experts" (reshaped; the last two axes may come exchanged) or "patch" (conv kernel [D, C, T, p, p] ->
+    [T, C*p*p, D]). `init` is "normal", "zeros" or "ones".
     """
 
     path: tuple[str, ...]
@@ -50,16 +51,28 @@ class Param:
         """Number of values."""
         return math.prod(self.shape)
 
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Whether an HF tensor of this shape can be read.
+
+        Released MoE checkpoints hold experts as [E, in, out], those that transformers saves as [E, out, in].
+        """
+        exchanged = self.layout == "experts" and shape == (*self.hf_shape[:-2], *self.hf_shape[:-3:-1])
+        return shape == self.hf_shape or exchanged
+
     def from_hf(self, tensor: np.ndarray) -> np.ndarray:
-        """One HF tensor [hf_shape] -> ours [layer_shape] (a view where possible)."""
+        """One HF tensor of an accepted shape -> ours [layer_shape] (a view where possible)."""
         if self.layout == "linear":
             tensor = tensor.T
+        elif self.layout == "experts" and tensor.shape != self.hf_shape:
+            tensor = tensor.swapaxes(-1, -2)
         elif self.layout == "patch":
             tensor = tensor.transpose(2, 1, 3, 4, 0)
         return tensor.reshape(self.layer_shape)
 
-    def to_hf(self, value: np.ndarray) -> np.ndarray:
-        """The inverse of `from_hf`."""
+    def to_hf(self, value: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """The inverse of `from_hf`; `shape` is another accepted shape to write (default: `hf_shape`)."""
+        if shape is not None and shape != self.hf_shape:
+            return value.reshape(self.hf_shape).swapaxes(-1, -2)
         if self.layout == "linear":
             return value.reshape(self.hf_shape[::-1]).T
         if self.layout == "patch":
@@ -205,10 +218,29 @@ def _decoder_rows(t: TextConfig, taps: int) -> Iterator[Param]:
         yield from stack.norm("k_norm", "self_attn.k_norm", C)
         yield from stack.linear("o_proj", "self_attn.o_proj", (H, C, D), ("heads", None, "embed"), inputs=2)
         yield from stack.norm("norm2", "post_attention_layernorm", D)
-        yield from stack.linear("gate_proj", "mlp.gate_proj", (D, F), ("embed", "mlp"))
-        yield from stack.linear("up_proj", "mlp.up_proj", (D, F), ("embed", "mlp"))
-        yield from stack.linear("down_proj", "mlp.down_proj", (F, D), ("mlp", "embed"))
+        yield from _expert_rows(t, stack) if t.experts else _mlp_rows(t, stack)
     yield from _Stack(("text",), (root,), "decoder", stacked=False).norm("norm", "norm", D)
     if not t.tie_word_embeddings:
         head = _Stack(("text",), ("lm_head",), "embeddings", stacked=False)
         yield head.row("head", "weight", *vocabulary, layout="copy")
+
+
+def _mlp_rows(t: TextConfig, stack: _Stack) -> Iterator[Param]:
+    D, F = t.hidden_size, t.intermediate_size
+    yield from stack.linear("gate_proj", "mlp.gate_proj", (D, F), ("embed", "mlp"))
+    yield from stack.linear("up_proj", "mlp.up_proj", (D, F), ("embed", "mlp"))
+    yield from stack.linear("down_proj", "mlp.down_proj", (F, D), ("mlp", "embed"))
+
+
+def _expert_rows(t: TextConfig, stack: _Stack) -> Iterator[Param]:
+    D, F, E = t.hidden_size, t.expert_size, t.experts
+    yield from stack.linear("router", "mlp.gate", (D, E), ("embed", None))
+    # The axis of size 2: gate and up.
+    yield stack.row(
+        "experts_in", "mlp.experts.gate_up_proj", (E, D, 2, F), ("experts", "embed", None, "expert_mlp"),
+        (E, D, 2 * F), layout="experts",
+    )  # fmt: skip
+    yield stack.row(
+        "experts_out", "mlp.experts.down_proj", (E, F, D), ("experts", "expert_mlp", "embed"),
+        (E, F, D), layout="experts",
+    )  # fmt: skip

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf
@@ -23,7 +29,7 @@ from vlm3_jax.model.vlm import VLM
 
 VOCAB, IMAGE, VIDEO, START, END = 300, 290, 291, 292, 293
 
-# Two kinds: an ordinary one, and one whose sizes no power of two divides, with one kv head and taps out of order.
+# An ordinary one, one whose sizes no power of two divides, with one kv head and taps out of order, and experts.
 KINDS = {
     "plain": dict(
         text=dict(hidden_size=64, intermediate_size=96, num_hidden_layers=5, num_attention_heads=4,
@@ -39,6 +45,13 @@ KINDS = {
                     num_position_embeddings=25),
         sections=[3, 3, 3], tie=True,
     ),
+    "moe": dict(
+        text=dict(hidden_size=48, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+                  num_key_value_heads=2, head_dim=16, num_experts=7, num_experts_per_tok=3, moe_intermediate_size=20),
+        vision=dict(depth=3, hidden_size=32, intermediate_size=48, num_heads=2, deepstack_visual_indexes=[0, 2],
+                    num_position_embeddings=36),
+        sections=[3, 3, 2], tie=False,
+    ),
 }  # fmt: skip
 
 
@@ -46,7 +59,7 @@ KINDS = {
 class Pair:
     """A transformers model and our parameters of the same checkpoint."""
 
-    theirs: Qwen3VLForConditionalGeneration
+    theirs: Qwen3VLForConditionalGeneration | Qwen3VLMoeForConditionalGeneration
     folder: pathlib.Path
     cfg: object
     params: dict
@@ -60,18 +73,25 @@ def pair(kind: str) -> Pair:
     text = dict(vocab_size=VOCAB, rms_norm_eps=1e-6, rope_parameters=rope, pad_token_id=None, **shape["text"])
     vision = dict(in_channels=3, patch_size=4, spatial_merge_size=2, temporal_patch_size=2, **shape["vision"])
     vision["out_hidden_size"] = text["hidden_size"]
-    config = Qwen3VLConfig(
+    moe = "num_experts" in text
+    make_config, make_model = (
+        (Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration)
+        if moe
+        else (Qwen3VLConfig, Qwen3VLForConditionalGeneration)
+    )
+    config = make_config(
         text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
         vision_start_token_id=START, vision_end_token_id=END, tie_word_embeddings=shape["tie"],
     )  # fmt: skip
     config._attn_implementation = "eager"
     torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(config).eval()
+    model = make_model(config).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():
             # transformers leaves norms at 1 and biases at 0, where mistakes in them would not show.
-            scale = 8 if name.startswith("model.visual") else 2.5
+            # The router's scale decides whether the choice of experts matters.
+            scale = 8 if name.startswith("model.visual") or "mlp.gate." in name else 2.5
             p.add_(0.1 * torch.randn(p.shape, generator=generator)) if p.ndim == 1 else p.mul_(scale)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="vlm3-parity-"))
     model.save_pretrained(folder)

@@ -37,7 +37,7 @@ def load(model_dir, dtype: str | None = "float32") -> tuple[VLMConfig, dict]:
     def read(row, key):
         name = where[key]
         tensor = _tensor(files[name], key, model_dir / name)
-        if tensor.shape != row.hf_shape:
+        if not row.accepts(tensor.shape):
             raise UserError(f"{model_dir / name}: {key} has shape {tensor.shape}, the config says {row.hf_shape}")
         return row.from_hf(tensor)
 

@@ -144,7 +144,7 @@ def _extend(model: VLM, tokens, positions, prefix, prefix_seen, own, own_seen, c
     x = model.text.embed(tokens.reshape(B, Q * M), model.dtype)
     axes = jnp.broadcast_to(positions.reshape(B, 1, Q * M), (B, 3, Q * M))
     cache = {name: (prefix[name], own[name]) for name in prefix}
-    hidden, own = model.text(x, axes, shared, cache=cache)
+    hidden, own, _ = model.text(x, axes, shared, cache=cache)
     return hidden.reshape(B, Q, M, -1), own
 
 

@@ -9,9 +9,16 @@ from vlm3_jax.errors import UserError
 from vlm3_jax.files import read_json
 
 
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+
+
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The decoder. Letters of the shape legend: D hidden_size, F intermediate_size, H heads, K kv_heads, C head_dim."""
+    """The decoder. Letters of the shape legend: D hidden_size, F intermediate_size, H heads, K kv_heads, C head_dim.
+
+    `experts` > 0: every layer has that many experts of `expert_size` in place of its MLP (`intermediate_size` is then
+    unused), and each token goes to `experts_per_token` of them.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -24,6 +31,9 @@ class TextConfig:
     rope_theta: float
     mrope_section: tuple[int, int, int]
     tie_word_embeddings: bool
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +93,13 @@ class VLMConfig:
     def from_hf(cls, tree: dict[str, Any], name: str = "config.json") -> "VLMConfig":
         """From the parsed config.json of Qwen3-VL; UserError names the field that is missing or not supported."""
         fields = _Fields(tree, name)
-        if tree.get("model_type") != "qwen3_vl":
-            raise UserError(f"{name}: model_type is {tree.get('model_type')!r}, expected 'qwen3_vl' (dense Qwen3-VL)")
+        kind = tree.get("model_type")
+        if kind not in MODEL_TYPES:
+            raise UserError(f"{name}: model_type is {kind!r}, expected one of {', '.join(MODEL_TYPES)}")
         text, vision = fields.child("text_config"), fields.child("vision_config")
+        experts = _experts(text) if kind == "qwen3_vl_moe" else {}
         return cls(
-            _text_config(text, tied=bool(tree.get("tie_word_embeddings", False))),
+            _text_config(text, tied=bool(tree.get("tie_word_embeddings", False)), experts=experts),
             _vision_config(vision),
             *(fields.integer(f"{k}_token_id", 0) for k in ("image", "video", "vision_start", "vision_end")),
         )._checked(name)
@@ -100,6 +112,12 @@ class VLMConfig:
             (sum(text.mrope_section) == text.head_dim // 2, "mrope_section must add up to half of head_dim"),
             (vision.head_dim % 4 == 0, "the vision head size must be a multiple of 4"),
             (len(vision.taps) <= text.layers, "more DeepStack taps than decoder layers"),
+            (text.experts_per_token <= text.experts, "num_experts_per_tok is larger than the number of experts"),
+            (
+                # Both orders of the experts' axes are in use; equal sizes would not tell which one a file has.
+                text.hidden_size not in (text.expert_size, 2 * text.expert_size),
+                "experts with moe_intermediate_size equal to hidden_size or half of it are not supported",
+            ),
             (
                 len(set(vision.taps)) == len(vision.taps) and all(0 <= t < vision.depth for t in vision.taps),
                 "deepstack_visual_indexes must be distinct block numbers",
@@ -146,7 +164,20 @@ def _rope(fields: _Fields) -> dict[str, Any]:
     return rope
 
 
-def _text_config(fields: _Fields, tied: bool) -> TextConfig:
+def _experts(fields: _Fields) -> dict[str, int]:
+    """The fields of a mixture of experts in every layer; `num_local_experts` is the newer spelling."""
+    fields.require("decoder_sparse_step", 1, 1)
+    if fields.tree.get("mlp_only_layers"):
+        raise UserError(f"{fields.name}: mlp_only_layers is not supported, every layer must have experts")
+    fields.require("norm_topk_prob", True, True)
+    return {
+        "experts": fields.integer("num_local_experts" if "num_local_experts" in fields.tree else "num_experts"),
+        "experts_per_token": fields.integer("num_experts_per_tok"),
+        "expert_size": fields.integer("moe_intermediate_size"),
+    }
+
+
+def _text_config(fields: _Fields, tied: bool, experts: dict[str, int]) -> TextConfig:
     fields.require("hidden_act", "silu", "silu")
     fields.require("attention_bias", False, False)
     rope = _rope(fields)
@@ -167,6 +198,7 @@ def _text_config(fields: _Fields, tied: bool) -> TextConfig:
         rope_theta=float(rope["rope_theta"]),
         mrope_section=tuple(rope.get("mrope_section", (24, 20, 20))),
         tie_word_embeddings=tied,
+        **experts,
     )
 
 

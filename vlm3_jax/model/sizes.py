@@ -1,4 +1,4 @@
-"""The released dense sizes of Qwen3-VL, for benchmarks and planning without weights."""
+"""The released sizes of Qwen3-VL, for benchmarks and planning without weights."""
 
 from vlm3_jax.model.config import TextConfig, VisionConfig, VLMConfig
 
@@ -10,12 +10,16 @@ _NUMBERS = {
     "4b": (2560, 9728, 36, 32, 8, True, _SMALL_TOWER),
     "8b": (4096, 12288, 36, 32, 8, False, _LARGE_TOWER),
     "32b": (5120, 25600, 64, 64, 8, False, _LARGE_TOWER),
+    "30b-a3b": (2048, 6144, 48, 32, 4, False, _LARGE_TOWER),
+    "235b-a22b": (4096, 12288, 94, 64, 4, False, _LARGE_TOWER),
     # Of our own: what two cores can step in seconds.
     "cpu": (
         512, 1536, 8, 8, 4, False,
         {"hidden_size": 384, "intermediate_size": 1536, "depth": 6, "taps": (1, 3), "heads": 6},
     ),
 }  # fmt: skip
+# Size of an expert; each of these has 128 experts in every layer, 8 of them for a token.
+_EXPERT_SIZE = {"30b-a3b": 768, "235b-a22b": 1536}
 NAMES = tuple(_NUMBERS)
 
 
@@ -35,6 +39,7 @@ def released(name: str) -> VLMConfig:
         rope_theta=5e6,
         mrope_section=(12, 10, 10) if own else (24, 20, 20),
         tie_word_embeddings=tied,
+        **({"experts": 128, "experts_per_token": 8, "expert_size": _EXPERT_SIZE[name]} if name in _EXPERT_SIZE else {}),
     )
     vision = VisionConfig(
         **{"heads": 16} | tower,

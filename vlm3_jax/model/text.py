@@ -1,12 +1,13 @@
 """The decoder: grouped-query attention with q/k norms, SwiGLU, DeepStack features added after the first layers."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vlm3_jax.model import rope
+from vlm3_jax.model import moe, rope
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import Group, embed, rms_norm, take_unique
 from vlm3_jax.params import text_stacks
@@ -18,8 +19,8 @@ Attend = Callable
 class TextLayer(Group):
     """One decoder layer. Attention itself is passed in, so that training and cached decoding share the layer."""
 
-    def __call__(self, x_BSD, cos, sin, attend: Attend, cache, eps: float):
-        """[B, S, D] -> ([B, S, D], new cache of the layer)."""
+    def __call__(self, x_BSD, cos, sin, attend: Attend, cache, eps: float, feed_forward: Callable):
+        """[B, S, D] -> ([B, S, D], new cache of the layer, use of its experts or None)."""
         h = rms_norm(x_BSD, self.norm1, eps)
         q = rms_norm(self.linear("q_proj", h, "bsd,dhc->bshc"), self.q_norm, eps)
         k = rms_norm(self.linear("k_proj", h, "bsd,dkc->bskc"), self.k_norm, eps)
@@ -27,15 +28,21 @@ class TextLayer(Group):
         h, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, cache)
         x_BSD = x_BSD + self.linear("o_proj", h, "bshc,hcd->bsd")
         h = rms_norm(x_BSD, self.norm2, eps)
-        h = jax.nn.silu(self.linear("gate_proj", h, "bsd,df->bsf")) * self.linear("up_proj", h, "bsd,df->bsf")
-        return x_BSD + self.linear("down_proj", h, "bsf,fd->bsd"), cache
+        h, use = feed_forward(self, h)
+        return x_BSD + h, cache, use
+
+
+def mlp(layer: Group, x_BSD):
+    """SwiGLU, [B, S, D] -> [B, S, D]; there are no experts whose use could be told."""
+    h = jax.nn.silu(layer.linear("gate_proj", x_BSD, "bsd,df->bsf")) * layer.linear("up_proj", x_BSD, "bsd,df->bsf")
+    return layer.linear("down_proj", h, "bsf,fd->bsd"), None
 
 
 class Decoder(nnx.Module):
     """Token embeddings -> hidden states after the final norm."""
 
-    def __init__(self, cfg: VLMConfig, params: dict):
-        self.cfg = cfg
+    def __init__(self, cfg: VLMConfig, params: dict, locally: Callable = lambda f: f):
+        self.cfg, self.locally = cfg, locally
         self.ends = Group({k: v for k, v in params.items() if not isinstance(v, dict)})
         self.stacks = nnx.Dict({k: TextLayer(params[k]) for k, _ in text_stacks(cfg.text, len(cfg.vision.taps))})
 
@@ -43,29 +50,38 @@ class Decoder(nnx.Module):
         """int [B, S] -> [B, S, D]."""
         return embed(self.ends.embed[...], tokens_BS).astype(dtype)
 
-    def __call__(self, x_BSD, positions_B3S, attend: Attend, cache=None, taps=None, slots=None, remat=lambda f: f):
-        """Hidden states [B, S, D] and the new cache ({stack: per-layer leaves}).
+    def __call__(
+        self, x_BSD, positions_B3S, attend: Attend, cache=None, taps=None, slots=None, valid=None, remat=lambda f: f
+    ):
+        """Hidden states [B, S, D], the new cache ({stack: per-layer leaves}) and the use of experts.
 
         `taps` [taps, B, V, D] is added after the first layers at the places that `slots` = (visual_index, visual_slot)
-        names; None for text alone.
+        names; None for text alone. With `valid` [B, S] the use of experts is told: {stack: sums [layers, E] of
+        `moe.use`}; without, and without experts, None stands for it.
         """
         text = self.cfg.text
         cos, sin = rope.text_rotary(text, positions_B3S, x_BSD.dtype)
-        new_cache = {}
+        feed_forward = mlp
+        if text.experts:
+            feed_forward = functools.partial(
+                moe.feed_forward, k=text.experts_per_token, valid_BS=valid, locally=self.locally
+            )
+        new_cache, uses = {}, {}
         for name, stack in self.stacks.items():
             graph, state = nnx.split(stack)
             extra = taps if name == "layers_tap" else None
 
             def body(x, item, graph=graph):
                 layer, layer_cache, tap = item
-                x, layer_cache = nnx.merge(graph, layer)(x, cos, sin, attend, layer_cache, text.rms_norm_eps)
+                layer = nnx.merge(graph, layer)
+                x, layer_cache, use = layer(x, cos, sin, attend, layer_cache, text.rms_norm_eps, feed_forward)
                 if tap is not None:
                     x = x + take_unique(tap.astype(x.dtype), *slots)
-                return x, layer_cache
+                return x, (layer_cache, use)
 
             layer_caches = None if cache is None else cache[name]
-            x_BSD, new_cache[name] = jax.lax.scan(remat(body), x_BSD, (state, layer_caches, extra))
-        return rms_norm(x_BSD, self.ends.norm, text.rms_norm_eps), new_cache
+            x_BSD, (new_cache[name], uses[name]) = jax.lax.scan(remat(body), x_BSD, (state, layer_caches, extra))
+        return rms_norm(x_BSD, self.ends.norm, text.rms_norm_eps), new_cache, uses
 
     def logits(self, h):
         """[..., D] -> float32 [..., vocabulary], with the embedding table as head where the weights are tied."""

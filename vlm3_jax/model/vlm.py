@@ -5,11 +5,13 @@ holds several samples and several images; see `data/packing.py` for the arrays o
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vlm3_jax.model import moe
 from vlm3_jax.model.attention import Ids, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import take_unique
@@ -31,13 +33,16 @@ def rematerialize(name: str):
 class VLM(nnx.Module):
     """Both towers around given parameters (nested dict as in the parameter table; arrays, tracers or shapes).
 
-    The module is a view of its parameters: building it inside a jitted function costs nothing.
+    The module is a view of its parameters: building it inside a jitted function costs nothing. `locally` wraps what
+    every device does on its own rows (sorting tokens by expert); leave it where nothing is sharded.
     """
 
-    def __init__(self, cfg: VLMConfig, params: dict, dtype=jnp.float32, remat: str = "none"):
+    def __init__(
+        self, cfg: VLMConfig, params: dict, dtype=jnp.float32, remat: str = "none", locally: Callable = lambda f: f
+    ):
         self.cfg, self.dtype, self.remat = cfg, dtype, remat
         self.vision = VisionTower(cfg, params["vision"])
-        self.text = Decoder(cfg, params["text"])
+        self.text = Decoder(cfg, params["text"], locally)
 
     def see(self, batch: dict):
         """Visual tokens [B, V, D] and taps [taps, B, V, D] of the batch's patches."""
@@ -51,6 +56,10 @@ class VLM(nnx.Module):
 
     def hidden(self, batch: dict):
         """Hidden states [B, S, D] after the final norm, for training and for scoring whole sequences."""
+        return self.hidden_and_balance(batch)[0]
+
+    def hidden_and_balance(self, batch: dict):
+        """Hidden states [B, S, D] and the load-balance loss of the experts (0 without experts)."""
         visual, taps = self.see(batch)
         order = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
         attend = prepare(Ids(batch["segments"], batch["questions"], order), batch.get("blocks"))
@@ -58,10 +67,15 @@ class VLM(nnx.Module):
         def causal(q, k, v, cache):
             return attend(q, k, v), cache
 
-        slots = batch["visual_index"], batch["visual_slot"]
-        x = self.embed(batch, visual)
-        remat = rematerialize(self.remat)
-        return self.text(x, batch["positions"], causal, taps=taps, slots=slots, remat=remat)[0]
+        slots, valid = (batch["visual_index"], batch["visual_slot"]), batch["segments"] > 0
+        x, _, uses = self.text(
+            self.embed(batch, visual), batch["positions"], causal,
+            taps=taps, slots=slots, valid=valid, remat=rematerialize(self.remat),
+        )  # fmt: skip
+        if not self.cfg.text.experts:
+            return x, jnp.zeros((), jnp.float32)
+        counts, probabilities = (jnp.concatenate(part) for part in zip(*uses.values()))
+        return x, moe.balance_loss(counts, probabilities, valid.sum())
 
     def logits(self, batch: dict):
         """float32 [B, S, vocabulary]: for tests and tools; training looks at the supervised positions only."""

@@ -21,6 +21,8 @@ RULES = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "experts": (),
+    "expert_mlp": ("tensor",),
     "vision_embed": ("fsdp",),
     "vision_heads": ("tensor",),
     "vision_mlp": ("tensor", "fsdp"),
@@ -85,3 +87,19 @@ def batch_sharding(mesh: Mesh, accumulation: int = 1) -> NamedSharding:
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """This process's rows of a batch -> global arrays."""
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def locally(mesh: Mesh):
+    """Wraps a function of (rows..., two whole matrices) so that every device runs it on its own rows.
+
+    For what must not mix rows of several devices, such as sorting tokens by expert. The tensor axis stays with the
+    compiler.
+    """
+
+    def wrap(f):
+        rows, whole = PartitionSpec(ROWS), PartitionSpec()
+        return jax.shard_map(
+            f, mesh=mesh, in_specs=(rows,) * 3 + (whole,) * 2, out_specs=rows, axis_names=set(ROWS), check_vma=False
+        )
+
+    return wrap
