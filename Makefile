@@ -27,7 +27,7 @@ demo: $(VENV)/.demo
 	$(BIN)/vlm3 demo --workdir=$(WORKDIR) --config.seed=$(SEED)
 
 demo-long: $(VENV)/.demo
-	$(BIN)/vlm3 demo --config=demo:long --workdir=$(WORKDIR)-long --scenes=40000 --config.seed=$(SEED)
+	$(BIN)/vlm3 demo --config=demo:long --workdir=$(WORKDIR)-long --scenes=24000 --config.seed=$(SEED)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
