@@ -34,6 +34,9 @@ class TinySize:
     table_side: int = 8
     tie: bool = False
     vocab: str = "tiny"
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_mlp: int = 0
 
 
 SIZES = {
@@ -43,7 +46,14 @@ SIZES = {
         hidden=48, mlp=80, layers=3, heads=4, kv_heads=1, head_dim=24, vision_hidden=40, vision_mlp=72, vision_depth=4,
         vision_heads=2, taps=(2, 0), patch=4, table_side=6, tie=True,
     ),
+    "moe": TinySize(
+        hidden=48, mlp=80, layers=3, heads=4, kv_heads=2, head_dim=24, vision_hidden=32, vision_mlp=48, vision_depth=3,
+        vision_heads=2, taps=(0, 1), patch=4, table_side=6, experts=6, experts_per_token=2, expert_mlp=40,
+    ),
 }  # fmt: skip
+
+
+TO_RESIDUAL = ("o_proj", "down_proj", "experts_out", "proj", "fc2")
 
 
 def make(out_dir, size: str = "demo", seed: int = 0) -> pathlib.Path:
@@ -78,7 +88,11 @@ def initialize(cfg: VLMConfig, seed: int, digits: list[int]) -> dict:
     flat = parameters.flatten(parameters.initialize(cfg, seed, std=0.06))
     for path, value in flat.items():
         depth = cfg.vision.depth if path[0] == "vision" else cfg.text.layers
-        if path[-1] in ("o_proj", "down_proj", "proj", "fc2") and len(path) == 3 and "merge" not in path[1]:
+        if (
+            path[-1] in ("o_proj", "down_proj", "experts_out", "proj", "fc2")
+            and len(path) == 3
+            and "merge" not in path[1]
+        ):
             value *= (2 * depth) ** -0.5
         elif path == ("text", "embed"):
             value *= 0.7 / 0.06
@@ -107,11 +121,12 @@ def _sinusoids(side: int, width: int) -> np.ndarray:
 
 
 def _json_files(shape: TinySize) -> dict[str, dict]:
+    kind, name = ("qwen3_vl_moe", "Qwen3VLMoe") if shape.experts else ("qwen3_vl", "Qwen3VL")
     ids = tiny_tokenizer.special_ids(shape.vocab)
     third = shape.head_dim // 2 // 3
     sections = [shape.head_dim // 2 - 2 * third, third, third]
     text = {
-        "model_type": "qwen3_vl_text",
+        "model_type": f"{kind}_text",
         "vocab_size": ids["vocab_size"],
         "hidden_size": shape.hidden,
         "intermediate_size": shape.mlp,
@@ -127,8 +142,13 @@ def _json_files(shape: TinySize) -> dict[str, dict]:
             "rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, "mrope_interleaved": True,
         },
     }  # fmt: skip
+    if shape.experts:
+        text |= {
+            "num_experts": shape.experts, "num_experts_per_tok": shape.experts_per_token, "norm_topk_prob": True,
+            "moe_intermediate_size": shape.expert_mlp, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        }  # fmt: skip
     vision = {
-        "model_type": "qwen3_vl_vision",
+        "model_type": f"{kind}_vision",
         "depth": shape.vision_depth,
         "hidden_size": shape.vision_hidden,
         "intermediate_size": shape.vision_mlp,
@@ -144,11 +164,11 @@ def _json_files(shape: TinySize) -> dict[str, dict]:
     }
     tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     config = {
-        "architectures": ["Qwen3VLForConditionalGeneration"],
-        "model_type": "qwen3_vl",
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "model_type": kind,
         "dtype": "float32",
         "tie_word_embeddings": shape.tie,
-        **{name: ids[name] for name in tokens},
+        **{token: ids[token] for token in tokens},
         "text_config": text,
         "vision_config": vision,
     }

@@ -8,7 +8,6 @@ from typing import Any
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import read_json
 
-
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 
 

@@ -38,6 +38,10 @@ def mlp(layer: Group, x_BSD):
     return layer.linear("down_proj", h, "bsf,fd->bsd"), None
 
 
+def _nothing(x, use):
+    return None
+
+
 class Decoder(nnx.Module):
     """Token embeddings -> hidden states after the final norm."""
 
@@ -51,13 +55,14 @@ class Decoder(nnx.Module):
         return embed(self.ends.embed[...], tokens_BS).astype(dtype)
 
     def __call__(
-        self, x_BSD, positions_B3S, attend: Attend, cache=None, taps=None, slots=None, valid=None, remat=lambda f: f
-    ):
-        """Hidden states [B, S, D], the new cache ({stack: per-layer leaves}) and the use of experts.
+        self, x_BSD, positions_B3S, attend: Attend, cache=None, taps=None, slots=None, valid=None, tell=_nothing,
+        remat=lambda f: f,
+    ):  # fmt: skip
+        """Hidden states [B, S, D], the new cache ({stack: per-layer leaves}) and what was told.
 
         `taps` [taps, B, V, D] is added after the first layers at the places that `slots` = (visual_index, visual_slot)
-        names; None for text alone. With `valid` [B, S] the use of experts is told: {stack: sums [layers, E] of
-        `moe.use`}; without, and without experts, None stands for it.
+        names; None for text alone. `tell` says what to keep of every layer, from its output [B, S, D] and the use of
+        its experts (sums [E] of `moe.use` over `valid` [B, S]; None without experts): {stack: with leading layer axis}.
         """
         text = self.cfg.text
         cos, sin = rope.text_rotary(text, positions_B3S, x_BSD.dtype)
@@ -66,7 +71,7 @@ class Decoder(nnx.Module):
             feed_forward = functools.partial(
                 moe.feed_forward, k=text.experts_per_token, valid_BS=valid, locally=self.locally
             )
-        new_cache, uses = {}, {}
+        new_cache, told = {}, {}
         for name, stack in self.stacks.items():
             graph, state = nnx.split(stack)
             extra = taps if name == "layers_tap" else None
@@ -77,11 +82,11 @@ class Decoder(nnx.Module):
                 x, layer_cache, use = layer(x, cos, sin, attend, layer_cache, text.rms_norm_eps, feed_forward)
                 if tap is not None:
                     x = x + take_unique(tap.astype(x.dtype), *slots)
-                return x, (layer_cache, use)
+                return x, (layer_cache, tell(x, use))
 
             layer_caches = None if cache is None else cache[name]
-            x_BSD, (new_cache[name], uses[name]) = jax.lax.scan(remat(body), x_BSD, (state, layer_caches, extra))
-        return rms_norm(x_BSD, self.ends.norm, text.rms_norm_eps), new_cache, uses
+            x_BSD, (new_cache[name], told[name]) = jax.lax.scan(remat(body), x_BSD, (state, layer_caches, extra))
+        return rms_norm(x_BSD, self.ends.norm, text.rms_norm_eps), new_cache, told
 
     def logits(self, h):
         """[..., D] -> float32 [..., vocabulary], with the embedding table as head where the weights are tied."""

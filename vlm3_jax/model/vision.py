@@ -59,7 +59,7 @@ class VisionTower(nnx.Module):
 
         Both temporal slices of a still image hold the same pixels, so their weights are summed.
         """
-        cfg, weight_TXD = self.cfg, self.ends.patch[...]
+        cfg, weight_TXD = self.cfg, self.ends.patch[...].astype(jnp.float32)
         if patches_BPX.dtype == jnp.uint8:
             # float32 until the first product: the pixels' differences are small beside their mean.
             mean, std = (jnp.repeat(jnp.array(v, jnp.float32), cfg.vision.patch_size**2) for v in (cfg.mean, cfg.std))
@@ -71,25 +71,30 @@ class VisionTower(nnx.Module):
             dtype
         )
 
-    def __call__(self, patches, batch: dict, dtype, remat):
-        """Visual tokens [B, V, out] and taps [taps, B, V, out]; `batch` holds the patch_* and table_* arrays."""
+    def __call__(self, patches, batch: dict, dtype, remat, tell=lambda x: None):
+        """Visual tokens [B, V, out], taps [taps, B, V, out] and what was told.
+
+        `batch` holds the patch_* and table_* arrays. `tell` says what to keep of every block's output [B, P, D].
+        """
         v = self.cfg.vision
         x = self.embed(patches, dtype)
-        x = x + interpolate(self.ends.table[...], batch["table_index"], batch["table_weight"]).astype(dtype)
+        table = self.ends.table[...].astype(jnp.float32)
+        x = x + interpolate(table, batch["table_index"], batch["table_weight"]).astype(dtype)
         cos, sin = rope.vision_rotary(v, batch["patch_positions"])
         attend = prepare(Ids(batch["patch_images"]))
-        taps = []
+        taps, told = [], []
         for number, stack in enumerate(self.stacks):
-            x = _scan_blocks(stack, x, cos, sin, attend, remat)
+            x, of_blocks = _scan_blocks(stack, x, cos, sin, attend, remat, tell)
+            told.append(of_blocks)
             if number < len(v.taps):
                 taps.append(x)
         unit = v.merge_size**2
         tokens = self.merger(x, unit, joined_norm=False)
         if not taps:
-            return tokens, None
+            return tokens, None, told
         graph, state = nnx.split(self.tap_mergers)
         merge = jax.vmap(lambda state, x: nnx.merge(graph, state)(x, unit, joined_norm=True))
-        return tokens, merge(state, jnp.stack(taps))
+        return tokens, merge(state, jnp.stack(taps)), told
 
 
 def _temporal_last(weight_TXD, channels: int):
@@ -98,10 +103,11 @@ def _temporal_last(weight_TXD, channels: int):
     return weight_TXD.reshape(T, channels, X // channels, D).transpose(1, 0, 2, 3).reshape(T * X, D)
 
 
-def _scan_blocks(stack: VisionBlock, x, cos, sin, attend, remat):
+def _scan_blocks(stack: VisionBlock, x, cos, sin, attend, remat, tell):
     graph, state = nnx.split(stack)
 
     def body(x, layer):
-        return nnx.merge(graph, layer)(x, cos, sin, attend), None
+        x = nnx.merge(graph, layer)(x, cos, sin, attend)
+        return x, tell(x)
 
-    return jax.lax.scan(remat(body), x, state)[0]
+    return jax.lax.scan(remat(body), x, state)

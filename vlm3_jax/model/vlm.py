@@ -46,7 +46,7 @@ class VLM(nnx.Module):
 
     def see(self, batch: dict):
         """Visual tokens [B, V, D] and taps [taps, B, V, D] of the batch's patches."""
-        return self.vision(batch["patches"], batch, self.dtype, rematerialize(self.remat))
+        return self.vision(batch["patches"], batch, self.dtype, rematerialize(self.remat))[:2]
 
     def embed(self, batch: dict, visual):
         """Token embeddings [B, S, D] with the visual tokens in their places."""
@@ -61,21 +61,39 @@ class VLM(nnx.Module):
     def hidden_and_balance(self, batch: dict):
         """Hidden states [B, S, D] and the load-balance loss of the experts (0 without experts)."""
         visual, taps = self.see(batch)
+        hidden, told = self._decode(batch, visual, taps, lambda x, use: use)
+        if not self.cfg.text.experts:
+            return hidden, jnp.zeros((), jnp.float32)
+        counts, probabilities = (jnp.concatenate(part) for part in zip(*told.values()))
+        return hidden, moe.balance_loss(counts, probabilities, (batch["segments"] > 0).sum())
+
+    def intermediates(self, batch: dict) -> dict[str, jax.Array]:
+        """Everything between pixels and logits, by name in the order of the computation; for finding differences."""
+        dtype, named = self.dtype, {"vision.patch_embed": self.vision.embed(batch["patches"], self.dtype)}
+        visual, taps, of_blocks = self.vision(batch["patches"], batch, dtype, lambda f: f, tell=lambda x: x)
+        blocks = jnp.concatenate(of_blocks)
+        named |= {f"vision.blocks.{i}": x for i, x in enumerate(blocks)} | {"vision.merger": visual}
+        for tap, x in zip(sorted(self.cfg.vision.taps), () if taps is None else taps):
+            named[f"vision.deepstack.{self.cfg.vision.taps.index(tap)}"] = x
+        named["text.embed"] = self.embed(batch, visual)
+        hidden, of_layers = self._decode(batch, visual, taps, lambda x, use: x)
+        named |= {f"text.layers.{i}": x for i, x in enumerate(jnp.concatenate(list(of_layers.values())))}
+        return named | {"text.norm": hidden, "logits": self.text.logits(hidden)}
+
+    def _decode(self, batch: dict, visual, taps, tell):
+        """Hidden states of whole rows, and what `tell` keeps of the layers."""
         order = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
         attend = prepare(Ids(batch["segments"], batch["questions"], order), batch.get("blocks"))
 
         def causal(q, k, v, cache):
             return attend(q, k, v), cache
 
-        slots, valid = (batch["visual_index"], batch["visual_slot"]), batch["segments"] > 0
-        x, _, uses = self.text(
-            self.embed(batch, visual), batch["positions"], causal,
-            taps=taps, slots=slots, valid=valid, remat=rematerialize(self.remat),
+        hidden, _, told = self.text(
+            self.embed(batch, visual), batch["positions"], causal, taps=taps,
+            slots=(batch["visual_index"], batch["visual_slot"]), valid=batch["segments"] > 0, tell=tell,
+            remat=rematerialize(self.remat),
         )  # fmt: skip
-        if not self.cfg.text.experts:
-            return x, jnp.zeros((), jnp.float32)
-        counts, probabilities = (jnp.concatenate(part) for part in zip(*uses.values()))
-        return x, moe.balance_loss(counts, probabilities, valid.sum())
+        return hidden, told
 
     def logits(self, batch: dict):
         """float32 [B, S, vocabulary]: for tests and tools; training looks at the supervised positions only."""
