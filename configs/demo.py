@@ -16,7 +16,7 @@ WEIGHTS = {
     "short": {"depth": 0.91, "objects": 0.03, "correspondence": 0.03, "pose": 0.03},
     "long": {"depth": 0.22, "objects": 0.22, "correspondence": 0.28, "pose": 0.28},
 }
-SAMPLES = {"short": 54_000, "long": 300_000}
+SAMPLES = {"short": 54_000, "long": 180_000}
 # A depth question names one of 10 x 10 cells: the true median depth of its cell is within 25 % for 92 % of the pixels.
 COORD_RANGE = {"depth": 10, "objects": 100, "correspondence": 100, "pose": 100}
 # Object questions are long (two boxes each); a pair has four pose questions.
