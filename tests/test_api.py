@@ -1,5 +1,8 @@
 """The Python front door: the same coordinates as in training, numpy out, one-line errors."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +11,7 @@ import vlm3_jax
 from vlm3_jax import tasks
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import tiny
+from vlm3_jax.cli import main
 from vlm3_jax.data.records import DepthPoints, Record, View, encode_image, unify
 from vlm3_jax.errors import UserError
 from vlm3_jax.tasks.base import PromptStyle
@@ -49,6 +53,8 @@ def test_answers_are_numpy(model, rng, tmp_path):
     assert pose.rotation.shape == (3, 3)
     assert set(pose.answers) == set(tasks.pose.KINDS)
     assert isinstance(model.ask([path, pixels], "what is this?"), str)
+    film = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    assert isinstance(model.ask_video(film, "what happens?", times_s=range(4), images=[path]), str)
 
 
 def test_errors_are_one_line(model, tmp_path, rng):
@@ -58,3 +64,31 @@ def test_errors_are_one_line(model, tmp_path, rng):
         model.ask(tmp_path / "missing.png", "what?")
     with pytest.raises(UserError, match="the image has 8 x 9"):
         model.depth(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8), Camera(10, 10, 5, 5, 20, 20))
+
+
+def test_ask_draws_when_told_to(model, capsys):
+    """Any of the four options draws; what is not given is what the checkpoint proposes."""
+    folder = model._folder
+
+    def ask(*options):
+        command = ["ask", "--model", str(folder), "--question", "What is it?", "--max-new-tokens", "4", *options]
+        assert main(command) == 0
+        return capsys.readouterr().out
+
+    greedy = ask()
+    assert ask("--temperature", "0") == greedy
+    drawn = [ask("--temperature", "100", "--top-p", "1", "--seed", seed) for seed in ("1", "1", "2")]
+    assert drawn[0] == drawn[1]
+    assert len({greedy, *drawn}) == 3
+    assert ask("--top-k", "1") == greedy
+    assert main(["ask", "--model", str(folder), "--question", "What?", "--top-p", "1.5"]) == 2
+    assert "sampling: top_p is 1.5, expected above 0 and at most 1" in capsys.readouterr().err
+
+
+def test_length_of_answers(model, tmp_path):
+    assert model._engine.max_new_tokens == 4
+    folder = shutil.copytree(model._folder, tmp_path / "model")
+    assert vlm3_jax.load(folder)._engine.max_new_tokens == 256
+    stored = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(stored | {"max_new_tokens": 7}))
+    assert vlm3_jax.load(folder)._engine.max_new_tokens == 7

@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 
 def load(path, **options):
-    """Opens an HF directory, a finished workdir or a hub name for `.depth`, `.match`, `.pose` and `.ask`.
+    """Opens an HF directory, a finished workdir or a hub name for `.depth`, `.match`, `.pose`, `.ask` and `.chat`.
 
     `options`: those of `vlm3_jax.api.VLM3` (focal length, prompt style). UserError if there is no such model.
     """

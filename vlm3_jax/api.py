@@ -13,16 +13,20 @@ from vlm3_jax import tasks
 from vlm3_jax.camera import Camera, normalize_points
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.data.chat import ChatFormat
+from vlm3_jax.data.conversation import conversation_images, conversation_prompt
 from vlm3_jax.data.image import ImagePlan, VisionSpec, plan_image
 from vlm3_jax.data.records import View, encode_image
 from vlm3_jax.errors import UserError
 from vlm3_jax.infer.engine import Engine
+from vlm3_jax.infer.sampling import GREEDY, Sampling, stored_max_new_tokens
+from vlm3_jax.infer.video import ask_video
 from vlm3_jax.tasks import correspondence, depth, pose
 from vlm3_jax.tasks.base import PromptStyle
 from vlm3_jax.train.run import resolve_model
 
 # Without a camera a photo is taken to see this much: a guess, and metric depth is as wrong as the guess.
 ASSUMED_FOV_DEG = 60.0
+MAX_NEW_TOKENS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,10 @@ class RelativePose:
 
 
 class VLM3:
-    """A model and its prompts. `focal_px`: what images are resized to; `style`: the wording it was trained on."""
+    """A model and its prompts. `focal_px`: what images are resized to; `style`: the wording it was trained on.
+
+    `max_new_tokens`: where answers are cut; None for what generation_config.json says, or 256.
+    """
 
     def __init__(
         self,
@@ -62,20 +69,47 @@ class VLM3:
         focal_px: float = 1000.0,
         style: str = "release",
         coord_range: int | None = None,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
     ):
-        folder = resolve_model(str(path), ".")
+        self._folder = folder = resolve_model(str(path), ".")
         self.focal_px, self.style = focal_px, PromptStyle(style, coord_range)
         self._spec = VisionSpec.from_dir(folder)
         cfg, params = hf.load(folder)
         params, chat = jax.tree.map(jnp.asarray, params), ChatFormat.from_dir(folder)
-        self._engine = Engine(cfg, params, chat, self._spec, image_sets=1, questions=32, max_new_tokens=max_new_tokens)
+        new = max_new_tokens or stored_max_new_tokens(folder) or MAX_NEW_TOKENS
+        self._engine = Engine(cfg, params, chat, self._spec, image_sets=1, questions=32, max_new_tokens=new)
 
-    def ask(self, images, question: str) -> str:
-        """The greedy answer to a question about images (paths, PIL images or uint8 arrays), shown as they are."""
+    def ask(self, images, question: str, sampling: Sampling | None = None) -> str:
+        """The answer to a question about images (paths, PIL images or uint8 arrays), shown as they are.
+
+        `sampling`: how tokens are drawn, see `sampling()`; None for the greedy answer.
+        """
         images = images if isinstance(images, list | tuple) else [images]
         plans = tuple(self._plan(image, None, unify=False)[0] for image in images)
-        return self._engine.answer([plans], [[question]])[0][0]
+        return self._engine.answer([plans], [[question]], sampling or GREEDY)[0][0]
+
+    def chat(self, messages, sampling: Sampling | None = None) -> str:
+        """The next answer of a conversation: [{"role": "user", "content": text or parts}, {"role": "assistant", ...}].
+
+        Parts are {"type": "text", "text": ...} and, in any user turn, {"type": "image", "image": path, PIL image or
+        uint8 array}; a first message may have the role "system". UserError names the message that is not so.
+        """
+        images = conversation_images(messages)
+        plans = [self._plan(image, None, unify=False)[0] for image in images]
+        prompt = conversation_prompt(messages, plans, self._engine.chat)
+        patches = [plan.load(self._spec) for plan in plans]
+        return self._engine.chat.decode(self._engine.generate([prompt], [patches], sampling or GREEDY)[0][0])
+
+    def ask_video(
+        self, frames, question: str, fps: float | None = None, times_s=None, images=(), sampling: Sampling | None = None
+    ) -> str:
+        """The answer about a video (see `infer.video.ask_video`); still `images` are shown before it."""
+        plans = [self._plan(image, None, unify=False)[0] for image in images]
+        return ask_video(self._engine, frames, question, fps, times_s, plans, sampling or GREEDY)
+
+    def sampling(self, **given) -> Sampling:
+        """What the checkpoint proposes for drawing tokens, with the `given` fields of `Sampling` in its place."""
+        return Sampling.from_dir(self._folder, **given)
 
     def depth(self, image, camera: Camera | None = None, points=None, grid: tuple[int, int] = (8, 6)) -> Depth:
         """Distance to the camera centre at `points` (px, [N, 2]), or at a `grid` of columns x rows."""

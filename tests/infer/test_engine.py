@@ -1,15 +1,13 @@
 """Greedy answers: those of transformers' generate(), however many questions and images share a call."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
+from tests.infer.random_prompts import NEVER, Greedy
 from tests.support import blocks
-from vlm3_jax import params as parameters
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.data.chat import ChatFormat
@@ -18,7 +16,6 @@ from vlm3_jax.data.records import View, encode_image
 from vlm3_jax.infer.engine import Engine, _bucket
 
 NEW = 16
-NEVER = 10_000
 # (width, height) of the images of each set; 30 x 22 is resized by both processors.
 IMAGES = [[(32, 24), (48, 8)], [], [(30, 22)], [(16, 56)]]
 QUESTIONS = [
@@ -30,18 +27,6 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def lively(tiny_model, tmp_path_factory):
-    """The tiny model with quiet embeddings and loud, sharp layers: as it is, it repeats its last token for ever."""
-    cfg, params = hf.load(tiny_model)
-    flat = parameters.flatten(params)
-    flat["text", "embed"] *= 0.05
-    flat["text", "norm"] *= 20.0
-    for path, value in flat.items():
-        value *= {"o_proj": 10.0, "down_proj": 4.0, "q_norm": 3.0}.get(path[-1], 1.0)
-    return hf.save(tmp_path_factory.mktemp("lively") / "model", cfg, parameters.nest(flat), tiny_model)
-
-
-@pytest.fixture(scope="module")
 def plans(lively):
     rng, spec = np.random.default_rng(5), VisionSpec.from_dir(lively)
 
@@ -50,22 +35,6 @@ def plans(lively):
         return plan_image(View(encode_image(pixels, "image"), Camera(50.0, 50.0, *np.divide(size, 2), *size)), spec)
 
     return [tuple(plan(size) for size in sizes) for sizes in IMAGES]
-
-
-@dataclasses.dataclass
-class Greedy:
-    """transformers' answer to one question: NEW tokens, and by how much each led over the second best."""
-
-    tokens: list[int]
-    gaps: list[float]
-
-    def agrees(self, tokens: list[int]) -> int:
-        """How many tokens are the same; fails if they part where the lead was clear."""
-        for i, (ours, theirs, gap) in enumerate(zip(tokens, self.tokens, self.gaps)):
-            if ours != theirs:
-                assert gap < 1e-4, f"token {i} is {ours}, transformers says {theirs} with a lead of {gap}"
-                return i
-        return len(tokens)
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +96,11 @@ def test_answers_are_those_of_transformers(greedy, together):
 def test_a_question_alone_gets_the_same_answer(make, plans, greedy, together):
     alone = make((NEVER,), image_sets=1, questions=1)
     calls = []
-    run = alone._run
-    alone._run = lambda *args: calls.append(args[2].shape) or run(*args)
+    pad = alone._pad
+    alone._pad = lambda *args: calls.append(pad(*args)) or calls[-1]
     answers = alone.answer(plans, QUESTIONS)
     assert len(calls) == 14
-    assert all(shape[:2] == (1, 1) for shape in calls)
+    assert all(lengths.shape == (1, 1) for _, _, lengths, _ in calls)
     for row, mine, shared in zip(greedy, answers, together, strict=True):
         for their, one, other in zip(row, mine, shared, strict=True):
             their.agrees(one)
@@ -156,16 +125,17 @@ def test_a_stop_token_ends_an_answer(make, plans, greedy):
 
 
 def test_answers_come_in_the_order_asked(make, plans, monkeypatch):
-    """Sets are sorted by size, long lists of questions are split; a stand-in for the model repeats its prompts."""
+    """Sets are sorted by size, long lists of questions are split; a stand-in for the device repeats its prompts."""
     engine = make((NEVER,), image_sets=2, questions=3)
     seen = []
 
-    def repeat(prompts, images):
+    def repeat(prompts, patches, sampling):
         seen.append([(len(p.images), len(p.suffix_tokens)) for p in prompts])
-        assert [p.images for p in prompts] == images
-        return [[[len(p.prefix_tokens), *suffix] for suffix in p.suffix_tokens] for p in prompts]
+        for prompt, arrays in zip(prompts, patches, strict=True):
+            assert [len(array) for array in arrays] == [plan.n_patches for plan in prompt.images]
+        return [[np.array([len(p.prefix_tokens), *suffix, -1]) for suffix in p.suffix_tokens] for p in prompts]
 
-    monkeypatch.setattr(engine, "_generate", repeat)
+    monkeypatch.setattr(engine, "_call", repeat)
     answers = engine.answer(plans, QUESTIONS)
     for images, questions, mine in zip(plans, QUESTIONS, answers, strict=True):
         for question, ours in zip(questions, mine, strict=True):

@@ -1,4 +1,4 @@
-"""Every subtle piece of the model, switched off one at a time: the gate must see it; docs/parity.md says how clearly."""
+"""Every subtle piece of the model, switched off one at a time: the gate must see it (docs/parity.md says how well)."""
 
 import contextlib
 import functools

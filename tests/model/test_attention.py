@@ -7,12 +7,14 @@ import pytest
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf, tiny
+from vlm3_jax.data.block_pairs import sparse_rows
 from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.packing import RowBudget, needs, pack
 from vlm3_jax.data.records import Record, View, encode_image
 from vlm3_jax.data.samples import build_sample
 from vlm3_jax.model import attention
+from vlm3_jax.model.block_pairs import Pairs
 from vlm3_jax.model.vlm import VLM
 from vlm3_jax.tasks.base import Example
 
@@ -54,17 +56,25 @@ def _blocks(mask, block):
     return blocks
 
 
-@pytest.mark.parametrize("kind", ["dense", "chunks", "blocks"])
+def _pairs(mask, block):
+    B, S, _ = mask.shape
+    seen = mask.reshape(B, S // block, block, S // block, block).any((2, 4))
+    capacity = seen.sum((1, 2)).max() + 2
+    return Pairs(*(jnp.stack(part) for part in zip(*(sparse_rows(row, capacity) for row in seen))))
+
+
+@pytest.mark.parametrize("kind", ["dense", "chunks", "blocks", "pairs"])
 def test_back_ends_equal_the_formula(kind, inputs, monkeypatch):
     q, k, v, ids, mask = inputs
     if kind == "chunks":
         monkeypatch.setattr(attention, "MAX_PAIRS", 7 * 48)
     blocks = _blocks(mask, 8) if kind == "blocks" else None
+    pairs = _pairs(mask & (ids.segments[..., None] > 0), 8) if kind == "pairs" else None
     ids = jax.tree.map(jnp.asarray, ids)
 
     @jax.jit
     def run(q, k, v, direction):
-        out, pull = jax.vjp(attention.prepare(ids, blocks), q, k, v)
+        out, pull = jax.vjp(attention.prepare(ids, blocks, pairs), q, k, v)
         return out, pull(direction)
 
     with jax.default_matmul_precision("highest"):
@@ -106,7 +116,8 @@ def test_independent_questions_equal_single_ones(tmp_path, rng):
             return np.asarray(jax.jit(lambda p, b: VLM(cfg, p).logits(b))(params, batch))
 
     expected = logits([[s] for s in alone], RowBudget(256, 128, 64))
-    for budget in (RowBudget(256, 128, 64), RowBudget(256, 128, 64, block, reach)):
+    pairs = RowBudget(256, 128, 64, pair_block=8, pairs=300, patch_pairs=200)
+    for budget in (RowBudget(256, 128, 64), RowBudget(256, 128, 64, block, reach), pairs):
         # Second in its row, so that starts and segments are those of a packed row.
         found = logits([[alone[0], together]], budget)[0]
         start = -(-len(alone[0].tokens) // budget.block) * budget.block

@@ -2,8 +2,9 @@
 
 Rendering a Jinja template for every sample is slow and would read "<|im_end|>" in a question as a real turn end. So the
 skeleton of a conversation (its number of images and turns) is rendered once with marks in place of the texts; a sample
-only tokenises its own texts, in which special tokens stay plain text. Tokens equal those of
-`tokenizer.apply_chat_template`.
+only tokenises its own texts, in which special tokens stay plain text. Tokens equal those of transformers'
+`apply_chat_template`, with two exceptions beside that: texts go in as they are, whatever the template would strip from
+them, and the tokens of an answer never merge with the template's newline before it.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+import jinja2
 import numpy as np
 
 from vlm3_jax.data.image import model_fields
@@ -21,7 +23,17 @@ from vlm3_jax.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
-class _Image:
+class Frames:
+    """A video as a prompt shows it: at each of `times_s` (seconds) a group of frames of `n_visual` tokens."""
+
+    times_s: tuple[float, ...]
+    n_visual: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """An image or a video, by its number among both."""
+
     number: int
 
 
@@ -42,7 +54,7 @@ class _Answer:
     closing: tuple[int, ...]
 
 
-_Part = tuple[int, ...] | _Image | _Question | _Answer
+_Part = tuple[int, ...] | _Shown | _Question | _Answer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +62,8 @@ class Encoding:
     """Tokens of a conversation and where its pieces lie.
 
     tokens: int32 [n]; questions: int32 [n], 0 for what all questions share, k > 0 for the k-th independent question;
-    images: (first index, number of visual tokens) each; answers: (first index, index after the last supervised token).
+    images: (first index, number of visual tokens) of each image and group of frames; answers: (first index, index after
+    the last supervised token).
     """
 
     tokens: np.ndarray
@@ -62,8 +75,8 @@ class Encoding:
 class ChatFormat:
     """The chat format of one checkpoint. Safe to share between threads.
 
-    `image_id`, `video_id`, `vision_start_id`, `vision_end_id` come from config.json, `stop_ids` from
-    generation_config.json or, without one, the token that ends a turn.
+    `model_dir`: where it was read; `image_id`, `video_id`, `vision_start_id`, `vision_end_id` come from config.json,
+    `stop_ids` from generation_config.json or, without one, the token that ends a turn.
     """
 
     def __init__(self, model_dir):
@@ -71,7 +84,7 @@ class ChatFormat:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer
 
-        model_dir = pathlib.Path(model_dir)
+        self.model_dir = model_dir = pathlib.Path(model_dir)
         names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         self.image_id, self.video_id, self.vision_start_id, self.vision_end_id = model_fields(model_dir, *names)
         try:
@@ -79,16 +92,14 @@ class ChatFormat:
         except Exception as error:  # a broken tokenizer.json raises almost anything, a bare Exception among it
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(f"{model_dir}: no tokenizer can be loaded from this directory ({reason})") from None
-        self._template = _chat_template(model_dir) or self._tokenizer.chat_template
-        if not self._template:
-            raise UserError(f"{model_dir}: no chat template (chat_template.jinja, chat_template.json)")
+        self._template = _chat_template(model_dir, self._tokenizer)
         # Only this object calls the backend, so the switch that keeps special tokens in texts as text can stay on.
         self._backend = self._tokenizer.backend_tokenizer
         self._backend.encode_special_tokens = True
-        self._specials = {t.content: i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
+        self.specials = {t.content: i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
         self._turn_end_id = self._find_turn_end()
         self.stop_ids = self._find_stop_ids(model_dir)
-        self._skeleton = functools.lru_cache(maxsize=256)(self._render)
+        self._skeleton = functools.lru_cache(maxsize=256)(self._parts)
 
     @classmethod
     def from_dir(cls, model_dir) -> "ChatFormat":
@@ -108,46 +119,50 @@ class ChatFormat:
         """The text of tokens, without special tokens."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def encode_turns(self, n_visual: Sequence[int], turns: Sequence[tuple[str, str]]) -> Encoding:
-        """One conversation: images of `n_visual` tokens each in the first user turn, then (question, answer) turns."""
+    def encode_turns(self, shown: Sequence[int | Frames], turns: Sequence[tuple[str, str]]) -> Encoding:
+        """One conversation of (question, answer) turns.
+
+        `shown`: what the first user turn shows before its question: the number of tokens of an image, `Frames` of a
+        video.
+        """
         writer = _Writer(self)
-        writer.add(self._skeleton(len(n_visual), len(turns), False), n_visual, turns)
+        writer.add(self._skeleton(_kinds(shown), len(turns), False), shown, turns)
         return writer.finish()
 
-    def encode_independent(self, n_visual: Sequence[int], turns: Sequence[tuple[str, str]]) -> Encoding:
+    def encode_independent(self, shown: Sequence[int | Frames], turns: Sequence[tuple[str, str]]) -> Encoding:
         """The images once, then every (question, answer) as if it were the only one; marked in `questions`."""
-        skeleton = self._skeleton(len(n_visual), 1, False)
+        skeleton = self._skeleton(_kinds(shown), 1, False)
         cut = _prefix_length(skeleton)
         writer = _Writer(self)
-        writer.add(skeleton[:cut], n_visual, ())
+        writer.add(skeleton[:cut], shown, ())
         for number, turn in enumerate(turns, 1):
-            writer.add(skeleton[cut:], n_visual, (turn,), number)
+            writer.add(skeleton[cut:], shown, (turn,), number)
         return writer.finish()
 
-    def prompt(self, n_visual: Sequence[int], question: str) -> tuple[np.ndarray, np.ndarray]:
+    def prompt(self, shown: Sequence[int | Frames], question: str) -> tuple[np.ndarray, np.ndarray]:
         """(prefix, suffix) int32 tokens of one question to be answered; see `prompt_prefix` and `prompt_suffix`."""
-        return self.prompt_prefix(n_visual).tokens, self.prompt_suffix(len(n_visual), question)
+        return self.prompt_prefix(shown).tokens, self.prompt_suffix(shown, question)
 
-    def prompt_prefix(self, n_visual: Sequence[int]) -> Encoding:
+    def prompt_prefix(self, shown: Sequence[int | Frames]) -> Encoding:
         """What all questions about the same images share: everything up to the end of the last image."""
-        skeleton = self._skeleton(len(n_visual), 1, True)
+        skeleton = self._skeleton(_kinds(shown), 1, True)
         writer = _Writer(self)
-        writer.add(skeleton[: _prefix_length(skeleton)], n_visual, ())
+        writer.add(skeleton[: _prefix_length(skeleton)], shown, ())
         return writer.finish()
 
-    def prompt_suffix(self, n_images: int, question: str) -> np.ndarray:
+    def prompt_suffix(self, shown: Sequence[int | Frames], question: str) -> np.ndarray:
         """The tokens from the end of the last image to where the answer starts, int32."""
-        skeleton = self._skeleton(n_images, 1, True)
+        skeleton = self._skeleton(_kinds(shown), 1, True)
         writer = _Writer(self)
         writer.add(skeleton[_prefix_length(skeleton) :], (), ((question, ""),))
         return writer.finish().tokens
 
     def _find_turn_end(self) -> int:
-        rendered = self._apply([{"role": "user", "content": [{"type": "text", "text": "\ue000"}]}], False)
-        found = self._special_pattern().search(rendered, rendered.index("\ue000"))
+        rendered = self.render([{"role": "user", "content": [{"type": "text", "text": "\ue000"}]}], False)
+        found = self.special_pattern().search(rendered, rendered.index("\ue000"))
         if found is None:
             raise UserError("the chat template ends a turn without a special token; it cannot be used for training")
-        return self._specials[found.group()]
+        return self.specials[found.group()]
 
     def _find_stop_ids(self, model_dir: pathlib.Path) -> tuple[int, ...]:
         path = model_dir / "generation_config.json"
@@ -156,31 +171,39 @@ class ChatFormat:
             return (self._turn_end_id,)
         return tuple(eos) if isinstance(eos, list) else (eos,)
 
-    def _special_pattern(self) -> re.Pattern:
-        return re.compile("|".join(re.escape(t) for t in sorted(self._specials, key=len, reverse=True)))
+    def special_pattern(self) -> re.Pattern:
+        """What finds special tokens in a rendered conversation, the longest first."""
+        return re.compile("|".join(re.escape(t) for t in sorted(self.specials, key=len, reverse=True)))
 
-    def _apply(self, messages, generation: bool) -> str:
-        return self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, add_generation_prompt=generation
-        )
+    def render(self, messages, generation: bool) -> str:
+        """The messages by the checkpoint's template; with `generation` up to where an answer starts."""
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tokenize=False, add_generation_prompt=generation
+            )
+        except jinja2.TemplateError as error:
+            raise UserError(f"{self.model_dir}: the chat template cannot be rendered ({error})") from None
 
-    def _render(self, n_images: int, n_turns: int, generation: bool) -> tuple[_Part, ...]:
+    def _parts(self, kinds: tuple[str, ...], n_turns: int, generation: bool) -> tuple[_Part, ...]:
         """The parts of a conversation; with `generation` the last turn is a question that waits for its answer."""
         messages = []
         for turn in range(n_turns):
-            images = [{"type": "image"}] * (n_images if turn == 0 else 0)
-            messages.append({"role": "user", "content": [*images, {"type": "text", "text": f"\ue000{turn}\ue001"}]})
+            visual = [{"type": kind} for kind in kinds] if turn == 0 else []
+            messages.append({"role": "user", "content": [*visual, {"type": "text", "text": f"\ue000{turn}\ue001"}]})
             messages.append({"role": "assistant", "content": [{"type": "text", "text": f"\ue002{turn}\ue001"}]})
-        rendered = self._apply(messages[:-1] if generation else messages, generation)
-        parts, images = [], 0
-        for piece in re.split(f"({self._special_pattern().pattern})", rendered):
-            if (special := self._specials.get(piece)) is not None:
-                parts.append(_Image(images) if special == self.image_id else (special,))
-                images += special == self.image_id
+        rendered = self.render(messages[:-1] if generation else messages, generation)
+        parts, found, pads = [], [], {self.image_id: "image", self.video_id: "video"}
+        for piece in re.split(f"({self.special_pattern().pattern})", rendered):
+            if (special := self.specials.get(piece)) is not None:
+                parts.append(_Shown(len(found)) if special in pads else (special,))
+                found += [pads[special]] if special in pads else []
             elif piece:
                 parts.extend(self._text_parts(piece))
-        if images != n_images:
-            raise UserError(f"the chat template shows {images} of {n_images} images; it is not a Qwen3-VL template")
+        if tuple(found) != kinds:
+            raise UserError(
+                f"{self.model_dir}: given {', '.join(kinds)} the chat template shows {', '.join(found) or 'nothing'}; "
+                "it is not a Qwen3-VL template"
+            )
         return _merge_fixed(_supervise(parts, self._turn_end_id, self._backend))
 
     def _text_parts(self, piece: str) -> list[_Part]:
@@ -199,12 +222,27 @@ def _load(model_dir: pathlib.Path) -> ChatFormat:
     return ChatFormat(model_dir)
 
 
-def _chat_template(model_dir: pathlib.Path) -> str | None:
-    if (path := model_dir / "chat_template.jinja").exists():
-        return path.read_text(encoding="utf-8")
+def _chat_template(model_dir: pathlib.Path, tokenizer) -> str:
+    """The one that transformers' processor takes if several are stored: chat_template.json, else the tokenizer's.
+
+    The tokenizer's is chat_template.jinja, else what stands in tokenizer_config.json.
+    """
     if (path := model_dir / "chat_template.json").exists():
-        return read_json(path)["chat_template"]
-    return None
+        fields = read_json(path)
+        template = fields.get("chat_template") if isinstance(fields, dict) else None
+        if not isinstance(template, str):
+            raise UserError(f"{path}: no text under chat_template")
+        return template
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError:
+        raise UserError(
+            f"{model_dir}: no chat template (chat_template.json, chat_template.jinja, tokenizer_config.json)"
+        ) from None
+
+
+def _kinds(shown: Sequence[int | Frames]) -> tuple[str, ...]:
+    return tuple("video" if isinstance(item, Frames) else "image" for item in shown)
 
 
 def _supervise(parts: list[_Part], turn_end_id: int, backend) -> list[_Part]:
@@ -248,22 +286,36 @@ class _Writer:
         self.images: list[tuple[int, int]] = []
         self.answers: list[tuple[int, int]] = []
 
-    def add(self, parts: Sequence[_Part], n_visual, turns, question: int = 0) -> None:
+    def add(self, parts: Sequence[_Part], shown, turns, question: int = 0) -> None:
         start = len(self.tokens)
         for part in parts:
             if isinstance(part, tuple):
                 self.tokens.extend(part)
             elif isinstance(part, _Question):
                 self.tokens.extend(self.chat.encode_text(part.before + turns[part.turn][0] + part.after))
-            elif isinstance(part, _Image):
-                self.images.append((len(self.tokens), n_visual[part.number]))
-                self.tokens.extend([self.chat.image_id] * n_visual[part.number])
+            elif isinstance(part, _Shown):
+                self._show(shown[part.number])
             else:
                 first = len(self.tokens)
                 self.tokens.extend(self.chat.encode_text(turns[part.turn][1]))
                 self.tokens.extend(part.closing)
                 self.answers.append((first, len(self.tokens)))
         self.bounds.append((len(self.tokens) - start, question))
+
+    def _show(self, item: int | Frames) -> None:
+        if not isinstance(item, Frames):
+            self._pads(self.chat.image_id, item)
+            return
+        # The template writes a vision start and end around the video's place; transformers keeps that pair (it did not
+        # before 5.10) and gives every group of frames another one.
+        for time in item.times_s:
+            self.tokens += [*self.chat.encode_text(f"<{time:.1f} seconds>"), self.chat.vision_start_id]
+            self._pads(self.chat.video_id, item.n_visual)
+            self.tokens.append(self.chat.vision_end_id)
+
+    def _pads(self, token: int, count: int) -> None:
+        self.images.append((len(self.tokens), count))
+        self.tokens.extend([token] * count)
 
     def finish(self) -> Encoding:
         lengths, questions = zip(*self.bounds, strict=True)

@@ -120,12 +120,13 @@ class Component:
         )
         room = budget.tokens - budget.block + 1 - text
         patches = min(budget.patches, room * merge**2) // max(1, len(sample.images))
-        reach = needs([sample], budget).reach
-        if reach > budget.reach:
-            raise UserError(
-                f"{self.name}: record {record.id} needs data.reach = {reach} and the configuration has {budget.reach}; "
-                "raise it"
-            )
+        taken = needs([sample], budget)
+        for field in ("reach", "pairs", "patch_pairs"):
+            if getattr(taken, field) > getattr(budget, field):
+                raise UserError(
+                    f"{self.name}: record {record.id} needs data.{field} = {getattr(taken, field)} and the "
+                    f"configuration has {getattr(budget, field)}; raise it"
+                )
         no_crop_helps = answers > budget.targets or patches < 4 * merge**2
         if self.settings.oversize == "error" or no_crop_helps:
             remedy = "ask fewer questions a record or raise the row" if no_crop_helps else 'raise the row or set "crop"'

@@ -48,15 +48,14 @@ class VisionSpec:
         """From the config.json and image processor settings of an HF directory; UserError if one is missing."""
         model_dir = pathlib.Path(model_dir)
         vision = model_fields(model_dir, "vision_config")[0]
-        if not (model_dir / "preprocessor_config.json").exists() and (model_dir / "processor_config.json").exists():
-            processor = read_json(model_dir / "processor_config.json")["image_processor"]
-        else:
-            processor = read_json(model_dir / "preprocessor_config.json")
+        processor = processor_fields(model_dir, "image_processor", "preprocessor_config.json")
         size = processor.get("size") or {}
         low = processor.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels")
         high = processor.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels")
         if not low or not high:
             raise UserError(f"{model_dir}: the image processor config names no smallest and largest number of pixels")
+        if missing := [name for name in ("image_mean", "image_std") if name not in processor]:
+            raise UserError(f"{model_dir}: the image processor config names no {' and no '.join(missing)}")
         return cls(
             patch_size=vision["patch_size"],
             merge_size=vision["spatial_merge_size"],
@@ -75,6 +74,17 @@ def model_fields(model_dir: pathlib.Path, *names: str) -> list:
     if missing := [name for name in names if name not in config]:
         raise UserError(f"{model_dir / 'config.json'}: no {', '.join(missing)}; expected a Qwen3-VL model")
     return [config[name] for name in names]
+
+
+def processor_fields(model_dir: pathlib.Path, section: str, *names: str) -> dict:
+    """Settings of an image or video processor where transformers looks for them.
+
+    That is `section` of processor_config.json, else the first of the files `names` that exists; UserError if none does.
+    """
+    joint = model_dir / "processor_config.json"
+    if joint.exists() and section in (fields := read_json(joint)):
+        return fields[section]
+    return read_json(next((model_dir / name for name in names if (model_dir / name).exists()), model_dir / names[0]))
 
 
 def smart_resize(height: int, width: int, spec: VisionSpec, name: str = "image") -> tuple[int, int]:
@@ -97,8 +107,25 @@ def smart_resize(height: int, width: int, spec: VisionSpec, name: str = "image")
     return new_height, new_width
 
 
+class Patches:
+    """Patches that attend to each other: `grid` (rows, columns), of which merge x merge make a visual token."""
+
+    grid: tuple[int, int]
+    merge_size: int
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def n_visual(self) -> int:
+        """Number of visual tokens."""
+        return self.n_patches // self.merge_size**2
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class ImagePlan:
+class ImagePlan(Patches):
     """All that is known of an image before its pixels are read.
 
     `size` (w, h): the whole image at the unified focal length; `crop` (left, top, right, bottom) or None: the part of
@@ -114,16 +141,6 @@ class ImagePlan:
     crop: tuple[int, int, int, int] | None = None
     flip: bool = False
     blank: bool = False
-
-    @property
-    def n_patches(self) -> int:
-        """Number of patches."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def n_visual(self) -> int:
-        """Number of visual tokens."""
-        return self.n_patches // self.merge_size**2
 
     def load(self, spec: VisionSpec) -> np.ndarray:
         """Decode, resize and cut: uint8 [n_patches, 3 * patch_size**2], (channel, y, x) inside a patch.

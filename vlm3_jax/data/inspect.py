@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.image import ImagePlan, VisionSpec
 from vlm3_jax.data.mixture import Mixture, build_components, first_phase
-from vlm3_jax.data.packing import RowBudget
+from vlm3_jax.data.packing import RowBudget, needs
 from vlm3_jax.data.plan import BadSample
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
 from vlm3_jax.data.records import Record
@@ -21,6 +21,7 @@ from vlm3_jax.errors import BadRecord, UserError
 
 UNBOUNDED = RowBudget(2**30, 2**30, 2**30)
 STREAMS = 8
+PAIR_BLOCK = 128
 RED = (230, 40, 40)
 
 
@@ -28,7 +29,8 @@ RED = (230, 40, 40)
 class RowFill:
     """How full rows of `budget` get: shares of tokens and patches used, and samples a row.
 
-    `dense_attention`: the work of attention over whole rows, relative to attention within each sample.
+    `dense_attention`: the work of attention over whole rows, relative to attention within each sample. `pairs` and
+    `patch_pairs`: what data.pair_block = PAIR_BLOCK needs of data.pairs and data.patch_pairs (0: not counted).
     """
 
     budget: RowBudget
@@ -36,6 +38,8 @@ class RowFill:
     patch_fill: float
     samples: float
     dense_attention: float
+    pairs: int = 0
+    patch_pairs: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,12 +67,16 @@ class MixReport:
             lines.append(line)
         lines.append(f"{len(self.sizes)} samples; {self.skipped} records skipped, {len(self.bad)} bad")
         lines += [f"  bad: {item.id}: {item.reason}" for item in self.bad[:5]]
-        lines.append("row: tokens patches answers | tokens filled, patches filled, samples, dense attention")
+        lines.append(
+            "row: tokens patches answers | tokens filled, patches filled, samples, dense attention"
+            + (f", pairs and patch_pairs for pair_block={PAIR_BLOCK}" if self.configured.pairs else "")
+        )
         for fill, name in [(self.configured, "configured"), *((fill, "proposed") for fill in self.proposed)]:
             budget = fill.budget
             lines.append(
                 f"  {name:10} {budget.tokens:6d} {budget.patches:6d} {budget.targets:5d} | {fill.token_fill:.0%}  "
                 f"{fill.patch_fill:.0%}  {fill.samples:.2f}  {fill.dense_attention:.1f}x"
+                + (f"  {fill.pairs} {fill.patch_pairs}" if fill.pairs else "")
             )
         return "\n".join(lines)
 
@@ -80,12 +88,13 @@ def mix_report(
     components = build_components(table, dataclasses.replace(settings, budget=UNBOUNDED), max_bad_fraction)
     phase = first_phase({c.name: len(c) for c in components}, {c.name: c.entry.weight for c in components})
     mixture = Mixture(components, seed, [phase])
-    sizes, bad, skipped, index = [], [], 0, 0
+    sizes, drawn, bad, skipped, index = [], [], [], 0, 0
     while len(sizes) < samples and index < 2 * samples + 1000:
         try:
             sample = mixture.sample(index)
             skipped += sample is None
             if sample is not None:
+                drawn.append(sample)
                 sizes.append((sample.group, len(sample.tokens), sample.n_patches, len(sample.target_tokens)))
         except BadRecord as error:
             bad.append(BadSample(*mixture.describe(index), str(error)))
@@ -96,8 +105,9 @@ def mix_report(
     if not sizes:
         raise UserError(f"none of {index} draws gave a sample; covisibility_min leaves every pair out")
     sizes = np.array(sizes, np.int64).reshape(-1, 4)
-    proposed = propose(sizes[:, 1:], settings.vision.merge_size**2)
-    return MixReport(components, sizes, skipped, bad, row_fill(sizes[:, 1:], settings.budget), proposed)
+    fills = [row_fill(sizes[:, 1:], settings.budget), *propose(sizes[:, 1:], settings.vision.merge_size**2)]
+    fills = [with_pairs(fill, drawn, sizes[:, 1:]) for fill in fills]
+    return MixReport(components, sizes, skipped, bad, fills[0], fills[1:])
 
 
 def propose(sizes: np.ndarray, merge_area: int, count: int = 3) -> list[RowFill]:
@@ -132,19 +142,37 @@ def row_fill(sizes: np.ndarray, budget: RowBudget) -> RowFill:
     )
 
 
+def with_pairs(fill: RowFill, samples: Sequence[Sample], sizes: np.ndarray) -> RowFill:
+    """The fill with the pairs of blocks that the fullest of its rows needs; unchanged where rows are short."""
+    if fill.budget.tokens < 4 * PAIR_BLOCK:
+        return fill
+    limit = np.array([fill.budget.tokens, fill.budget.patches, fill.budget.targets])
+    counting = RowBudget(fill.budget.tokens // PAIR_BLOCK * PAIR_BLOCK, 0, 0, pair_block=PAIR_BLOCK)
+    taken = [needs([samples[i] for i in row], counting) for row in _members(np.minimum(sizes, limit), limit)]
+    pairs, patch_pairs = (max(getattr(t, name) for t in taken) for name in ("pairs", "patch_pairs"))
+    return dataclasses.replace(fill, pairs=pairs, patch_pairs=patch_pairs)
+
+
 def _rows(sizes: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """Full rows as the plan makes them: sums of (tokens, patches, answers), samples, squared tokens, float64 [M, 5]."""
+    """Sums of full rows: tokens, patches, answers, samples, squared tokens, float64 [M, 5]."""
+    parts = (np.array([[*sizes[i], 1, sizes[i, 0] ** 2] for i in row], float) for row in _members(sizes, limit))
+    return np.array([part.sum(0) for part in parts])
+
+
+def _members(sizes: np.ndarray, limit: np.ndarray) -> list[list[int]]:
+    """Numbers of the samples (of sizes [N, 3]) in each full row, as the plan makes rows of streams."""
     full = []
     for stream in range(min(STREAMS, len(sizes))):
-        row, since = np.zeros(5), len(full)
-        for size in sizes[stream::STREAMS]:
-            if (row[:3] + size > limit).any():
+        row, since, taken = [], len(full), np.zeros(3)
+        for number in range(stream, len(sizes), STREAMS):
+            if row and (taken + sizes[number] > limit).any():
                 full.append(row)
-                row = np.zeros(5)
-            row += [*size, 1, size[0] ** 2]
+                row, taken = [], np.zeros(3)
+            row.append(number)
+            taken = taken + sizes[number]
         # Too few samples to fill one row: what there is stands for it.
         full += [row] if len(full) == since else []
-    return np.array(full)
+    return full
 
 
 def show(mixture: Mixture, index: int, picture: pathlib.Path | str | None = None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vlm3_jax.data.block_pairs import sparse_rows, visible_blocks
 from vlm3_jax.data.image import VisionSpec, patch_positions, table_lookup
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.errors import BadRecord, UserError
@@ -17,8 +18,10 @@ from vlm3_jax.errors import BadRecord, UserError
 class RowBudget:
     """What a row holds at most: tokens S, patches P (a multiple of merge**2) and supervised tokens T.
 
-    With `reach` above 0 attention works on block lists: samples start at multiples of `block` tokens (S is one), and a
-    block of queries sees at most `reach` blocks of keys. 0: every pair of the row is looked at.
+    Attention looks at every pair of the row, unless one of two lists says which blocks see each other. Many short
+    questions: with `reach` above 0 samples start at multiples of `block` tokens (S is one), and a block of queries sees
+    at most `reach` blocks of keys. Long samples: with `pair_block` above 0 a row has at most `pairs` pairs of blocks of
+    so many tokens, and `patch_pairs` of so many patches.
     """
 
     tokens: int
@@ -26,22 +29,53 @@ class RowBudget:
     targets: int
     block: int = 1
     reach: int = 0
+    pair_block: int = 0
+    pairs: int = 0
+    patch_pairs: int = 0
 
     def __post_init__(self):
-        if self.block < 1 or self.tokens % self.block:
-            raise UserError(f"data.row_tokens = {self.tokens} must be a multiple of data.block = {self.block}")
+        for rows, blocks in (("tokens", "block"), ("tokens", "pair_block"), ("patches", "pair_block")):
+            length, size = getattr(self, rows), getattr(self, blocks)
+            if size < 0 or length % max(1, size):
+                raise UserError(f"data.row_{rows} = {length} must be a multiple of data.{blocks} = {size}")
+        if self.reach and self.pair_block:
+            raise UserError("data.reach and data.pair_block are two ways for the same; set one of them to 0")
 
 
-def needs(samples: Sequence[Sample], budget: RowBudget) -> RowBudget:
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What samples take of a row together, named as in `RowBudget`."""
+
+    tokens: int
+    patches: int
+    targets: int
+    reach: int
+    pairs: int
+    patch_pairs: int
+
+
+def needs(samples: Sequence[Sample], budget: RowBudget) -> Needs:
     """What the samples take together in rows like `budget`."""
-    block = budget.block
-    return RowBudget(
-        sum(_aligned(s, block) for s in samples),
-        sum(s.n_patches for s in samples),
-        sum(len(s.target_tokens) for s in samples),
-        block,
-        max((int(_sees(s.questions, block).sum(1).max()) for s in samples), default=0) if budget.reach else 0,
-    )
+    block, size = budget.block, budget.pair_block
+    tokens, patches = sum(_aligned(s, block) for s in samples), sum(s.n_patches for s in samples)
+    reach = pairs = patch_pairs = 0
+    if budget.reach:
+        reach = max((int(_sees(s.questions, block).sum(1).max()) for s in samples), default=0)
+    if size:
+        pairs, patch_pairs = (int(seen.sum()) for seen in _row_pairs(samples, block, size, tokens, patches))
+    targets = sum(len(s.target_tokens) for s in samples)
+    return Needs(tokens, patches, targets, reach, pairs, patch_pairs)
+
+
+def _row_pairs(samples: Sequence[Sample], block: int, size: int, tokens: int, patches: int):
+    """Which blocks see each other, bool [n, n], of a row's text and of its images."""
+    text, images = np.zeros((2, -(-tokens // size) * size), np.int32), np.zeros(-(-patches // size) * size, np.int32)
+    for segment, (sample, start) in enumerate(zip(samples, _starts(samples, block)), 1):
+        here = slice(start, start + len(sample.tokens))
+        text[0, here], text[1, here] = segment, sample.questions
+    lengths = [plan.n_patches for sample in samples for plan in sample.images]
+    images[:patches] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    return visible_blocks(text[0], size, text[1]), visible_blocks(images, size)
 
 
 def _aligned(sample: Sample, block: int) -> int:
@@ -70,6 +104,7 @@ def check_fits(samples: Sequence[Sample], budget: RowBudget) -> None:
 def _excess(samples: Sequence[Sample], budget: RowBudget) -> list[str]:
     taken = needs(samples, budget)
     names = {"tokens": "tokens", "patches": "patches", "targets": "supervised tokens", "reach": "blocks in reach"}
+    names |= {"pairs": "pairs of text blocks", "patch_pairs": "pairs of patch blocks"}
     return [
         f"{getattr(taken, field)} {name}, a row holds {getattr(budget, field)}"
         for field, name in names.items()
@@ -87,14 +122,18 @@ def pack(
 
     tokens [B, S] (0 where empty), positions [B, 3, S], segments [B, S] (sample number in the row, 0 empty), questions
     [B, S]; visual_index [B, S]: number of the visual token that stands there, else V; visual_slot [B, V]: its inverse,
-    S where unused. patches uint8 [B, P, 3 * patch_size**2], patch_images [B, P] (image number in the row, 0 empty),
+    S where unused. patches uint8 [B, P, 3 * patch_size**2] (or as they are given: float32 and wider for video, one kind
+    in a batch), patch_images [B, P] (image number in the row, 0 empty),
     patch_positions [B, P, 2] (row, column), table_index and table_weight (float32) [B, P, 4]. target_slot,
     target_tokens, target_weight (float32, 0 unused) and target_group (2 * group + later) [B, T]. All others int32.
-    With `budget.reach` also blocks [B, S / block, reach]: the key blocks that each query block sees, -1 unused.
+    With `budget.reach` also blocks [B, S / block, reach]: the key blocks that each query block sees, -1 unused. With
+    `budget.pair_block` also pair_starts, pair_keys, patch_pair_starts and patch_pair_keys (`data/block_pairs.py`).
     A sample with a failed image keeps its tokens, but its targets weigh 0. BadRecord if a row is overfull.
     """
     n_rows, S, P, T = len(rows), budget.tokens, budget.patches, budget.targets
     V = P // spec.merge_size**2
+    shown = next((image for row in patches for sample in row for image in sample if image is not None), None)
+    width, dtype = (3 * spec.patch_size**2, np.uint8) if shown is None else (shown.shape[1], shown.dtype)
     batch = {
         "tokens": np.zeros((n_rows, S), np.int32),
         "positions": np.zeros((n_rows, 3, S), np.int32),
@@ -102,7 +141,7 @@ def pack(
         "questions": np.zeros((n_rows, S), np.int32),
         "visual_index": np.full((n_rows, S), V, np.int32),
         "visual_slot": np.full((n_rows, V), S, np.int32),
-        "patches": np.zeros((n_rows, P, 3 * spec.patch_size**2), np.uint8),
+        "patches": np.zeros((n_rows, P, width), dtype),
         "patch_images": np.zeros((n_rows, P), np.int32),
         "patch_positions": np.zeros((n_rows, P, 2), np.int32),
         "table_index": np.zeros((n_rows, P, 4), np.int32),
@@ -114,6 +153,10 @@ def pack(
     }
     if budget.reach:
         batch["blocks"] = np.full((n_rows, S // budget.block, budget.reach), -1, np.int32)
+    if budget.pair_block:
+        for name, length, pairs in (("pair", S, budget.pairs), ("patch_pair", P, budget.patch_pairs)):
+            batch[f"{name}_starts"] = np.zeros((n_rows, length // budget.pair_block + 1), np.int32)
+            batch[f"{name}_keys"] = np.full((n_rows, pairs), -1, np.int32)
     for number, (samples, pixels) in enumerate(zip(rows, patches, strict=True)):
         check_fits(samples, budget)
         row = {name: array[number] for name, array in batch.items()}
@@ -123,6 +166,8 @@ def pack(
         _pack_targets(row, samples, pixels, starts)
         if budget.reach:
             _pack_blocks(row["blocks"], samples, starts, budget.block)
+        if budget.pair_block:
+            _pack_pairs(row, samples, budget)
     return batch
 
 
@@ -136,6 +181,15 @@ def _pack_blocks(blocks: np.ndarray, samples: Sequence[Sample], starts: Sequence
         for number, sees in enumerate(_sees(sample.questions, block), start // block):
             listed = np.flatnonzero(sees) + start // block
             blocks[number, : len(listed)] = listed
+
+
+def _pack_pairs(row: dict[str, np.ndarray], samples: Sequence[Sample], budget: RowBudget) -> None:
+    seen = _row_pairs(samples, budget.block, budget.pair_block, budget.tokens, sum(s.n_patches for s in samples))
+    for name, blocks in zip(("pair", "patch_pair"), seen):
+        starts, keys = row[f"{name}_starts"], row[f"{name}_keys"]
+        n = len(blocks) + 1
+        starts[:n], keys[:] = sparse_rows(blocks, len(keys))
+        starts[n:] = starts[n - 1]
 
 
 def _pack_text(row: dict[str, np.ndarray], samples: Sequence[Sample], starts: Sequence[int]) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm3_jax.data.chat import ChatFormat, Encoding
-from vlm3_jax.data.image import ImagePlan, VisionSpec, plan_image
+from vlm3_jax.data.chat import ChatFormat, Encoding, Frames
+from vlm3_jax.data.image import ImagePlan, Patches, VisionSpec, plan_image
 from vlm3_jax.data.records import Record
 from vlm3_jax.errors import UserError
 from vlm3_jax.tasks.base import Example
@@ -50,13 +50,13 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-    """Questions about the same images, waiting for answers.
+    """Questions about the same images (or groups of video frames), waiting for answers.
 
     prefix_tokens int32 [n], prefix_positions int32 [3, n] and visual_slot int32 [v] belong to all; each question has
     its suffix_tokens int32 [m] and suffix_positions int32 [3, m], after which the answer's positions count on by one.
     """
 
-    images: tuple[ImagePlan, ...]
+    images: tuple[Patches, ...]
     prefix_tokens: np.ndarray
     prefix_positions: np.ndarray
     visual_slot: np.ndarray
@@ -107,13 +107,20 @@ def build_sample(
 
 def prompt_sample(plans: Sequence[ImagePlan], questions: str | Sequence[str], chat: ChatFormat) -> Prompt:
     """The prompt of one or more questions about the images of `plans`, each asked as if it were the only one."""
+    return make_prompt([plan.n_visual for plan in plans], plans, questions, chat)
+
+
+def make_prompt(
+    shown: Sequence[int | Frames], images: Sequence[Patches], questions: str | Sequence[str], chat: ChatFormat
+) -> Prompt:
+    """As `prompt_sample`, of images and videos: `shown` in their order, `images` each image and group of frames."""
     questions = [questions] if isinstance(questions, str) else questions
-    prefix = chat.prompt_prefix([plan.n_visual for plan in plans])
-    prefix_positions = positions(prefix, plans)
+    prefix = chat.prompt_prefix(shown)
+    prefix_positions = positions(prefix, images)
     start = _next_position(prefix_positions)
-    suffixes = tuple(chat.prompt_suffix(len(plans), question) for question in questions)
+    suffixes = tuple(chat.prompt_suffix(shown, question) for question in questions)
     return Prompt(
-        images=tuple(plans),
+        images=tuple(images),
         prefix_tokens=prefix.tokens,
         prefix_positions=prefix_positions,
         visual_slot=_ranges((first, first + count) for first, count in prefix.images),
@@ -124,12 +131,12 @@ def prompt_sample(plans: Sequence[ImagePlan], questions: str | Sequence[str], ch
     )
 
 
-def positions(encoding: Encoding, plans: Sequence[ImagePlan]) -> np.ndarray:
+def positions(encoding: Encoding, plans: Sequence[Patches]) -> np.ndarray:
     """M-RoPE positions (time, row, column), int32 [3, n], as transformers' `get_rope_index` counts them.
 
     Text counts by one on all three axes. An image starts at the next position p: all its tokens have time p, row p + y
-    and column p + x of the merged grid, and the text after it goes on at p + max(rows, columns). Independent questions
-    all go on right after the prefix.
+    and column p + x of the merged grid, and the text after it goes on at p + max(rows, columns). Every group of frames
+    of a video counts as an image. Independent questions all go on right after the prefix.
     """
     n = len(encoding.tokens)
     n_prefix = int(np.searchsorted(encoding.questions, 1))

@@ -7,6 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from vlm3_jax.model.block_pairs import Pairs
+from vlm3_jax.model.block_pairs import attend as block_pairs
+from vlm3_jax.model.layers import Locally, run_as_it_is
+
 # Scores of so many (query, key) pairs a row are computed at once; longer rows go in chunks of queries.
 MAX_PAIRS = 1 << 22
 _LOW = float(jnp.finfo(jnp.float32).min)
@@ -43,12 +47,20 @@ def visible(queries: Ids, keys: Ids) -> jax.Array:
     return mask
 
 
-def prepare(ids: Ids, blocks=None) -> Callable:
+def listed(batch: dict, name: str) -> Pairs | None:
+    """The pairs of blocks that the host has listed under `name` ("pair": text, "patch_pair": images), if it has."""
+    return Pairs(batch[f"{name}_starts"], batch[f"{name}_keys"]) if f"{name}_keys" in batch else None
+
+
+def prepare(ids: Ids, blocks=None, pairs: Pairs | None = None, locally: Locally = run_as_it_is) -> Callable:
     """Self-attention (q [B, S, H, C], k, v [B, S, K, C]) -> [B, S, H, C] within a row, for any number of layers.
 
     `blocks` int32 [B, S / block, reach], from the host: the key blocks that each query block can see, -1 unused; the
-    work is then S * reach * block pairs instead of S * S. Scores and softmax are float32.
+    work is then S * reach * block pairs instead of S * S. `pairs`: the same as sparse rows, for long samples; they are
+    worked through one by one, by each device for its own rows (`locally`). Scores and softmax are float32.
     """
+    if pairs is not None:
+        return lambda q, k, v: locally(functools.partial(block_pairs, visible=visible))(q, k, v, ids, pairs)
     if blocks is not None:
         return _by_blocks(ids, blocks)
     S = ids.segments.shape[1]

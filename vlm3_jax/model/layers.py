@@ -1,23 +1,39 @@
 """Pieces that both towers share: norms, casts and gathers whose backward pass is a gather or a product too."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+# (function of row arrays [B, ...] and then `whole` arrays that belong to no row, whole) -> the function, run by every
+# device on its own rows. For what loops over rows or sorts their tokens, which a compiler would do across devices.
+Locally = Callable
+
+
+def run_as_it_is(f, whole: int = 0):
+    """The `Locally` for a single device."""
+    return f
 
 
 class Group(nnx.Module):
     """A module whose attributes are the parameters it is given: what they are stands in the parameter table.
 
-    Arrays become `nnx.Param`; nested dicts are for subclasses to wrap.
+    Arrays become `nnx.Param`; nested dicts are for subclasses to wrap. A module may stand for a weight that `linear`
+    uses (one with adapters beside it): it is then called with x and the contraction.
     """
 
     def __init__(self, params: dict):
         for name, value in params.items():
-            setattr(self, name, nnx.Param(value))
+            setattr(self, name, value if isinstance(value, nnx.Module) else nnx.Param(value))
 
     def linear(self, name: str, x, contract: str):
         """`einsum(contract, x, weight)` in x's dtype, plus the bias if the group has one."""
-        y = jnp.einsum(contract, x, getattr(self, name)[...].astype(x.dtype))
+        weight = getattr(self, name)
+        if isinstance(weight, nnx.Module):
+            y = weight(x, contract)
+        else:
+            y = jnp.einsum(contract, x, weight[...].astype(x.dtype))
         bias = getattr(self, f"{name}_bias", None)
         return y if bias is None else y + bias[...].astype(x.dtype)
 

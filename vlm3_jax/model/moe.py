@@ -1,11 +1,10 @@
 """Mixture of experts in place of a decoder layer's MLP: router, grouped products, and how evenly experts are used."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from vlm3_jax.model.layers import Group
+from vlm3_jax.model.layers import Group, Locally, run_as_it_is
 
 
 def route(logits_BSE, k: int):
@@ -38,7 +37,7 @@ def balance_loss(counts_LE, probabilities_LE, tokens):
     return E * jnp.sum(jax.lax.stop_gradient(counts_LE).sum(0) / rows * (probabilities_LE.sum(0) / rows))
 
 
-def feed_forward(layer: Group, x_BSD, k: int, valid_BS=None, locally: Callable = lambda f: f):
+def feed_forward(layer: Group, x_BSD, k: int, valid_BS=None, locally: Locally = run_as_it_is):
     """[B, S, D] -> ([B, S, D], the sums of `use` if `valid_BS` is given, else None).
 
     `locally` wraps the function that sorts tokens by expert, so that every device sorts its own rows.
@@ -46,7 +45,7 @@ def feed_forward(layer: Group, x_BSD, k: int, valid_BS=None, locally: Callable =
     logits = layer.linear("router", x_BSD, "bsd,de->bse")
     weights, experts = route(logits, k)
     matrices = (w[...].astype(x_BSD.dtype) for w in (layer.experts_in, layer.experts_out))
-    out = locally(_apply)(x_BSD, weights, experts, *matrices)
+    out = locally(_apply, whole=2)(x_BSD, weights, experts, *matrices)
     return out, None if valid_BS is None else use(logits, experts, valid_BS)
 
 
@@ -58,7 +57,7 @@ def _apply(x_BSD, weights_BSk, experts_BSk, in_ED2F, out_EFD):
     inverse = jnp.argsort(order)
     sizes = jnp.bincount(expert, length=in_ED2F.shape[0]).astype(jnp.int32)
     x = _spread(x_BSD.reshape(B * S, D), order, inverse, k)
-    gate, up = (jax.lax.ragged_dot(x, in_ED2F[:, :, i], sizes) for i in (0, 1))
+    gate, up = (checkpoint_name(jax.lax.ragged_dot(x, in_ED2F[:, :, i], sizes), "hidden") for i in (0, 1))
     y = jax.lax.ragged_dot(jax.nn.silu(gate) * up, out_EFD, sizes)
     y = _permute(y, inverse, order).reshape(B, S, k, D)
     return jnp.einsum("bskd,bsk->bsd", y, weights_BSk, preferred_element_type=jnp.float32).astype(x_BSD.dtype)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from vlm3_jax.model import moe, rope
 from vlm3_jax.model.config import VLMConfig
-from vlm3_jax.model.layers import Group, embed, rms_norm, take_unique
+from vlm3_jax.model.layers import Group, Locally, embed, rms_norm, run_as_it_is, take_unique
 from vlm3_jax.params import text_stacks
 
 # (q [B, S, H, C], k, v [B, S, K, C], the layer's cache) -> (output [B, S, H, C], new cache)
@@ -22,11 +23,11 @@ class TextLayer(Group):
     def __call__(self, x_BSD, cos, sin, attend: Attend, cache, eps: float, feed_forward: Callable):
         """[B, S, D] -> ([B, S, D], new cache of the layer, use of its experts or None)."""
         h = rms_norm(x_BSD, self.norm1, eps)
-        q = rms_norm(self.linear("q_proj", h, "bsd,dhc->bshc"), self.q_norm, eps)
-        k = rms_norm(self.linear("k_proj", h, "bsd,dkc->bskc"), self.k_norm, eps)
-        v = self.linear("v_proj", h, "bsd,dkc->bskc")
+        names = (("q_proj", "bsd,dhc->bshc"), ("k_proj", "bsd,dkc->bskc"), ("v_proj", "bsd,dkc->bskc"))
+        q, k, v = (checkpoint_name(self.linear(name, h, contract), "qkv") for name, contract in names)
+        q, k = rms_norm(q, self.q_norm, eps), rms_norm(k, self.k_norm, eps)
         h, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, cache)
-        x_BSD = x_BSD + self.linear("o_proj", h, "bshc,hcd->bsd")
+        x_BSD = x_BSD + self.linear("o_proj", checkpoint_name(h, "attended"), "bshc,hcd->bsd")
         h = rms_norm(x_BSD, self.norm2, eps)
         h, use = feed_forward(self, h)
         return x_BSD + h, cache, use
@@ -34,8 +35,10 @@ class TextLayer(Group):
 
 def mlp(layer: Group, x_BSD):
     """SwiGLU, [B, S, D] -> [B, S, D]; there are no experts whose use could be told."""
-    h = jax.nn.silu(layer.linear("gate_proj", x_BSD, "bsd,df->bsf")) * layer.linear("up_proj", x_BSD, "bsd,df->bsf")
-    return layer.linear("down_proj", h, "bsf,fd->bsd"), None
+    gate, up = (
+        checkpoint_name(layer.linear(name, x_BSD, "bsd,df->bsf"), "hidden") for name in ("gate_proj", "up_proj")
+    )
+    return layer.linear("down_proj", jax.nn.silu(gate) * up, "bsf,fd->bsd"), None
 
 
 def _nothing(x, use):
@@ -45,7 +48,7 @@ def _nothing(x, use):
 class Decoder(nnx.Module):
     """Token embeddings -> hidden states after the final norm."""
 
-    def __init__(self, cfg: VLMConfig, params: dict, locally: Callable = lambda f: f):
+    def __init__(self, cfg: VLMConfig, params: dict, locally: Locally = run_as_it_is):
         self.cfg, self.locally = cfg, locally
         self.ends = Group({k: v for k, v in params.items() if not isinstance(v, dict)})
         self.stacks = nnx.Dict({k: TextLayer(params[k]) for k, _ in text_stacks(cfg.text, len(cfg.vision.taps))})

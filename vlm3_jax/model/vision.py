@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from vlm3_jax.model import rope
-from vlm3_jax.model.attention import Ids, prepare
+from vlm3_jax.model.attention import Ids, listed, prepare
 from vlm3_jax.model.config import VLMConfig
-from vlm3_jax.model.layers import Group, interpolate, layer_norm
+from vlm3_jax.model.layers import Group, Locally, interpolate, layer_norm, run_as_it_is
 from vlm3_jax.params import vision_stacks
 
 
@@ -17,12 +18,12 @@ class VisionBlock(Group):
     def __call__(self, x_BPD, cos, sin, attend):
         """[B, P, D] -> [B, P, D]."""
         h = layer_norm(x_BPD, self.norm1, self.norm1_bias)
-        qkv = self.linear("qkv", h, "bpd,dthc->bpthc")
+        qkv = checkpoint_name(self.linear("qkv", h, "bpd,dthc->bpthc"), "qkv")
         q, k = (rope.rotate(qkv[:, :, i].astype(jnp.float32), cos, sin).astype(h.dtype) for i in (0, 1))
         h = attend(q, k, qkv[:, :, 2])
-        x_BPD = x_BPD + self.linear("proj", h, "bphc,hcd->bpd")
+        x_BPD = x_BPD + self.linear("proj", checkpoint_name(h, "attended"), "bphc,hcd->bpd")
         h = layer_norm(x_BPD, self.norm2, self.norm2_bias)
-        h = jax.nn.gelu(self.linear("fc1", h, "bpd,df->bpf"), approximate=True)
+        h = jax.nn.gelu(checkpoint_name(self.linear("fc1", h, "bpd,df->bpf"), "hidden"), approximate=True)
         return x_BPD + self.linear("fc2", h, "bpf,fd->bpd")
 
 
@@ -47,8 +48,8 @@ class Merger(Group):
 class VisionTower(nnx.Module):
     """Patches of several images in a row -> visual tokens and DeepStack features."""
 
-    def __init__(self, cfg: VLMConfig, params: dict):
-        self.cfg = cfg
+    def __init__(self, cfg: VLMConfig, params: dict, locally: Locally = run_as_it_is):
+        self.cfg, self.locally = cfg, locally
         self.ends = Group({k: params[k] for k in ("patch", "patch_bias", "table")})
         self.stacks = nnx.List([VisionBlock(params[name]) for name, _ in vision_stacks(cfg.vision)])
         self.merger = Merger(params["merger"])
@@ -81,7 +82,7 @@ class VisionTower(nnx.Module):
         table = self.ends.table[...].astype(jnp.float32)
         x = x + interpolate(table, batch["table_index"], batch["table_weight"]).astype(dtype)
         cos, sin = rope.vision_rotary(v, batch["patch_positions"])
-        attend = prepare(Ids(batch["patch_images"]))
+        attend = prepare(Ids(batch["patch_images"]), pairs=listed(batch, "patch_pair"), locally=self.locally)
         taps, told = [], []
         for number, stack in enumerate(self.stacks):
             x, of_blocks = _scan_blocks(stack, x, cos, sin, attend, remat, tell)

@@ -5,27 +5,41 @@ holds several samples and several images; see `data/packing.py` for the arrays o
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from vlm3_jax.model import moe
-from vlm3_jax.model.attention import Ids, prepare
+from vlm3_jax.model.attention import Ids, listed, prepare
 from vlm3_jax.model.config import VLMConfig
-from vlm3_jax.model.layers import take_unique
+from vlm3_jax.model.layers import Locally, run_as_it_is, take_unique
 from vlm3_jax.model.text import Decoder
 from vlm3_jax.model.vision import VisionTower
 
-REMAT = ("none", "full", "minimal")
+REMAT = ("none", "minimal", "full", "offload")
+# What `checkpoint_name` marks in the layers: results of the products that cost most to make again. The inputs of the
+# layers are kept always.
+NAMED = ("qkv", "attended", "hidden")
 
 
 def rematerialize(name: str):
-    """Wraps a layer: "none" keeps all activations, "full" recomputes all, "minimal" keeps matrix products only."""
+    """Wraps a layer: which activations the backward pass finds.
+
+    "none": all of them; "minimal": the named ones, so no large product is made twice; "full": none, everything is made
+    again; "offload": the named ones, kept in the host's memory meanwhile.
+    """
     if name == "none":
         return lambda body: body
-    policy = {"full": None, "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[name]
+    policies = jax.checkpoint_policies
+    policy = {
+        "full": None,
+        "minimal": policies.save_only_these_names(*NAMED),
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=list(NAMED),
+            offload_src="device", offload_dst="pinned_host",
+        ),
+    }[name]  # fmt: skip
     # Inside scan nothing else could be folded into the recomputation, so the barrier against it is not needed.
     return functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)
 
@@ -33,15 +47,15 @@ def rematerialize(name: str):
 class VLM(nnx.Module):
     """Both towers around given parameters (nested dict as in the parameter table; arrays, tracers or shapes).
 
-    The module is a view of its parameters: building it inside a jitted function costs nothing. `locally` wraps what
-    every device does on its own rows (sorting tokens by expert); leave it where nothing is sharded.
+    The module is a view of its parameters: building it inside a jitted function costs nothing. `locally` is for
+    rows that are spread over devices.
     """
 
     def __init__(
-        self, cfg: VLMConfig, params: dict, dtype=jnp.float32, remat: str = "none", locally: Callable = lambda f: f
+        self, cfg: VLMConfig, params: dict, dtype=jnp.float32, remat: str = "none", locally: Locally = run_as_it_is
     ):
-        self.cfg, self.dtype, self.remat = cfg, dtype, remat
-        self.vision = VisionTower(cfg, params["vision"])
+        self.cfg, self.dtype, self.remat, self.locally = cfg, dtype, remat, locally
+        self.vision = VisionTower(cfg, params["vision"], locally)
         self.text = Decoder(cfg, params["text"], locally)
 
     def see(self, batch: dict):
@@ -83,7 +97,8 @@ class VLM(nnx.Module):
     def _decode(self, batch: dict, visual, taps, tell):
         """Hidden states of whole rows, and what `tell` keeps of the layers."""
         order = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
-        attend = prepare(Ids(batch["segments"], batch["questions"], order), batch.get("blocks"))
+        ids = Ids(batch["segments"], batch["questions"], order)
+        attend = prepare(ids, batch.get("blocks"), listed(batch, "pair"), self.locally)
 
         def causal(q, k, v, cache):
             return attend(q, k, v), cache

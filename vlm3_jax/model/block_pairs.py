@@ -1,0 +1,138 @@
+"""Attention over a list of (query block, key block) pairs: only pairs of blocks that can see each other cost work.
+
+Softmax is computed online as in FlashAttention (arXiv 2205.14135, algorithm 1; backward pass as in 2307.08691,
+algorithm 2), so no matrix of scores is larger than one pair of blocks, and the loops end where the list ends.
+Letters: B rows, n blocks of b tokens in a row, N pairs, K kv heads, G query heads of each, C head size.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+_LOW = float(jnp.finfo(jnp.float32).min)
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+class Pairs(NamedTuple):
+    """For each query block the key blocks it looks at, as sparse rows, int32.
+
+    `starts` [B, n + 1]: the pairs of query block i are starts[i] ... starts[i + 1] - 1. `keys` [B, N]: key blocks.
+    """
+
+    starts: jax.Array
+    keys: jax.Array
+
+
+def attend(q_BSHC, k_BSKC, v_BSKC, ids, pairs: Pairs, visible: Callable):
+    """Softmax attention [B, S, H, C] over the listed pairs of blocks.
+
+    `ids`: a tree of int32 [B, S]; `visible`(ids of queries [b], ids of keys [b]) -> bool [b, b] says who sees whom. A
+    query that sees nothing gets zeros.
+    """
+    (B, S, H, C), K, n = q_BSHC.shape, k_BSKC.shape[2], pairs.starts.shape[1] - 1
+    b, G = S // n, H // K
+    q = q_BSHC.reshape(B * n, b, K, G, C).transpose(0, 2, 3, 1, 4).reshape(B * n, K, G * b, C)
+    k, v = (x.reshape(B * n, b, K, C).transpose(0, 2, 1, 3) for x in (k_BSKC, v_BSKC))
+    # All rows in one list: pairs and blocks are numbered on.
+    row = jnp.arange(B, dtype=jnp.int32)[:, None]
+    starts = pairs.starts + row * pairs.keys.shape[1]
+    work = _Work(
+        begin=starts[:, :-1].reshape(-1), end=starts[:, 1:].reshape(-1), keys=(pairs.keys + row * n).reshape(-1),
+        ids=jax.tree.map(lambda x: x.reshape(B * n, b), ids),
+    )  # fmt: skip
+    out = _attend(functools.partial(_mask, visible, G), q, k, v, work)
+    return out.reshape(B * n, K, G, b, C).transpose(0, 3, 1, 2, 4).reshape(B, S, H, C)
+
+
+class _Work(NamedTuple):
+    """The list for all query blocks: their pairs are begin[i] ... end[i] - 1 of `keys`; ids [blocks, b]."""
+
+    begin: jax.Array
+    end: jax.Array
+    keys: jax.Array
+    ids: object
+
+
+def _mask(visible, G, ids, i, j):
+    """bool [G * b, b] of a pair."""
+    return jnp.tile(visible(jax.tree.map(lambda x: x[i], ids), jax.tree.map(lambda x: x[j], ids)), (G, 1))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(mask, q, k, v, work):
+    return _forward(mask, q, k, v, work)[0]
+
+
+def _forward(mask, q_RKXC, k_RKbC, v_RKbC, work):
+    """(output [R, K, X, C], log of the softmax's denominator [R, K, X]); X = G * b queries of a kv head."""
+    (R, K, X, C), scale = q_RKXC.shape, q_RKXC.shape[-1] ** -0.5
+
+    def block(_, item):
+        i, q, begin, end = item
+
+        def pair(p, carry):
+            total, denominator, top = carry
+            j = work.keys[p]
+            scores = jnp.where(mask(work.ids, i, j), _product("kxc,kbc->kxb", q, k_RKbC[j]) * scale, _LOW)
+            new_top = jnp.maximum(top, scores.max(-1))
+            # Where nothing is visible yet all scores are LOW, and their exponentials 1 until a visible one shows.
+            weights = jnp.exp(scores - new_top[..., None])
+            fade = jnp.exp(top - new_top)
+            denominator = denominator * fade + weights.sum(-1)
+            total = total * fade[..., None] + _product("kxb,kbc->kxc", weights.astype(q.dtype), v_RKbC[j])
+            return total, denominator, new_top
+
+        zero = jnp.zeros((K, X), jnp.float32)
+        total, denominator, top = jax.lax.fori_loop(
+            begin, end, pair, (jnp.zeros((K, X, C), jnp.float32), zero, zero + _LOW)
+        )
+        seen = top > _LOW
+        denominator = jnp.where(seen, denominator, 1.0)
+        out = jnp.where(seen[..., None], total / denominator[..., None], 0.0)
+        return None, (out.astype(q.dtype), jnp.where(seen, top + jnp.log(denominator), -_LOW))
+
+    items = jnp.arange(R, dtype=jnp.int32), q_RKXC, work.begin, work.end
+    return jax.lax.scan(block, None, items)[1]
+
+
+def _save(mask, q, k, v, work):
+    # Under a name, so that a recomputed layer need not run the attention itself again.
+    out, log_sum = (checkpoint_name(x, "attended") for x in _forward(mask, q, k, v, work))
+    return out, (q, k, v, work, out, log_sum)
+
+
+def _backward(mask, saved, g_RKXC):
+    q_RKXC, k_RKbC, v_RKbC, work, out, log_sum = saved
+    scale = q_RKXC.shape[-1] ** -0.5
+    # The derivative of the softmax's denominator: the sum over values of output times its cotangent.
+    delta = (out.astype(jnp.float32) * g_RKXC.astype(jnp.float32)).sum(-1)
+
+    def block(carry, item):
+        i, q, g, log_sum, delta, begin, end = item
+
+        def pair(p, carry):
+            dq, dk_RKbC, dv_RKbC = carry
+            j = work.keys[p]
+            k, v = k_RKbC[j], v_RKbC[j]
+            scores = jnp.where(mask(work.ids, i, j), _product("kxc,kbc->kxb", q, k) * scale, _LOW)
+            weights = jnp.exp(scores - log_sum[..., None])
+            d_weights = _product("kxc,kbc->kxb", g, v)
+            d_scores = (weights * (d_weights - delta[..., None]) * scale).astype(q.dtype)
+            dk = _product("kxb,kxc->kbc", d_scores, q)
+            dv = _product("kxb,kxc->kbc", weights.astype(q.dtype), g)
+            return dq + _product("kxb,kbc->kxc", d_scores, k), dk_RKbC.at[j].add(dk), dv_RKbC.at[j].add(dv)
+
+        dq, dk, dv = jax.lax.fori_loop(begin, end, pair, (jnp.zeros(q.shape, jnp.float32), *carry))
+        return (dk, dv), dq.astype(q.dtype)
+
+    items = jnp.arange(len(q_RKXC), dtype=jnp.int32), q_RKXC, g_RKXC, log_sum, delta, work.begin, work.end
+    zero = jnp.zeros(k_RKbC.shape, jnp.float32)
+    (dk, dv), dq = jax.lax.scan(block, (zero, zero), items)
+    return dq, dk.astype(k_RKbC.dtype), dv.astype(v_RKbC.dtype), None
+
+
+_attend.defvjp(_save, _backward)
