@@ -37,7 +37,7 @@ def test_help(words, capsys):
 
 
 def test_commands_are_all_there():
-    assert {("train",), ("eval",), ("report",), ("score",), ("ask",), ("demo",)} <= set(commands())
+    assert {("train",), ("eval",), ("report",), ("score",), ("ask",), ("demo",), ("convert",)} <= set(commands())
     assert {("data", name) for name in ("build", "mix", "show", "check")} <= set(commands())
 
 
@@ -132,7 +132,7 @@ def test_a_model_that_is_none(made, fails, tmp_path, monkeypatch):
         line = fails(*train, f"--model={name}")
         assert line == f"{name}: no model directory (config.json, safetensors, tokenizer) and not a hub name"
     assert fails(*train, "--model=nobody/nothing").startswith("nobody/nothing: not a local directory, and the hub")
-    assert fails(*train, "--model=tiny:huge") == "tiny checkpoint: unknown size 'huge'; choose one of demo, test"
+    assert fails(*train, "--model=tiny:huge") == "tiny checkpoint: unknown size 'huge'; choose one of demo, test, moe"
     assert fails(*train, "--config.model=").startswith("no model is given: set --config.model (or --model)")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     line = fails(*train, f"--model={tmp_path}")

@@ -1,4 +1,4 @@
-"""Writes docs/parity.md: the size of the gate, the largest difference of each piece, and what each negative test causes.
+"""Writes docs/parity.md: the size of the gate, the largest difference of each piece, what each negative test causes.
 
 Run: python tools/parity_table.py            (about five minutes on two cores; needs the test extra)
      python tools/parity_table.py --out=FILE

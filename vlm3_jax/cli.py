@@ -81,7 +81,45 @@ def _score(args, _) -> None:
 def _ask(args, _) -> None:
     import vlm3_jax
 
-    print(vlm3_jax.load(args.model, max_new_tokens=args.max_new_tokens).ask(args.images, args.question))
+    model = vlm3_jax.load(args.model, max_new_tokens=args.max_new_tokens)
+    given = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k", "seed")}
+    sampled = any(value is not None for value in given.values())
+    print(model.ask(args.images, args.question, model.sampling(**given) if sampled else None))
+
+
+def _convert(args, _) -> None:
+    from vlm3_jax.checkpoint import convert
+
+    most = int(args.max_shard_gb * 1e9)
+    conversion = convert.plan_conversion(args.source, args.dtype, args.step, most)
+    print(conversion.report())
+    if not args.dry_run:
+        print(f"written: {convert.convert(conversion, args.target, args.overwrite)}")
+
+
+def _verify(args, _) -> int:
+    import rich.console
+    from PIL import Image
+
+    from vlm3_jax.checkpoint import hf
+    from vlm3_jax.checkpoint.locate import locate
+    from vlm3_jax.train.run import resolve_model
+    from vlm3_jax.verify import verify
+
+    folder = resolve_model(args.path, ".")
+    if not args.against and not locate(folder).is_hf:
+        raise UserError(f"{args.path}: transformers cannot load this; name an HF directory with --against")
+    images = []
+    for path in args.image:
+        try:
+            images.append(Image.open(path).convert("RGB"))
+        except OSError as error:
+            raise UserError(f"{path}: not a readable image ({error})") from None
+    cfg, params = hf.load(folder, args.dtype)
+    result = verify(cfg, params, args.against or folder, images, args.dtype, args.tolerance)
+    rich.console.Console().print(result.table())
+    print(result.summary())
+    return 1 if result.first_divergence else 0
 
 
 def _demo(args, fields) -> None:
@@ -160,7 +198,28 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, help="HF directory, finished workdir or hub name")
     sub.add_argument("images", nargs="*", help="image files, in the order in which they are shown")
     sub.add_argument("--question", required=True)
-    sub.add_argument("--max-new-tokens", type=int, default=256)
+    sub.add_argument("--max-new-tokens", type=int, help="where the answer is cut (default: the checkpoint's, or 256)")
+    for name, kind, help in (
+        ("temperature", float, "draw tokens from logits divided by this; 0 for the most probable one"),
+        ("top-p", float, "draw from the fewest most probable tokens that reach this probability"),
+        ("top-k", int, "draw from this many most probable tokens"),
+        ("seed", int, "another seed draws another answer"),
+    ):
+        sub.add_argument(f"--{name}", type=kind, help=f"{help}; with any of these four the rest are the checkpoint's")
+    sub = command("convert", _convert, "HF directory to Orbax checkpoint, or checkpoint or training workdir to HF")
+    sub.add_argument("source", metavar="SRC", help="HF directory, hub name, converted checkpoint or training workdir")
+    sub.add_argument("target", metavar="DST", help="folder to write; the same command again goes on after a kill")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    sub.add_argument("--step", type=int, help="step of a training workdir (default: the newest)")
+    sub.add_argument("--max-shard-gb", type=float, default=4.0, help="largest safetensors file, in 10^9 bytes")
+    sub.add_argument("--overwrite", action="store_true", help="replace the model that stands at DST")
+    sub.add_argument("--dry-run", action="store_true", help="print what would be done and touch nothing")
+    sub = command("verify", _verify, "compare a model with transformers' layer by layer; exit code 1 where they differ")
+    sub.add_argument("path", metavar="MODEL", help="HF directory, converted checkpoint, workdir or hub name")
+    sub.add_argument("--against", help="HF directory for transformers (default: MODEL itself)")
+    sub.add_argument("--image", action="append", default=[], help="an image to ask about (repeatable; default: random)")
+    sub.add_argument("--dtype", default="float32", help="float32 or bfloat16, for both sides")
+    sub.add_argument("--tolerance", type=float, help="largest difference over the rms of a piece that is no difference")
     sub = command("demo", _demo, "render, train, evaluate and report on two cores in minutes; resumable")
     with_config(sub, required=False)
     sub.add_argument("--scenes", type=int, default=4096, help="scenes to render for training")

@@ -6,6 +6,7 @@ import pathlib
 
 import ml_collections
 
+from vlm3_jax import params as parameters
 from vlm3_jax.errors import UserError
 
 
@@ -34,6 +35,9 @@ def base() -> ml_collections.ConfigDict:
     # Attention on block lists (short questions about one image): samples start at multiples of `block` tokens, and a
     # block of queries sees at most `reach` blocks of keys. reach 0: every pair of tokens in a row is looked at.
     data.block, data.reach = 1, 0
+    # The same for long samples: at most so many pairs of blocks of `pair_block` tokens (patches) see each other in a
+    # row (`vlm3 data mix` proposes them). pair_block 0: every pair of tokens is looked at.
+    data.pair_block, data.pairs, data.patch_pairs = 0, 0, 0
     # Rows of the global batch (fixed for a run's life; a multiple of replica x fsdp and of the number of hosts).
     data.rows = 8
     # A sample larger than a row: "crop" (centre crop with its camera) or "error".
@@ -54,6 +58,8 @@ def base() -> ml_collections.ConfigDict:
     optimizer.schedule = "cosine"
     # Warm-up as a share of the run, the share of the rate at its end, and the length of a linear tail.
     optimizer.warmup, optimizer.final, optimizer.tail = 0.1, 0.0, 0.25
+    # Factors on the learning rate by group of parameters ("merger" includes the DeepStack mergers).
+    optimizer.rates = ml_collections.ConfigDict(dict.fromkeys(parameters.GROUPS, 1.0))
 
     config.train = train = ml_collections.ConfigDict()
     # Length of the run: the schedule counts samples, since a step holds as many as fit its rows.
@@ -62,8 +68,24 @@ def base() -> ml_collections.ConfigDict:
     train.max_steps = 0
     # Batches whose gradients are added up before an update.
     train.accumulation = 1
-    # "float32" or "bfloat16" compute (parameters and moments stay float32); what to recompute: none, minimal, full.
+    # "float32" or "bfloat16" compute (parameters and moments stay float32); what the backward
+    # pass makes again: "none", "minimal" (no large products), "full", or "offload" (as minimal, kept on the host).
     train.dtype, train.remat = "bfloat16", "full"
+    # Groups of parameters that stay as they are: vision, merger, decoder, embeddings. No gradient is computed for them
+    # and no moments are kept. "bfloat16" stores their matrices in half the bytes; what is released in bfloat16, as
+    # Qwen3-VL is, loses nothing by it.
+    train.freeze, train.frozen_dtype = (), "float32"
+    # LoRA: with a rank above 0 the whole model is frozen, and low-rank adapters scaled by alpha / rank are trained
+    # beside the weights that `targets` name: regular expressions over names (q_proj) or paths (text.layers.q_proj).
+    # The default takes the seven linears of the decoder. The export holds the sums.
+    train.lora = lora = ml_collections.ConfigDict()
+    lora.rank, lora.alpha, lora.targets = 0, 16.0, (".*_proj",)
+    # Weight of the load-balance loss of experts (transformers' router_aux_loss_coef); dense models have none.
+    train.balance = 0.001
+    # Weight of the mean square of the log of the softmax's denominator (PaLM's z-loss; 1e-4 there); 0: none.
+    train.z_loss = 0.0
+    # A step whose loss or gradient is not finite changes nothing; so many in a row stop the run.
+    train.max_skipped = 5
     # In steps: a line of metrics, a checkpoint, the held-out loss (0: only at the end).
     train.log_every, train.save_every, train.eval_every = 10, 500, 500
     # Checkpoints kept.

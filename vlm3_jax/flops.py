@@ -2,12 +2,14 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.params import GROUPS, Param
 
 # Dense bf16 peak of one device, FLOP/s, from the makers' data sheets (without sparsity).
 PEAK_BF16 = {
@@ -70,10 +72,29 @@ def forward(cfg: VLMConfig, n: Lengths) -> dict[str, float]:
     }
 
 
-def training(cfg: VLMConfig, n: Lengths) -> float:
-    """Useful FLOPs of a training step: the backward pass costs twice the forward pass (none for the input patches)."""
+def training(cfg: VLMConfig, n: Lengths, trained=GROUPS, adapters: Sequence[Param] = ()) -> float:
+    """Useful FLOPs of a training step: beside the forward pass as much for the gradient of the inputs and again for
+    that of the weights (no input gradient for the patches).
+
+    `trained`: groups whose weights get gradients; `adapters`: rows of trained adapters. A frozen module passes its
+    gradient on if something before it is trained, and costs its forward pass alone if nothing is.
+    """
+    changed = {*trained, *(row.group for row in adapters)}
+    seeing, merging = "vision" in changed, not changed.isdisjoint(("vision", "merger"))
+    # Per module: whether a gradient passes through it, and whether its other factor gets one: its weights, or the
+    # other side of attention's products.
+    backward = {
+        "decoder": (True, "decoder" in trained),
+        "decoder_attention": (True, True),
+        "head": (True, "embeddings" in trained),
+        "vision": (seeing, "vision" in trained),
+        "vision_attention": (seeing, seeing),
+        "mergers": (merging, "merger" in trained),
+    }
+    total = sum(flops * (1 + sum(backward[module])) for module, flops in forward(cfg, n).items())
     patches = 2.0 * cfg.vision.patch_values * cfg.vision.hidden_size * n.patches
-    return 3.0 * sum(forward(cfg, n).values()) - patches
+    places = {"vision": n.patches, "merger": n.patches / cfg.vision.merge_size**2, "decoder": n.tokens}
+    return total - seeing * patches + sum(6.0 * row.size * places[row.group] for row in adapters)
 
 
 def peak(device: jax.Device) -> tuple[float, str]:

@@ -1,7 +1,7 @@
-"""Loss and gradient of one batch on several meshes: `mesh_worker.py MODEL FOLDER`.
+"""Loss and gradient of one batch on several meshes: `mesh_worker.py MODEL EXPERTS FOLDER`.
 
-Reads packed.npz and unpacked.npz from FOLDER and writes one CASE.npz each. test_train_step.py starts it, with the eight
-devices in its environment.
+MODEL is dense, EXPERTS a mixture of experts. Reads packed.npz, unpacked.npz and paired.npz from FOLDER and writes one
+CASE.npz each. test_train_step.py starts it, with the eight devices in its environment.
 """
 
 import dataclasses
@@ -34,6 +34,7 @@ class Case:
     accumulation: int = 1
     chunk: int = 256
     dtype: str = "float32"
+    experts: bool = False
 
 
 CASES = {
@@ -42,7 +43,13 @@ CASES = {
     "fsdp 4 x tensor 2, head in chunks": Case((1, 4, 2), chunk=24),
     "replica 2 x fsdp 4, partly recomputed": Case((2, 4, 1), remat="minimal"),
     "a row each, block lists, accumulated": Case(batch="unpacked", accumulation=2),
+    "pairs of blocks": Case(batch="paired"),
+    "fsdp 4 x tensor 2, pairs of blocks, recomputed": Case((1, 4, 2), batch="paired", remat="full"),
+    "pairs of blocks, kept on the host": Case(batch="paired", remat="offload"),
     "bfloat16": Case(remat="full", dtype="bfloat16"),
+    "experts": Case(experts=True),
+    "experts, fsdp 4 x tensor 2, recomputed": Case((1, 4, 2), remat="full", experts=True),
+    "experts, replica 2 x fsdp 4": Case((2, 4, 1), experts=True),
 }
 # The rate is zero and the "moments" are the plain gradient, so a step shows what it has computed.
 OPTIMIZER = types.SimpleNamespace(schedule="constant", warmup=0.0, learning_rate=0.0)
@@ -55,7 +62,7 @@ def prepare(cfg, params, case: Case, folder, pool):
     steps.TARGET_CHUNK = case.chunk
     step = steps.make_step(
         cfg, GRADIENT, OPTIMIZER, mesh, total_samples=100, groups=4, dtype=jnp.dtype(case.dtype), remat=case.remat,
-        accumulation=case.accumulation,
+        accumulation=case.accumulation, balance=0.1,
     )  # fmt: skip
     with np.load(folder / f"{case.batch}.npz") as arrays:
         batch = dict(arrays)
@@ -72,19 +79,20 @@ def results(params, state, metrics) -> dict:
         np.testing.assert_array_equal(before, after)
     assert (int(state.step), int(state.samples)) == (1, 7)
     gradients = {".".join(k): np.asarray(v) for k, v in parameters.flatten(state.opt_state.trace).items()}
-    return {"loss": metrics["loss"], "loss_by_group": metrics["groups"]["loss"], **gradients}
+    groups = metrics["groups"]
+    return {"loss": metrics["loss"], "loss_by_group": groups["loss"], "loss_balance": groups["balance"], **gradients}
 
 
-def main(model_dir: str, folder: pathlib.Path) -> None:
+def main(dense: str, experts: str, folder: pathlib.Path) -> None:
     """All cases; then a checkpoint from one device is restored onto eight."""
-    cfg, params = hf.load(model_dir)
+    models = {False: hf.load(dense), True: hf.load(experts)}
     with ThreadPoolExecutor(2) as pool:
-        prepared = [prepare(cfg, params, case, folder, pool) for case in CASES.values()]
+        prepared = [prepare(*models[case.experts], case, folder, pool) for case in CASES.values()]
     states = {}
-    for name, (compiled, arguments) in zip(CASES, prepared, strict=True):
+    for (name, case), (compiled, arguments) in zip(CASES.items(), prepared, strict=True):
         states[name], metrics = compiled.result()(*arguments)
-        np.savez(folder / f"{name}.npz", **results(params, states[name], metrics))
-    restore_elsewhere(cfg, states["one device"], folder)
+        np.savez(folder / f"{name}.npz", **results(models[case.experts][1], states[name], metrics))
+    restore_elsewhere(models[False][0], states["one device"], folder)
 
 
 def restore_elsewhere(cfg, state, folder) -> None:
@@ -102,4 +110,4 @@ def restore_elsewhere(cfg, state, folder) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], pathlib.Path(sys.argv[2]))
+    main(*sys.argv[1:3], pathlib.Path(sys.argv[3]))

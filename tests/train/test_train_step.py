@@ -14,6 +14,7 @@ from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGenerati
 
 from tests.support import draw_samples, pack_rows, write_records
 from vlm3_jax import params as parameters
+from vlm3_jax.checkpoint import tiny
 from vlm3_jax.data.packing import RowBudget, needs
 from vlm3_jax.model.config import VLMConfig
 
@@ -35,7 +36,10 @@ def worked(tiny_model, tmp_path_factory):
     reach = max(needs([s], RowBudget(128, 160, 24, 8, 1)).reach for s in samples)
     assert reach < 128 // 8
     np.savez(folder / "unpacked.npz", **pack_rows([[s] for s in samples], spec, RowBudget(128, 160, 24, 8, reach)))
-    command = [sys.executable, mesh_worker.__file__, str(tiny_model), str(folder)]
+    pairs = RowBudget(208, 304, 48, pair_block=16, pairs=80, patch_pairs=150)
+    np.savez(folder / "paired.npz", **pack_rows(rows, spec, pairs))
+    experts = tiny.make(folder / "experts", "moe")
+    command = [sys.executable, mesh_worker.__file__, str(tiny_model), str(experts), str(folder)]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -60,11 +64,13 @@ def difference(one, two) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-@pytest.mark.parametrize("case", [name for name in mesh_worker.CASES if name not in ("one device", "bfloat16")])
+@pytest.mark.parametrize("case", [c for c in mesh_worker.CASES if c not in ("one device", "experts", "bfloat16")])
 def test_loss_and_gradient_are_the_same(case, worked):
-    here, there = worked[1][case], worked[1]["one device"]
+    here, there = worked[1][case], worked[1]["experts" if mesh_worker.CASES[case].experts else "one device"]
     assert here["loss"] == pytest.approx(there["loss"], rel=1e-6)
     np.testing.assert_allclose(here["loss_by_group"], there["loss_by_group"], rtol=2e-6)
+    assert here["loss_balance"] == pytest.approx(there["loss_balance"], rel=1e-6)
+    assert (there["loss_balance"] > 0) == mesh_worker.CASES[case].experts
     assert difference(here, there) < 1e-5
     assert not all(np.array_equal(here[k], there[k]) for k in here), "the same program ran twice"
 
@@ -132,5 +138,5 @@ def test_gradient_equals_torch(worked, reference, tiny_model):
             without_key_bias({row.name: ours[row.name]}) - without_key_bias({row.name: theirs[row.name]})
         )
         assert error < 1e-4 * np.linalg.norm(theirs[row.name]) + noise, row.name
-    assert theirs.keys() == ours.keys() - {"loss", "loss_by_group"}
+    assert theirs.keys() == {name for name in ours if not name.startswith("loss")}
     assert difference(ours, theirs) < 1e-5

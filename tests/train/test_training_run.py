@@ -22,6 +22,7 @@ from vlm3_jax.errors import UserError
 from vlm3_jax.train import loop
 from vlm3_jax.train import step as steps
 from vlm3_jax.train.metrics import Metrics
+from vlm3_jax.train.run import Feed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Losses of the 20 steps. A change needs a reason in the commit; to refresh them run this file and copy what the failing
@@ -196,26 +197,56 @@ def test_another_run_in_the_workdir_is_refused(finished, change, message, tmp_pa
         assert path.read_bytes() == data, path
 
 
-def test_a_broken_gradient_stops_the_run_before_it_is_saved(finished, tmp_path, monkeypatch):
-    make_step = steps.make_step
+def broken_batches(monkeypatch, broken):
+    """Makes the loss of the steps that `broken` names infinite, through the weights of their targets."""
+    following = Feed.next
 
-    def breaking(*args, **kwargs):
+    def feed(self):
+        arrays, *rest = following(self)
+        self.count = getattr(self, "count", 0) + 1
+        if self.count in broken:
+            arrays = arrays | {"target_weight": np.where(arrays["target_weight"] > 0, np.float32(np.inf), 0)}
+        return arrays, *rest
+
+    monkeypatch.setattr(Feed, "next", feed)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(finished, tmp_path, monkeypatch):
+    """One broken batch: parameters and moments stay, the next steps go on, and the row says what happened."""
+    broken_batches(monkeypatch, {6})
+    seen, make_step = [], steps.make_step
+
+    def watching(*args, **kwargs):
         step = make_step(*args, **kwargs)
 
         def run(state, batch, samples):
+            before = jax.tree.map(np.array, (state.params, state.opt_state))
             state, metrics = step(state, batch, samples)
-            if int(state.step) == 6:
-                metrics = metrics | {"grad_norm": np.float32(np.nan)}
+            after = jax.tree.map(np.array, (state.params, state.opt_state))
+            seen.append(all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(after))))
             return state, metrics
 
         return run
 
-    monkeypatch.setattr(steps, "make_step", breaking)
+    monkeypatch.setattr(steps, "make_step", watching)
     config = small_run(finished.model, finished.data, tmp_path)
-    config.train.save_every = 3
-    with pytest.raises(UserError, match=r"nan.* at step 6: lower optimizer\.learning_rate or look at the data"):
+    config.train.max_steps = 10
+    assert loop.train(config)
+    assert seen == [False] * 5 + [True] + [False] * 4
+    rows = [row for row in rows_of_metrics(tmp_path) if "ids" in row]
+    assert [row.get("skipped") for row in rows] == [None] * 5 + [1] + [None] * 4
+    assert ["loss" in row for row in rows] == [True] * 5 + [False] + [True] * 4
+    whole = [row for row in rows_of_metrics(finished.workdir) if "ids" in row]
+    assert [row["ids"] for row in rows] == [row["ids"] for row in whole[:10]]
+
+
+def test_broken_steps_in_a_row_stop_the_run(finished, tmp_path, monkeypatch):
+    broken_batches(monkeypatch, {4, 6, 7, 8})
+    config = small_run(finished.model, finished.data, tmp_path)
+    config.train.save_every, config.train.max_skipped = 3, 3
+    with pytest.raises(UserError, match=r"at step 8, the last of 3 skipped in a row: lower optimizer\.learning_rate"):
         loop.train(config)
-    assert Checkpoints(tmp_path).latest_step() == 3
+    assert Checkpoints(tmp_path).latest_step() == 6
     assert not (tmp_path / "export").exists()
 
 
@@ -223,7 +254,7 @@ def test_a_broken_gradient_stops_the_run_before_it_is_saved(finished, tmp_path, 
     ("field", "value", "message"),
     [
         ("train.dtype", "float64", r"train\.dtype: 'float64' is unknown; choose one of 'float32', 'bfloat16'"),
-        ("train.remat", "some", r"train\.remat: 'some' is unknown; choose one of 'none', 'full', 'minimal'"),
+        ("train.remat", "some", r"train\.remat: 'some' is unknown; choose one of 'none', 'minimal', 'full', 'off"),
         ("train.export", "int8", r"train\.export: 'int8' is unknown; choose one of '', 'float32'"),
         ("train.samples", 0, r"train\.samples is 0"),
         ("train.accumulation", 0, r"train\.accumulation is 0, but must be at least 1"),
@@ -255,7 +286,7 @@ def test_a_second_ctrl_c_stops_at_once():
 def test_metrics_go_on_behind_the_restored_step(tmp_path):
     rows = [
         {"step": 0, "eval_loss/a": 1.0},
-        *({"step": k, "loss": 1.0 / k} for k in (1, 2)),
+        *({"step": k, "ids": f"{k:08x}", "loss": 1.0 / k} for k in (1, 2)),
         {"step": 2, "eval_loss/a": 0.5},
     ]
     torn = '{"step": 3, "lo'

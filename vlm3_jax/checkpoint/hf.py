@@ -1,54 +1,79 @@
-"""HF directories (config.json, safetensors, tokenizer files) to our parameters and back, byte for byte."""
+"""Models in and out: any model folder to parameters in memory or on a mesh, and parameters to an HF directory."""
 
 import json
 import pathlib
 import shutil
 
-import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from vlm3_jax import params as parameters
-from vlm3_jax.errors import UserError
+from vlm3_jax.checkpoint.copying import DTYPES, copy_into
+from vlm3_jax.checkpoint.layouts import hf_plan
+from vlm3_jax.checkpoint.locate import INDEX, SINGLE
+from vlm3_jax.checkpoint.sources import CheckpointSource, HFSource, ParamsSource, Source, open_source
+from vlm3_jax.checkpoint.writing import finish, write
 from vlm3_jax.files import read_json, replace_dir
 from vlm3_jax.model.config import VLMConfig
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-MAX_SHARD_BYTES = 4 * 2**30
+__all__ = ["DTYPES", "INDEX", "SINGLE", "carry_files", "copy_files", "load", "load_sharded", "place", "save"]
+
+MAX_SHARD_BYTES = 4 * 10**9
 CARRIED = (".json", ".jinja", ".txt", ".model")
 
 
 def load(model_dir, dtype: str | None = "float32") -> tuple[VLMConfig, dict]:
-    """The config and the parameters (numpy, nested dict as in the parameter table) of an HF directory.
+    """The config and the parameters (numpy, nested dict as in the parameter table) of a model folder.
 
-    `dtype` converts every tensor, None keeps what is stored. UserError names the file and tensor if something is
-    missing, unexpected, truncated or of another shape.
+    `model_dir` is an HF directory, a converted checkpoint or a training workdir (its newest step). `dtype` converts
+    every tensor, None keeps what is stored. UserError names the file and tensor if something is missing, unexpected,
+    truncated or of another shape.
     """
-    model_dir = pathlib.Path(model_dir)
-    cfg = VLMConfig.from_dir(model_dir)
-    rows = parameters.table(cfg)
-    where = _key_index(model_dir)
-    _check_keys({key for row in rows for key in row.hf_keys}, where, cfg, model_dir)
-    files = {name: _open(model_dir / name) for name in sorted(set(where.values()))}
-
-    def read(row, key):
-        name = where[key]
-        tensor = _tensor(files[name], key, model_dir / name)
-        if not row.accepts(tensor.shape):
-            raise UserError(f"{model_dir / name}: {key} has shape {tensor.shape}, the config says {row.hf_shape}")
-        return row.from_hf(tensor)
+    source = open_source(model_dir)
 
     def assemble(row):
-        first = read(row, row.hf_keys[0])
-        value = np.empty(row.shape, DTYPES[dtype] if dtype else first.dtype)
-        for i, key in enumerate(row.hf_keys):
-            value[i if row.stacked else ...] = first if i == 0 else read(row, key)
+        value = np.empty(row.shape, DTYPES[dtype] if dtype else source.dtype(row))
+        for layer in range(len(row.hf_keys)):
+            copy_into(value[layer] if row.stacked else value, source.value(row, layer))
         return value
 
-    return cfg, parameters.nest({row.path: assemble(row) for row in rows})
+    return source.cfg, parameters.nest({row.path: assemble(row) for row in source.rows})
+
+
+def load_sharded(model_dir, abstract: dict) -> dict:
+    """As `load`, but jax arrays on a mesh: every process reads the bytes of its own shards and no others.
+
+    `abstract`: nested as the parameters, a jax.ShapeDtypeStruct with a sharding each (`place` takes an open source).
+    """
+    return place(open_source(model_dir), abstract)
+
+
+def place(source: Source, abstract: dict) -> dict:
+    """The parameters of an open source as jax arrays; one shard of one parameter at a time in host memory."""
+    flat = parameters.flatten(abstract)
+    wanted = {row: flat[row.path] for row in source.rows}
+    if isinstance(source, CheckpointSource) and not source.merges:
+        return source.restore(wanted)
+    return parameters.nest({row.path: _place(source, row, like) for row, like in wanted.items()})
+
+
+def _place(source: HFSource | CheckpointSource, row, like):
+    # A conversion needs no jax, and its import takes longer than a small model.
+    import jax
+
+    sharding, devices = like.sharding, {}
+    for device, index in sharding.addressable_devices_indices_map(row.shape).items():
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, row.shape, strict=True))
+        devices.setdefault(bounds, []).append(device)
+    shards = []
+    for bounds, same in devices.items():
+        shard = np.empty([stop - start for start, stop in bounds], like.dtype)
+        if row.stacked:
+            for number, layer in enumerate(range(*bounds[0])):
+                copy_into(shard[number], source.region(row, layer, tuple(slice(*b) for b in bounds[1:])))
+        else:
+            copy_into(shard, source.region(row, 0, tuple(slice(*b) for b in bounds)))
+        shards += [jax.device_put(shard, device) for device in same]
+    return jax.make_array_from_single_device_arrays(row.shape, sharding, shards)
 
 
 def save(out_dir, cfg: VLMConfig, params: dict, source_dir, dtype: str | None = None) -> pathlib.Path:
@@ -56,93 +81,33 @@ def save(out_dir, cfg: VLMConfig, params: dict, source_dir, dtype: str | None = 
 
     `dtype` None keeps the parameters' own. An existing `out_dir` is replaced, after all has been written beside it.
     """
-    out_dir, source_dir = pathlib.Path(out_dir), pathlib.Path(source_dir)
+    out_dir = pathlib.Path(out_dir)
     aside = out_dir.with_name(out_dir.name + ".writing")
-    if aside.exists():
-        shutil.rmtree(aside)
-    aside.mkdir(parents=True)
-    flat = parameters.flatten(params)
-    shards, sizes = [{}], [0]
-    for row in parameters.table(cfg):
-        value = np.asarray(flat[row.path])
-        for i, key in enumerate(row.hf_keys):
-            tensor = np.ascontiguousarray(row.to_hf(value[i] if row.stacked else value))
-            if dtype:
-                tensor = tensor.astype(DTYPES[dtype])
-            if sizes[-1] and sizes[-1] + tensor.nbytes > MAX_SHARD_BYTES:
-                shards.append({})
-                sizes.append(0)
-            shards[-1][key] = tensor
-            sizes[-1] += tensor.nbytes
-    _write_shards(aside, shards, sum(sizes))
-    _carry(source_dir, aside, next(iter(shards[0].values())).dtype)
-    replace_dir(aside, out_dir)
+    plan = hf_plan(ParamsSource(cfg, params, source_dir), dtype, MAX_SHARD_BYTES)
+    write(aside, plan)
+    carry_files(pathlib.Path(source_dir), aside, plan.jobs[0].dtype)
+    finish(aside, out_dir)
     return out_dir
 
 
-def _write_shards(folder, shards, total_bytes):
-    if len(shards) == 1:
-        safetensors.numpy.save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
+def copy_files(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """Makes `folder` hold the files of a model but its weights."""
+    if source.resolve() == folder.resolve():
         return
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        safetensors.numpy.save_file(shard, folder / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, name)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
+    aside = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    carry_files(source, aside)
+    replace_dir(aside, folder)
 
 
-def _carry(source, folder, dtype):
+def carry_files(source: pathlib.Path, folder: pathlib.Path, dtype: np.dtype | None = None) -> None:
+    """Copies config, tokenizer, processor and chat template; config.json then names the dtype of the weights."""
     for path in sorted(source.iterdir()):
         if path.suffix in CARRIED and path.name != INDEX and path.is_file():
             shutil.copyfile(path, folder / path.name)
     config = read_json(folder / "config.json")
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    config[key] = str(dtype)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-
-
-def _key_index(model_dir) -> dict[str, str]:
-    """{HF key: file name} from the index, or from the single file."""
-    if (model_dir / INDEX).exists():
-        index = read_json(model_dir / INDEX)
-        where = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(where, dict):
-            raise UserError(f"{model_dir / INDEX}: weight_map is missing")
-        for key, name in where.items():
-            if not isinstance(name, str):
-                raise UserError(f"{model_dir / INDEX}: weight_map of {key} is {name!r}, expected a file name")
-            if pathlib.PurePath(name).name != name:
-                raise UserError(f"{model_dir / INDEX}: file name {name!r} leaves the model directory")
-        return where
-    if (model_dir / SINGLE).exists():
-        return dict.fromkeys(_open(model_dir / SINGLE).keys(), SINGLE)
-    raise UserError(f"{model_dir}: holds neither {SINGLE} nor {INDEX}")
-
-
-def _check_keys(expected, where, cfg, model_dir):
-    missing, unexpected = sorted(expected - set(where)), sorted(set(where) - expected)
-    if cfg.text.tie_word_embeddings and "lm_head.weight" in unexpected:
-        # Some writers store the tied head once more; the embedding decides.
-        unexpected.remove("lm_head.weight")
-    for keys, what in ((missing, "missing"), (unexpected, "not part of the model its config.json describes")):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise UserError(f"{model_dir}: tensor {keys[0]}{more} {what}")
-
-
-def _open(path):
-    try:
-        return safetensors.safe_open(path, framework="numpy")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, though the index names it") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: truncated or not a safetensors file ({error})") from None
-
-
-def _tensor(file, key, path):
-    try:
-        return file.get_tensor(key)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: {key} cannot be read ({error})") from None
+    if dtype is not None and config.get(key) != str(dtype):
+        config[key] = str(dtype)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

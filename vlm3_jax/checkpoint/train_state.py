@@ -1,5 +1,6 @@
-"""Orbax checkpoints of a run: the sharded state, the data cursors and what the run was."""
+"""Orbax checkpoints of a run: parameters under their names, the optimizer's state, data cursors, what the run was."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,6 +8,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vlm3_jax.checkpoint.layouts import CHUNK_BYTES
+from vlm3_jax.checkpoint.locate import CHECKPOINTS
 from vlm3_jax.data.plan import PlanState
 from vlm3_jax.errors import UserError
 from vlm3_jax.train.step import TrainState
@@ -16,7 +19,7 @@ class Checkpoints:
     """The checkpoints of one workdir; saving is asynchronous, restoring takes any mesh."""
 
     def __init__(self, workdir, keep: int = 2):
-        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -30,7 +33,11 @@ class Checkpoints:
             return
         tree = plan.to_tree()
         meta = {"cursors": tree["cursors"].tolist(), "phases": tree["phases"], "facts": facts}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(_as_tree(state)), meta=ocp.args.JsonSave(meta))
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params, jax.tree.map(_chunks, state.params)),
+            optimizer=ocp.args.StandardSave(_numbered(state)),
+            meta=ocp.args.JsonSave(meta),
+        )
         self._manager.save(step, args=items)
 
     def restore(self, abstract: TrainState, facts: dict) -> tuple[TrainState, PlanState]:
@@ -43,10 +50,13 @@ class Checkpoints:
                     f"{self.folder}: the saved run has {key} = {meta['facts'].get(key)}, the configuration {value}; "
                     "use another --workdir or the old setting"
                 )
-        restore = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract)))
-        tree = self._manager.restore(step, args=restore).state
-        leaves = jax.tree.leaves(tree)
-        state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+        restore = ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params),
+            optimizer=ocp.args.StandardRestore(_numbered(abstract)),
+        )
+        found = self._manager.restore(step, args=restore)
+        others = jax.tree.unflatten(jax.tree.structure(_others(abstract)), jax.tree.leaves(found.optimizer))
+        state = dataclasses.replace(others, params=found.params)
         return state, PlanState.from_tree({"cursors": np.asarray(meta["cursors"], np.int64), "phases": meta["phases"]})
 
     def close(self) -> None:
@@ -55,6 +65,18 @@ class Checkpoints:
         self._manager.close()
 
 
-def _as_tree(state: TrainState) -> list:
+def _others(state: TrainState) -> TrainState:
+    """All but the parameters."""
+    return dataclasses.replace(state, params={})
+
+
+def _numbered(state: TrainState) -> dict:
     """Leaves in a fixed order: optax's named tuples do not survive a round trip through a file as types."""
-    return {f"{number:04d}": leaf for number, leaf in enumerate(jax.tree.leaves(state))}
+    return {f"{number:04d}": leaf for number, leaf in enumerate(jax.tree.leaves(_others(state)))}
+
+
+def _chunks(leaf) -> ocp.SaveArgs:
+    """A layer a chunk, so that `vlm3 convert` can read one without its stack; small arrays whole."""
+    if leaf.nbytes <= CHUNK_BYTES:
+        return ocp.SaveArgs()
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if leaf.ndim > 2 else ())

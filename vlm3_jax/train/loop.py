@@ -15,7 +15,7 @@ import numpy as np
 
 from vlm3_jax import flops
 from vlm3_jax import params as parameters
-from vlm3_jax.checkpoint import hf
+from vlm3_jax.checkpoint import convert, hf, locate
 from vlm3_jax.checkpoint.train_state import Checkpoints
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.statistics import answer_entropy
@@ -25,37 +25,39 @@ from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
 from vlm3_jax.train.metrics import Bar, Metrics
 from vlm3_jax.train.run import Feed, Setup, held_out_batches
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from vlm3_jax.train.trainable import DTYPES, Trainable
 
 
 def train(config) -> bool:
     """Trains until all samples are seen (or `train.max_steps`); True if the run is complete, False if interrupted.
 
-    Leaves checkpoints/, metrics.jsonl, tensorboard/, quarantine.jsonl, config.json and, when complete, export/ (an HF
-    directory) in the workdir.
+    Leaves checkpoints/, model/ (config and tokenizer), metrics.jsonl, tensorboard/, quarantine.jsonl, config.json and,
+    when complete, export/ (an HF directory) in the workdir.
     """
     setup = Setup.from_config(config)
     components = setup.components(config.data.components)
     _check(setup, components)
+    trainable = Trainable.from_config(setup.cfg, config)
     setup.workdir.mkdir(parents=True, exist_ok=True)
-    run = _Run(setup, components)
+    run = _Run(setup, components, trainable)
     (setup.workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    if jax.process_index() == 0:
+        hf.copy_files(setup.model_dir, setup.workdir / locate.MODEL)
     try:
         with _stop_signals() as stop:
             complete = run.steps(stop)
     finally:
         run.close()
     if complete and config.train.export:
-        export(setup, run.state.params, setup.workdir / "export")
+        export(setup, setup.workdir / "export")
     return complete
 
 
-def export(setup: Setup, params: dict, out_dir: pathlib.Path) -> None:
-    """Writes the parameters as an HF directory (on the first host)."""
-    whole = jax.jit(lambda p: p, out_shardings=meshes.replicated(setup.mesh))(params)
+def export(setup: Setup, out_dir: pathlib.Path) -> None:
+    """Turns the newest checkpoint into an HF directory, adapters merged, a tensor at a time (on the first host)."""
     if jax.process_index() == 0:
-        hf.save(out_dir, setup.cfg, jax.device_get(whole), setup.model_dir, setup.config.train.export)
+        conversion = convert.plan_conversion(setup.workdir, setup.config.train.export)
+        convert.convert(conversion, out_dir, overwrite=True, progress=False)
 
 
 def _check(setup: Setup, components) -> None:
@@ -97,19 +99,23 @@ def _stop_signals():
 class _Run:
     """The state of a run: everything that steps change, and where its numbers go."""
 
-    def __init__(self, setup: Setup, components):
+    def __init__(self, setup: Setup, components, trainable: Trainable):
         config, mesh, cfg = setup.config, setup.mesh, setup.cfg
-        self.setup, self.config = setup, config
+        self.setup, self.config, self.trainable = setup, config, trainable
         self.groups = 2 * (1 + max(c.group for c in components))
         self.names = {c.group: c.name for c in components}
-        tx = optimizers.make(cfg, config.optimizer)
+        tx = optimizers.make(cfg, config.optimizer, trainable.trained_rows)
         self.facts = {"seed": config.seed, "rows": config.data.rows, "parameters": parameters.count(cfg)}
+        self.facts |= trainable.facts()
+        abstract = steps.abstract_state(cfg, tx, mesh, trainable)
         self.checkpoints = Checkpoints(setup.workdir, config.train.keep)
         if self.checkpoints.latest_step() is None:
-            self.state, plan = steps.create_state(cfg, hf.load(setup.model_dir)[1], tx, mesh), None
+            params = trainable.start(hf.load_sharded(setup.model_dir, abstract.params), config.seed)
+            self.state, plan = steps.create_state(cfg, params, tx, mesh, trainable), None
         else:
-            self.state, plan = self.checkpoints.restore(steps.abstract_state(cfg, tx, mesh), self.facts)
+            self.state, plan = self.checkpoints.restore(abstract, self.facts)
         self.step, self.samples = int(self.state.step), int(self.state.samples)
+        self.skipped = self.skipped_in_a_row = 0
         dtype = DTYPES[config.train.dtype]
         self.run_step = steps.make_step(
             cfg,
@@ -121,13 +127,18 @@ class _Run:
             dtype=dtype,
             remat=config.train.remat,
             accumulation=config.train.accumulation,
+            trainable=trainable,
+            balance=config.train.balance,
+            z_loss=config.train.z_loss,
         )
         held_out = self._held_out_components()
         self.held_out = {c.name: held_out_batches(setup, c, config.eval.loss_batches) for c in held_out}
         for name, (_, answers) in self.held_out.items():
             if not answers:
                 raise UserError(f"eval.components.{name}: none of its records gives a sample; check its path and task")
-        self.run_evaluate = steps.make_evaluate(cfg, mesh, groups=2 * (1 + len(held_out)), dtype=dtype)
+        self.run_evaluate = steps.make_evaluate(
+            cfg, mesh, groups=2 * (1 + len(held_out)), dtype=dtype, trainable=trainable
+        )
         self.batch_sharding = meshes.batch_sharding(mesh, config.train.accumulation)
         self.peak, self.peak_source = flops.peak(jax.local_devices()[0])
         first = jax.process_index() == 0
@@ -151,7 +162,8 @@ class _Run:
             self.evaluate()
         while not stop and self.samples < config.samples and (not last or self.step < last):
             arrays, ids, samples, stats = self.feed.next()
-            useful = flops.training(self.setup.cfg, flops.lengths(_flat(arrays, config.accumulation)))
+            lengths = flops.lengths(_flat(arrays, config.accumulation))
+            useful = flops.training(self.setup.cfg, lengths, self.trainable.trained_groups, self.trainable.adapters)
             batch = meshes.put_batch(arrays, self.batch_sharding)
             self.state, metrics = self.run_step(self.state, batch, np.int32(samples))
             self.step, self.samples = self.step + 1, self.samples + samples
@@ -210,14 +222,19 @@ class _Run:
     def _record(self, step, seen, samples, metrics, checksum, stats, useful, window) -> None:
         metrics = jax.device_get(metrics)
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        if not np.isfinite([loss, norm]).all():
+        broken = bool(metrics["skipped"])
+        self.skipped += broken
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if broken else 0
+        if self.skipped_in_a_row >= self.config.train.max_skipped:
             raise UserError(
-                f"the loss is {loss} and its gradient's norm {norm} at step {step}: lower optimizer.learning_rate or "
-                "look at the data"
+                f"the loss is {loss} and its gradient's norm {norm} at step {step}, the last of "
+                f"{self.skipped_in_a_row} skipped in a row: lower optimizer.learning_rate or look at the data"
             )
-        row = {"step": step, "samples": seen, "loss": loss, "lr": float(metrics["lr"])}
-        row |= {"grad_norm": norm, "ids": f"{checksum:08x}"}
-        window.add(samples, useful, stats, metrics["groups"])
+        row = {"step": step, "samples": seen, "lr": float(metrics["lr"]), "ids": f"{checksum:08x}"}
+        row |= {"skipped": self.skipped} if broken else {"loss": loss, "grad_norm": norm}
+        if broken:
+            self.bar.say(f"step {step}: loss {loss}, gradient's norm {norm}: skipped ({self.skipped} in this run)")
+        window.add(samples, useful, stats, None if broken else metrics["groups"])
         logged = step % self.config.train.log_every == 0
         if logged:
             row |= window.summary(self.names, self.peak * jax.device_count())
@@ -227,7 +244,8 @@ class _Run:
     def _introduction(self, resumed: bool) -> str:
         shape = ", ".join(f"{k} {v}" for k, v in self.setup.mesh.shape.items())
         start = f"going on from step {self.step}" if resumed else "a new run"
-        size = f"{parameters.count(self.setup.cfg):,} parameters, mesh {shape}"
+        trained = sum(row.size for row in self.trainable.trained_rows)
+        size = f"{parameters.count(self.setup.cfg):,} parameters, {trained:,} trained, mesh {shape}"
         return (
             f"{size}, {start}, {self.config.train.samples:,} samples; "
             f"MFU against {self.peak / 1e12:.2f} TFLOP/s a device ({self.peak_source})"
@@ -257,7 +275,8 @@ class _Window:
         self.useful += useful
         self.wait += stats["wait_s"]
         self.fill.append((stats["token_fill"], stats["patch_fill"]))
-        self.groups = groups if self.groups is None else jax.tree.map(np.add, self.groups, groups)
+        if groups is not None:
+            self.groups = groups if self.groups is None else jax.tree.map(np.add, self.groups, groups)
 
     def summary(self, names, peak) -> dict:
         seconds = time.perf_counter() - self.start
@@ -270,8 +289,8 @@ class _Window:
             "token_fill": float(token_fill),
             "patch_fill": float(patch_fill),
         }
-        loss, tokens = self.groups["loss"], self.groups["tokens"]
-        for group, name in names.items():
+        for group, name in names.items() if self.groups else ():
+            loss, tokens = self.groups["loss"], self.groups["tokens"]
             for later, turn in enumerate(("first", "later")):
                 if tokens[2 * group + later]:
                     row[f"loss/{name}/{turn}"] = float(loss[2 * group + later] / tokens[2 * group + later])

@@ -67,10 +67,10 @@ def resolve(row: parameters.Param, sizes: dict[str, int]) -> tuple[PartitionSpec
     return PartitionSpec(*spec), fallbacks
 
 
-def param_shardings(cfg: VLMConfig, mesh: Mesh) -> dict:
-    """NamedShardings of all parameters, nested as the parameters are."""
+def param_shardings(cfg: VLMConfig, mesh: Mesh, rows=None) -> dict:
+    """NamedShardings of all parameters (or of `rows`), nested as the parameters are."""
     sizes = dict(mesh.shape)
-    rows = parameters.table(cfg)
+    rows = parameters.table(cfg) if rows is None else rows
     return parameters.nest({row.path: NamedSharding(mesh, resolve(row, sizes)[0]) for row in rows})
 
 
@@ -90,16 +90,18 @@ def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str
 
 
 def locally(mesh: Mesh):
-    """Wraps a function of (rows..., two whole matrices) so that every device runs it on its own rows.
+    """Makes every device run a function on its own rows (`model/layers.py` Locally).
 
-    For what must not mix rows of several devices, such as sorting tokens by expert. The tensor axis stays with the
-    compiler.
+    The tensor axis stays with the compiler.
     """
 
-    def wrap(f):
-        rows, whole = PartitionSpec(ROWS), PartitionSpec()
-        return jax.shard_map(
-            f, mesh=mesh, in_specs=(rows,) * 3 + (whole,) * 2, out_specs=rows, axis_names=set(ROWS), check_vma=False
-        )
+    def wrap(f, whole: int = 0):
+        def call(*args):
+            specs = [PartitionSpec(ROWS)] * (len(args) - whole) + [PartitionSpec()] * whole
+            return jax.shard_map(
+                f, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0], axis_names=set(ROWS), check_vma=False
+            )(*args)
+
+        return call
 
     return wrap

@@ -54,7 +54,7 @@ class Metrics:
 
 
 def _is_before(row: dict, step: int) -> bool:
-    return row["step"] < step or (row["step"] == step and "loss" in row)
+    return row["step"] < step or (row["step"] == step and "ids" in row)
 
 
 class Bar:
@@ -79,7 +79,7 @@ class Bar:
     def update(self, samples: int, row: dict) -> None:
         """Shows the newest numbers."""
         text = (
-            f"step {row['step']}  loss {row['loss']:.4f}  {row['samples_per_s']:.1f} samples/s  "
+            f"step {row['step']}  loss {row.get('loss', math.nan):.4f}  {row['samples_per_s']:.1f} samples/s  "
             f"MFU {100 * row['mfu']:.1f} %  waiting for data {100 * row['data_wait']:.0f} %"
         )
         self._progress.update(self._task, completed=samples, text=text)

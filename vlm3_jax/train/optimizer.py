@@ -31,9 +31,13 @@ def learning_rate(samples, total: int, opt) -> jax.Array:
     return opt.learning_rate * warm * shape
 
 
-def make(cfg: VLMConfig, opt) -> optax.GradientTransformation:
-    """Clip by the global norm, Adam, weight decay on matrices; the rate is applied by the step."""
-    decayed = parameters.nest({r.path: len(r.hf_shape) > 1 for r in parameters.table(cfg)})
+def make(cfg: VLMConfig, opt, rows=None) -> optax.GradientTransformation:
+    """Clip by the global norm, Adam, weight decay on matrices; the rate is applied by the step.
+
+    `rows`: those of the trained parameters; None: all of the table.
+    """
+    rows = parameters.table(cfg) if rows is None else rows
+    decayed = parameters.nest({r.path: len(r.hf_shape) > 1 for r in rows})
     parts = [optax.clip_by_global_norm(opt.clip)] if opt.clip else []
     parts.append(optax.scale_by_adam(opt.b1, opt.b2, opt.eps))
     if opt.weight_decay:

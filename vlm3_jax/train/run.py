@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from vlm3_jax.checkpoint import tiny
+from vlm3_jax.checkpoint import locate, tiny
 from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.image import VisionSpec
@@ -26,9 +26,10 @@ PROCESSOR = "preprocessor_config.json"
 
 
 def resolve_model(name: str, workdir, seed: int = 0) -> pathlib.Path:
-    """The HF directory that `name` stands for: a folder, a finished workdir, "tiny:SIZE" or a hub name.
+    """The model folder that `name` stands for; `hf.load` takes it, and config and tokenizer lie in it.
 
-    UserError if there is none. A tiny model is made once, in the workdir.
+    `name`: an HF directory, a converted checkpoint, a training workdir (its export, or its newest step until it is
+    finished), "tiny:SIZE" (made once, in the workdir) or a hub name. UserError if there is none.
     """
     if not name:
         raise UserError(
@@ -38,19 +39,13 @@ def resolve_model(name: str, workdir, seed: int = 0) -> pathlib.Path:
         size = name.removeprefix("tiny:")
         folder = pathlib.Path(workdir) / f"tiny-{size}-{seed}"
         return folder if (folder / "config.json").exists() else tiny.make(folder, size, seed)
+    folder = pathlib.Path(name)
+    if (folder / "export" / "config.json").is_file():
+        return folder / "export"
+    if locate.is_workdir(folder):
+        return locate.locate(folder).files
     # A workdir has a config.json too, that of the run.
-    for folder in (pathlib.Path(name) / "export", pathlib.Path(name)):
-        if (folder / "config.json").is_file():
-            return folder
-    if pathlib.Path(name).exists() or name.startswith((".", "/")) or name.count("/") != 1:
-        raise UserError(f"{name}: no model directory (config.json, safetensors, tokenizer) and not a hub name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        return pathlib.Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise UserError(f"{name}: not a local directory, and the hub does not give it ({error})") from None
+    return folder if (folder / "config.json").is_file() else locate.fetch(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +76,10 @@ class Setup:
             cfg=VLMConfig.from_dir(model_dir),
             chat=ChatFormat.from_dir(model_dir),
             spec=VisionSpec.from_dir(model_dir),
-            budget=RowBudget(data.row_tokens, data.row_patches, data.row_targets, data.block, data.reach),
+            budget=RowBudget(
+                *(data.row_tokens, data.row_patches, data.row_targets, data.block, data.reach),
+                *(data.pair_block, data.pairs, data.patch_pairs),
+            ),
             mesh=meshes.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor, devices),
         )
 

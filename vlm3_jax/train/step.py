@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vlm3_jax import params as parameters
 from vlm3_jax.model.config import VLMConfig
-from vlm3_jax.model.layers import take_unique
+from vlm3_jax.model.layers import run_as_it_is, take_unique
 from vlm3_jax.model.vlm import VLM
 from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
+from vlm3_jax.train.trainable import Trainable
 
 TARGET_CHUNK = 256
 
@@ -23,7 +23,10 @@ TARGET_CHUNK = 256
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes: float32 parameters and Adam moments, and how many steps and samples are behind it."""
+    """Parameters, Adam moments of those that are trained, and how many steps and samples are behind it.
+
+    What is trained is float32; what is frozen passes through a step untouched.
+    """
 
     params: dict
     opt_state: optax.OptState
@@ -31,46 +34,63 @@ class TrainState:
     samples: jax.Array
 
 
-def state_shardings(cfg: VLMConfig, tx: optax.GradientTransformation, mesh) -> TrainState:
-    """The intended sharding of every leaf: moments lie as their parameters, counters on every device."""
-    shapes = parameters.nest({r.path: jax.ShapeDtypeStruct(r.shape, jnp.float32) for r in parameters.table(cfg)})
-    lying, whole = meshes.param_shardings(cfg, mesh), meshes.replicated(mesh)
+def state_shardings(cfg: VLMConfig, tx: optax.GradientTransformation, mesh, trainable: Trainable | None = None):
+    """The intended sharding of every leaf: moments lie as their parameters, counters on every device.
+
+    `trainable` says what is trained, here and below; None: everything.
+    """
+    trainable = trainable or Trainable.whole(cfg)
+    lying, whole = meshes.param_shardings(cfg, mesh, trainable.rows), meshes.replicated(mesh)
     opt_state = optax.tree_utils.tree_map_params(
-        tx, lambda _, sharding: sharding, jax.eval_shape(tx.init, shapes), lying, transform_non_params=lambda _: whole
+        tx,
+        lambda _, sharding: sharding,
+        jax.eval_shape(tx.init, trainable.split(trainable.shapes())[0]),
+        trainable.split(lying)[0],
+        transform_non_params=lambda _: whole,
     )
     return TrainState(lying, opt_state, whole, whole)
 
 
-def create_state(cfg: VLMConfig, params: dict, tx: optax.GradientTransformation, mesh) -> TrainState:
-    """Parameters (numpy or arrays) placed on the mesh, with fresh moments beside them."""
-    shardings = state_shardings(cfg, tx, mesh)
+def create_state(
+    cfg: VLMConfig, params: dict, tx: optax.GradientTransformation, mesh, trainable: Trainable | None = None
+) -> TrainState:
+    """All leaves of the parameters (numpy or arrays) placed on the mesh, with fresh moments beside the trained ones."""
+    trainable = trainable or Trainable.whole(cfg)
+    shardings = state_shardings(cfg, tx, mesh, trainable)
 
-    # Copied, since the step donates its state and the caller may keep the arrays it gave.
-    def place(value, sharding):
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: np.array(value[index], np.float32))
+    # Copied, since the step donates its state and the caller may keep the arrays it gave; what `hf.load_sharded` has
+    # placed already is taken over.
+    def place(value, sharding, like):
+        if isinstance(value, jax.Array) and (value.sharding, value.dtype) == (sharding, like.dtype):
+            return value
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: np.array(value[index], like.dtype))
 
-    params = jax.tree.map(place, params, shardings.params)
-    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
+    params = jax.tree.map(place, params, shardings.params, trainable.shapes())
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(trainable.split(params)[0])
     zero = jax.device_put(np.zeros((), np.int32), meshes.replicated(mesh))
     return TrainState(params, opt_state, zero, jnp.copy(zero))
 
 
-def abstract_state(cfg: VLMConfig, tx: optax.GradientTransformation, mesh) -> TrainState:
+def abstract_state(
+    cfg: VLMConfig, tx: optax.GradientTransformation, mesh, trainable: Trainable | None = None
+) -> TrainState:
     """Shapes, dtypes and shardings of a state, for restoring into."""
-    shapes = parameters.nest({r.path: jax.ShapeDtypeStruct(r.shape, jnp.float32) for r in parameters.table(cfg)})
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    tree = TrainState(shapes, jax.eval_shape(tx.init, shapes), number, number)
+    trainable = trainable or Trainable.whole(cfg)
+    shapes, number = trainable.shapes(), jax.ShapeDtypeStruct((), jnp.int32)
+    tree = TrainState(shapes, jax.eval_shape(tx.init, trainable.split(shapes)[0]), number, number)
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, state_shardings(cfg, tx, mesh)
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, state_shardings(cfg, tx, mesh, trainable)
     )
 
 
-def token_losses(model: VLM, batch: dict) -> jax.Array:
-    """Cross-entropy in nats of each supervised position, float32 [B, T]; the head sees nothing else.
+def token_losses(model: VLM, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cross-entropy in nats of each supervised position, float32 [B, T], the log of the softmax's denominator there
+    [B, T], and the load-balance loss of experts.
 
-    Logits are made for `TARGET_CHUNK` positions a row at a time and made again in the backward pass.
+    The head sees the supervised positions only. Logits are made for `TARGET_CHUNK` positions a row at a time and made
+    again in the backward pass.
     """
-    hidden = model.hidden(batch)
+    hidden, balance = model.hidden_and_balance(batch)
     (B, S, _), T = hidden.shape, batch["target_slot"].shape[1]
     slots = jnp.where(batch["target_weight"] > 0, batch["target_slot"], S)
     inverse = jnp.full((B, S), T).at[jnp.arange(B)[:, None], slots].set(jnp.arange(T), mode="drop")
@@ -87,61 +107,97 @@ def token_losses(model: VLM, batch: dict) -> jax.Array:
         h, tokens = item
         logits = model.text.logits(h)
         chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
-        return None, jax.nn.logsumexp(logits, -1) - chosen
+        log_sum = jax.nn.logsumexp(logits, -1)
+        return None, (log_sum - chosen, log_sum)
 
-    _, losses = jax.lax.scan(chunk, None, (split(h), split(batch["target_tokens"])))
-    return jnp.moveaxis(losses, 0, 1).reshape(B, -1)[:, :T]
+    _, found = jax.lax.scan(chunk, None, (split(h), split(batch["target_tokens"])))
+    losses, log_sums = (jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T] for x in found)
+    return losses, log_sums, balance
 
 
-def loss_sums(cfg: VLMConfig, params: dict, batch: dict, groups: int, dtype, remat: str):
-    """(sum of weighted losses, {"loss": [groups], "tokens": [groups]}): the sums of the plain loss by target group."""
-    losses = token_losses(VLM(cfg, params, dtype, remat), batch)
+def loss_sums(cfg: VLMConfig, params: dict, batch: dict, groups: int, dtype, remat: str, mesh=None):
+    """(sum of weighted losses, {"loss": [groups], "tokens": [groups], "balance", "z"}).
+
+    The sums of the plain loss by target group, the load-balance loss (0 without experts), and the weighted sum of
+    squares of the log of the softmax's denominator.
+    """
+    locally = meshes.locally(mesh) if mesh is not None and mesh.size > 1 else run_as_it_is
+    losses, log_sums, balance = token_losses(VLM(cfg, params, dtype, remat, locally), batch)
     member = jax.nn.one_hot(batch["target_group"], groups) * (batch["target_weight"] > 0)[..., None]
-    by_group = {"loss": jnp.einsum("bt,btg->g", losses, member), "tokens": member.sum((0, 1))}
-    return jnp.sum(losses * batch["target_weight"]), by_group
+    weight = batch["target_weight"]
+    sums = {
+        "loss": jnp.einsum("bt,btg->g", losses, member),
+        "tokens": member.sum((0, 1)),
+        "balance": balance,
+        "z": jnp.sum(jnp.square(log_sums) * weight),
+    }
+    return jnp.sum(losses * weight), sums
 
 
-def make_step(cfg: VLMConfig, tx, opt, mesh, *, total_samples, groups, dtype, remat, accumulation=1):
+def make_step(
+    cfg: VLMConfig, tx, opt, mesh, *, total_samples, groups, dtype, remat, accumulation=1, trainable=None, balance=0.0,
+    z_loss=0.0,
+):  # fmt: skip
     """The compiled step: (state, batch, samples in the batch) -> (state, metrics).
 
     The loss is the weighted sum over the supervised tokens of the global batch over their summed weight, also across
-    accumulation: `batch` then has a leading axis of `accumulation`, scanned. Shardings of the results are pinned, so
-    that a restored state compiles to the same program.
+    accumulation: `batch` then has a leading axis of `accumulation`, scanned. Gradients are taken with respect to what
+    is trained only, so the backward pass leaves out what only frozen parameters would need. `balance` times the mean
+    load-balance loss of the batches is added where there are experts, and `z_loss` times the mean square of the log of
+    the softmax's denominator; the loss told is without them. Where the loss or the gradient is not finite, parameters
+    and moments stay as they are, and metrics["skipped"] says so. Shardings of the results are pinned, so that a
+    restored state compiles to the same program.
     """
+    trainable = trainable or Trainable.whole(cfg)
 
-    def gradients(params, batch):
+    def gradients(trained, frozen, batch):
         weight = jnp.maximum(batch["target_weight"].sum(), 1e-9)
 
-        def loss(params, part):
-            total, by_group = loss_sums(cfg, params, part, groups, dtype, remat)
-            return total / weight, by_group
+        def loss(trained, rows):
+            params = trainable.view(trainable.join(trained, frozen), dtype)
+            total, sums = loss_sums(cfg, params, rows, groups, dtype, remat, mesh)
+            added = balance / accumulation * sums["balance"] + z_loss * sums["z"] / weight
+            return total / weight + added, (total / weight, sums)
 
         grad = jax.value_and_grad(loss, has_aux=True)
         if accumulation == 1:
-            return grad(params, batch)
+            return grad(trained, batch)
 
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, grad(params, part)), None
+        def add(total, rows):
+            return jax.tree.map(jnp.add, total, grad(trained, rows)), None
 
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, _first(batch)))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, trained, _first(batch)))
         return jax.lax.scan(add, zero, batch)[0]
 
     def step(state: TrainState, batch: dict, samples):
-        (loss, by_group), grads = gradients(state.params, batch)
+        trained, frozen = trainable.split(state.params)
+        (_, (loss, sums)), grads = gradients(trained, frozen, batch)
         rate = optimizers.learning_rate(state.samples + samples, total_samples, opt)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        metrics = {"loss": loss, "lr": rate, "grad_norm": optax.tree.norm(grads), "groups": by_group}
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        def unless_broken(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        moved = jax.tree.map(lambda p, u, factor: p - rate * factor * u, trained, updates, trainable.factors())
+        params = trainable.join(unless_broken(moved, trained), frozen)
+        opt_state = unless_broken(opt_state, state.opt_state)
+        metrics = {"loss": loss, "lr": rate, "grad_norm": norm, "groups": sums, "skipped": ~finite}
         return TrainState(params, opt_state, state.step + 1, state.samples + samples), metrics
 
     whole = meshes.replicated(mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(cfg, tx, mesh), whole))
+    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(cfg, tx, mesh, trainable), whole))
 
 
-def make_evaluate(cfg: VLMConfig, mesh, *, groups, dtype):
+def make_evaluate(cfg: VLMConfig, mesh, *, groups, dtype, trainable=None):
     """The compiled held-out loss: (params, batch) -> {"loss": [groups], "tokens": [groups]} sums."""
-    whole = meshes.replicated(mesh)
-    return jax.jit(lambda params, batch: loss_sums(cfg, params, batch, groups, dtype, "none")[1], out_shardings=whole)
+    trainable, whole = trainable or Trainable.whole(cfg), meshes.replicated(mesh)
+
+    def sums(params, batch):
+        return loss_sums(cfg, trainable.view(params, dtype), batch, groups, dtype, "none", mesh)[1]
+
+    return jax.jit(sums, out_shardings=whole)
 
 
 def _first(batch):
