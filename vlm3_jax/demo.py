@@ -92,7 +92,6 @@ def _summary(config, scenes: int, seconds: float) -> dict[str, str]:
         "training data": f"{scenes} rendered scenes of two 128 x 96 views, {config.train.samples} samples drawn",
         "held-out data": f"{config.eval.records} scenes never trained on",
         "machine": f"{platform.machine()}, {jax.local_device_count()} {jax.devices()[0].device_kind} device(s)",
-        "versions": f"Python {platform.python_version()}, jax {jax.__version__}",
         "time": f"{seconds:.0f} s in all stages of this call",
     }
 

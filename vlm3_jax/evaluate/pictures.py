@@ -47,7 +47,7 @@ def loss_curve(
             values = held_out[source][1]
             top.append(max(values[1:] or values))
         if source in entropies:
-            axes.axhline(entropies[source], color=colour, lw=1, ls=(0, (5, 3)), label=f"answers' entropy: {source}")
+            axes.axhline(entropies[source], color=colour, lw=1, ls=(0, (5, 3)), label=f"answers alone: {source}")
             top.append(entropies[source])
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")

@@ -240,8 +240,8 @@ def _curves(data: bytes | None, album: _Album) -> str:
     if data is None:
         return ""
     return (
-        "<h2>Loss</h2><p>Dashed: the entropy of the answers' own marginal distribution. A loss that stays there has "
-        f"learnt nothing from the images.</p><figure>{album.image(data, 'loss against step')}</figure>"
+        "<h2>Loss</h2><p>Dashed: what a language model loses that knows the other answers and sees no image. A loss that "
+        f"stays there has learnt nothing from the images.</p><figure>{album.image(data, 'loss against step')}</figure>"
     )
 
 

@@ -58,29 +58,28 @@ def mean(scores: Sequence[float] | np.ndarray) -> float:
     return float(scores.mean()) if len(scores) else math.nan
 
 
-def answer_entropy(answers: Sequence[Sequence[int]], given: str = "position") -> float:
-    """Nats per supervised token of the answers' own marginal distribution: the loss of a model that ignores its input.
+def answer_entropy(answers: Sequence[Sequence[int]]) -> float:
+    """Nats per supervised token that a language model loses which knows all other answers and sees nothing else.
 
-    `answers` holds each answer's supervised tokens, the end included. With n_k answers that have a k-th token,
-
-    - given "position": sum_k n_k H(token k) / sum_k n_k. The model knows only which token of the answer it writes.
-    - given "prefix": sum_k n_k H(token k | tokens before it) / sum_k n_k, by the chain rule the entropy of whole
-      answers over their mean length. A language model sees its own prefix, so this lower value is where a blind one
-      settles; estimated from few answers it is too low (never above ln(number of answers) / mean length).
-
-    A training loss at this value has learnt nothing from the images. NaN without answers.
+    `answers` holds each answer's supervised tokens, the end included. A token's probability is its share among the
+    other answers that begin alike, mixed with its share at that place of all other answers (as one answer more), since
+    of few answers nearly every one begins in a way of its own. With many answers this is their entropy by the chain
+    rule. A training loss at this value has learnt nothing from the images. NaN with fewer than two answers.
     """
-    if given not in ("position", "prefix"):
-        raise ValueError(f"unknown condition {given!r}; choose 'position' or 'prefix'")
-    contexts: dict[Hashable, collections.Counter] = collections.defaultdict(collections.Counter)
+    by_prefix, by_place = collections.defaultdict(collections.Counter), collections.defaultdict(collections.Counter)
     for tokens in answers:
         for k, token in enumerate(tokens):
-            contexts[k if given == "position" else tuple(tokens[:k])][token] += 1
+            by_prefix[tuple(tokens[:k])][token] += 1
+            by_place[k][token] += 1
     total, nats = 0, 0.0
-    for counter in contexts.values():
-        size = counter.total()
-        nats -= sum(c * math.log(c / size) for c in counter.values())
-        total += size
+    if len(answers) > 1:
+        for prefix, counter in by_prefix.items():
+            size, place = counter.total(), by_place[len(prefix)]
+            for token, count in counter.items():
+                # A token that no other answer has at this place is given one share more of all that occur there.
+                elsewhere = (place[token] - 1 + 1 / len(place)) / place.total()
+                nats -= count * math.log((count - 1 + elsewhere) / size)
+            total += size
     return nats / total if total else math.nan
 
 

@@ -210,7 +210,7 @@ class _Run:
                 sums = self.run_evaluate(self.state.params, batch)
                 total += jnp.stack([sums["loss"].sum(), sums["tokens"].sum()])
             row[f"eval_loss/{name}"] = float(total[0] / total[1])
-            row[f"answer_entropy/{name}"] = answer_entropy(answers, "prefix")
+            row[f"answer_entropy/{name}"] = answer_entropy(answers)
         if self.held_out:
             self.metrics.write(row, board=True)
             parts = [
