@@ -240,8 +240,9 @@ def _curves(data: bytes | None, album: _Album) -> str:
     if data is None:
         return ""
     return (
-        "<h2>Loss</h2><p>Dashed: what a language model loses that knows the other answers and sees no image. A loss that "
-        f"stays there has learnt nothing from the images.</p><figure>{album.image(data, 'loss against step')}</figure>"
+        "<h2>Loss</h2><p>Dashed: what a language model loses that knows the other answers and sees no image. A loss "
+        "that stays there has learnt nothing from the images.</p>"
+        f"<figure>{album.image(data, 'loss against step')}</figure>"
     )
 
 
