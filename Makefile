@@ -8,7 +8,7 @@ export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
 help:
 	@echo "make demo       install, render scenes, train, evaluate, report ($(WORKDIR)/report.html); minutes on two cores"
-	@echo "make demo-long  the same for hours, in which all four tasks are learnt; resumable"
+	@echo "make demo-long  the same for hours, all four tasks in even shares; resumable"
 	@echo "make test       install and run the tests (minutes); make test-slow adds the long ones"
 	@echo "make lint       ruff; make format applies its layout"
 	@echo "variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR=$(WORKDIR) SEED=$(SEED)"

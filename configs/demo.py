@@ -3,7 +3,8 @@
 Run: make demo                       (about 15 minutes; all steps, with a report)
      vlm3 demo --workdir=runs/demo   (the same, with the package installed)
      vlm3 train --config=demo --workdir=runs/demo   (training alone, on data that `vlm3 demo` has rendered)
-`demo:long` is the run of hours in which the other three tasks must beat their reference rows too (make demo-long).
+`demo:long` is the run of hours for all four tasks (make demo-long); depth, objects and correspondence beat their
+reference rows there, pose does not yet (README).
 The wording is "short" (our own) and the model 0.8 M parameters: see docs/decisions.md for what the demo can show.
 """
 
