@@ -8,7 +8,6 @@ not count.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import pathlib
@@ -52,35 +51,15 @@ class RandomSource:
 
 
 def make(folder: pathlib.Path, size: str) -> None:
-    """An HF directory of the size: the tiny model's files with the config's numbers changed."""
+    """An HF directory of the size: the tiny model's files with another config."""
     cfg, aside = released(size), folder.with_name("aside")
     small = tiny.make(folder.with_name("small"), "test")
     write(aside, hf_plan(RandomSource(cfg, small), None, hf.MAX_SHARD_BYTES))
     for path in small.glob("*.json*"):
         shutil.copyfile(path, aside / path.name)
-    config = json.loads((small / "config.json").read_text())
-    config["dtype"], config["tie_word_embeddings"] = "bfloat16", cfg.text.tie_word_embeddings
-    config["text_config"] |= text_numbers(cfg.text)
-    config["vision_config"] |= vision_numbers(cfg.vision)
-    (aside / "config.json").write_text(json.dumps(config))
+    (aside / "config.json").write_text(json.dumps(cfg.to_hf() | {"dtype": "bfloat16"}))
     finish(aside, folder)
     shutil.rmtree(small)
-
-
-def text_numbers(text) -> dict:
-    """Fields of config.json's text_config."""
-    names = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "kv_heads": "num_key_value_heads"}
-    numbers = {names.get(key, key): value for key, value in dataclasses.asdict(text).items() if key != "rope_theta"}
-    rope = {"rope_type": "default", "rope_theta": text.rope_theta, "mrope_section": numbers.pop("mrope_section")}
-    return numbers | {"rope_parameters": rope}
-
-
-def vision_numbers(vision) -> dict:
-    """Fields of config.json's vision_config."""
-    names = {"heads": "num_heads", "merge_size": "spatial_merge_size", "taps": "deepstack_visual_indexes"}
-    numbers = {names.get(key, key): value for key, value in dataclasses.asdict(vision).items()}
-    numbers["num_position_embeddings"] = numbers.pop("table_side") ** 2
-    return numbers
 
 
 def measure(command: list[str]) -> tuple[float, float, float]:

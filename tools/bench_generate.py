@@ -10,7 +10,6 @@ CPU that others use too, take --clock processor and one thread for all (OMP_NUM_
 
 import argparse
 import json
-import math
 import pathlib
 import tempfile
 import time
@@ -20,51 +19,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from random_inputs import image_plan, random_patches, torch_model, vision_spec
 
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.data.chat import Encoding
-from vlm3_jax.data.image import ImagePlan, VisionSpec
-from vlm3_jax.data.records import ImageRef
+from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.samples import Prompt, positions
+from vlm3_jax.data.video import still_patches
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.sampling import GREEDY, Sampling
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.sizes import NAMES, released
 
 
-def their_model(cfg: VLMConfig) -> Qwen3VLForConditionalGeneration:
-    """transformers' model of a config, with its own random weights."""
-    t, v = cfg.text, cfg.vision
-    rope = {"rope_type": "default", "rope_theta": t.rope_theta, "mrope_section": list(t.mrope_section)}
-    text = {
-        "vocab_size": t.vocab_size, "hidden_size": t.hidden_size, "intermediate_size": t.intermediate_size,
-        "num_hidden_layers": t.layers, "num_attention_heads": t.heads, "num_key_value_heads": t.kv_heads,
-        "head_dim": t.head_dim, "rms_norm_eps": t.rms_norm_eps, "pad_token_id": None,
-        "rope_parameters": rope | {"mrope_interleaved": True},
-    }  # fmt: skip
-    vision = {
-        "depth": v.depth, "hidden_size": v.hidden_size, "intermediate_size": v.intermediate_size, "num_heads": v.heads,
-        "in_channels": v.in_channels, "patch_size": v.patch_size, "temporal_patch_size": v.temporal_patch_size,
-        "spatial_merge_size": v.merge_size, "num_position_embeddings": v.table_side**2,
-        "out_hidden_size": v.out_hidden_size, "deepstack_visual_indexes": list(v.taps),
-    }  # fmt: skip
-    config = Qwen3VLConfig(
-        text_config=text, vision_config=vision, image_token_id=cfg.image_token_id, video_token_id=cfg.video_token_id,
-        vision_start_token_id=cfg.vision_start_token_id, vision_end_token_id=cfg.vision_end_token_id,
-        tie_word_embeddings=t.tie_word_embeddings,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return Qwen3VLForConditionalGeneration(config).eval()
-
-
 def make_prompts(cfg: VLMConfig, spec: VisionSpec, args) -> tuple[list[Prompt], list[list[np.ndarray]]]:
     """One image of about --visual tokens each, and its random pixels as patches."""
     rng, low = np.random.default_rng(0), min(cfg.image_token_id, cfg.vision_start_token_id)
-    rows = max(1, round(math.sqrt(args.visual * 3 / 4)))
-    grid = rows * spec.merge_size, max(1, round(args.visual / rows)) * spec.merge_size
-    final = grid[1] * spec.patch_size, grid[0] * spec.patch_size
-    plan = ImagePlan(ImageRef(*final, "random"), final, final, grid, spec.merge_size)
+    plan = image_plan(spec, args.visual)
     n, prompts, patches = plan.n_visual, [], []
     for _ in range(args.sets):
         shared = [*rng.integers(0, low, 3), cfg.vision_start_token_id, *[cfg.image_token_id] * n]
@@ -74,17 +45,15 @@ def make_prompts(cfg: VLMConfig, spec: VisionSpec, args) -> tuple[list[Prompt], 
         asked = tuple(rng.integers(0, low, (args.questions, args.text)).astype(np.int32))
         slots = np.arange(4, 4 + n, dtype=np.int32)
         prompts.append(Prompt((plan,), shared, axes, slots, asked, (places,) * args.questions))
-        patches.append([rng.integers(0, 256, (plan.n_patches, cfg.vision.patch_values), np.uint8)])
+        patches.append([random_patches(spec, plan, rng)])
     return prompts, patches
 
 
-def their_inputs(cfg: VLMConfig, prompts, patches) -> dict:
+def their_inputs(cfg: VLMConfig, spec: VisionSpec, prompts, patches) -> dict:
     """All prompts as one batch, the image in each of them."""
-    T, side = cfg.vision.temporal_patch_size, cfg.vision.patch_size**2
     ids, pixels, grids = [], [], []
     for prompt, (array,) in zip(prompts, patches):
-        values = (array.reshape(len(array), -1, 1, side) / np.float32(255) - 0.5) / 0.5
-        values = values.repeat(T, 2).reshape(len(array), -1)
+        values = still_patches(array, spec)
         for question in prompt.suffix_tokens:
             ids.append(np.concatenate([prompt.prefix_tokens, question]))
             pixels.append(values)
@@ -108,14 +77,13 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="what seconds are")
     args = parser.parse_args()
     clock = {"wall": time.perf_counter, "processor": time.process_time}[args.clock]
-    theirs = their_model(released(args.size))
+    theirs = torch_model(released(args.size)).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         cfg, params = hf.load(pathlib.Path(folder))
-    v = cfg.vision
-    spec = VisionSpec(v.patch_size, v.merge_size, v.temporal_patch_size, 1, 2**30, cfg.mean, cfg.std, v.table_side)
+    spec = vision_spec(cfg)
     prompts, patches = make_prompts(cfg, spec, args)
-    inputs = their_inputs(cfg, prompts, patches)
+    inputs = their_inputs(cfg, spec, prompts, patches)
     params = jax.tree.map(jnp.asarray, params)
 
     def ours(sampling):

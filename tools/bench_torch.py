@@ -12,74 +12,39 @@ head on the supervised positions.
 
 import argparse
 import json
-import math
 import tempfile
 import time
 import types
 
+import bench_train
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from random_inputs import image_plan, random_patches, supervised_sample, torch_model, vision_spec
 
 from vlm3_jax import flops
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.data.chat import Encoding
-from vlm3_jax.data.image import ImagePlan, VisionSpec
+from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.packing import RowBudget, fits, needs, pack
-from vlm3_jax.data.records import ImageRef
-from vlm3_jax.data.samples import Sample, positions
+from vlm3_jax.data.samples import Sample
+from vlm3_jax.data.video import still_patches
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.sizes import released
 from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
 
-OPTIMIZER = types.SimpleNamespace(
-    learning_rate=5.5e-5, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.02, schedule="constant", warmup=0.0,
-    final=0.0, tail=0.25,
-)  # fmt: skip
+# What bench_train times, at a constant rate as torch's optimizer has it here.
+OPTIMIZER = types.SimpleNamespace(**vars(bench_train.OPTIMIZER) | {"schedule": "constant", "warmup": 0.0})
 ASPECTS = (4 / 3, 3 / 2, 16 / 9)
 
 
-def make_samples(cfg: VLMConfig, count: int, scale: float, text: int, rng) -> list[Sample]:
-    """`count` samples with image sizes of the depth mixture, sides scaled."""
-    samples, v = [], cfg.vision
-    for number in range(count):
-        visual, aspect = rng.uniform(858, 1300) * scale**2, ASPECTS[number % len(ASPECTS)]
-        rows = max(1, round(math.sqrt(visual / aspect)))
-        grid = rows * v.merge_size, max(1, round(visual / rows)) * v.merge_size
-        size = grid[1] * v.patch_size, grid[0] * v.patch_size
-        plan = ImagePlan(ImageRef(*size, "random"), size, size, grid, v.merge_size)
-        n = plan.n_visual
-        tokens = rng.integers(0, cfg.image_token_id - 1, n + text).astype(np.int32)
-        tokens[0], tokens[n + 1], tokens[1 : n + 1] = (
-            cfg.vision_start_token_id,
-            cfg.vision_end_token_id,
-            cfg.image_token_id,
-        )
-        encoding = Encoding(tokens, np.zeros_like(tokens), ((1, n),), ())
-        # Ten answers, spread over the text.
-        slots = np.concatenate(
-            [np.arange(n + end - text // 100, n + end) for end in np.linspace(text // 10, text, 10, dtype=int)]
-        )
-        samples.append(
-            Sample(
-                f"{number}",
-                0,
-                tokens,
-                positions(encoding, (plan,)),
-                encoding.questions,
-                np.arange(1, 1 + n, dtype=np.int32),
-                (plan,),
-                (slots - 1).astype(np.int32),
-                tokens[slots],
-                np.ones(len(slots), np.float32),
-                np.zeros(len(slots), bool),
-            )
-        )
-    return samples
+def make_samples(cfg: VLMConfig, spec: VisionSpec, count: int, scale: float, text: int, rng) -> list[Sample]:
+    """`count` samples with image sizes of the depth mixture, sides scaled; ten answers, a tenth of the text."""
+    visual = rng.uniform(858, 1300, count) * scale**2
+    plans = [image_plan(spec, v, ASPECTS[i % len(ASPECTS)]) for i, v in enumerate(visual)]
+    return [supervised_sample(cfg, plan, rng, text, text // 10, 10) for plan in plans]
 
 
 def make_rows(samples, budget) -> list[list[int]]:
@@ -92,70 +57,22 @@ def make_rows(samples, budget) -> list[list[int]]:
     return rows
 
 
-def their_model(cfg: VLMConfig, folder) -> Qwen3VLForConditionalGeneration:
-    """transformers' model of the same config with random weights, saved for our side."""
-    t, v = cfg.text, cfg.vision
-    rope = {
-        "rope_type": "default",
-        "rope_theta": t.rope_theta,
-        "mrope_section": list(t.mrope_section),
-        "mrope_interleaved": True,
-    }
-    config = Qwen3VLConfig(
-        text_config=dict(
-            vocab_size=t.vocab_size,
-            hidden_size=t.hidden_size,
-            intermediate_size=t.intermediate_size,
-            head_dim=t.head_dim,
-            num_hidden_layers=t.layers,
-            num_attention_heads=t.heads,
-            num_key_value_heads=t.kv_heads,
-            rope_parameters=rope,
-            rms_norm_eps=t.rms_norm_eps,
-        ),
-        vision_config=dict(
-            depth=v.depth,
-            hidden_size=v.hidden_size,
-            intermediate_size=v.intermediate_size,
-            num_heads=v.heads,
-            num_position_embeddings=v.table_side**2,
-            deepstack_visual_indexes=list(v.taps),
-            patch_size=v.patch_size,
-            spatial_merge_size=v.merge_size,
-            temporal_patch_size=v.temporal_patch_size,
-            out_hidden_size=v.out_hidden_size,
-        ),
-        image_token_id=cfg.image_token_id,
-        video_token_id=cfg.video_token_id,
-        tie_word_embeddings=t.tie_word_embeddings,
-        vision_start_token_id=cfg.vision_start_token_id,
-        vision_end_token_id=cfg.vision_end_token_id,
-    )
-    config._attn_implementation = "sdpa"
-    torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    return model
-
-
-def their_batch(samples, pixels, cfg: VLMConfig) -> dict:
+def their_batch(samples, pixels, cfg: VLMConfig, spec: VisionSpec) -> dict:
     """The usual batch: padded to the longest, labels -100 except on supervised tokens."""
-    longest, v = max(len(s.tokens) for s in samples), cfg.vision
+    longest = max(len(s.tokens) for s in samples)
     ids, mask = np.zeros((len(samples), longest), np.int64), np.zeros((len(samples), longest), np.int64)
     labels = np.full(ids.shape, -100)
     for row, s in enumerate(samples):
         n = len(s.tokens)
         ids[row, :n], mask[row, :n] = s.tokens, 1
         labels[row, s.target_slot + 1] = s.target_tokens
-    still = (np.concatenate(pixels).astype(np.float32) / 255 - 0.5) / 0.5
-    still = still.reshape(len(still), v.in_channels, 1, v.patch_size**2).repeat(v.temporal_patch_size, 2)
     ids = torch.from_numpy(ids)
     return {
         "input_ids": ids,
         "attention_mask": torch.from_numpy(mask),
         "labels": torch.from_numpy(labels),
         "mm_token_type_ids": (ids == cfg.image_token_id).int(),
-        "pixel_values": torch.from_numpy(still.reshape(len(still), -1)),
+        "pixel_values": torch.from_numpy(still_patches(np.concatenate(pixels), spec)),
         "image_grid_thw": torch.tensor([[1, *s.images[0].grid] for s in samples]),
     }
 
@@ -225,10 +142,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cfg, rng = released("cpu"), np.random.default_rng(0)
-    v = cfg.vision
-    spec = VisionSpec(v.patch_size, v.merge_size, v.temporal_patch_size, 1, 2**30, cfg.mean, cfg.std, v.table_side)
-    samples = make_samples(cfg, args.samples, args.scale, args.text, rng)
-    pixels = [rng.integers(0, 256, (s.n_patches, v.patch_values), np.uint8) for s in samples]
+    spec = vision_spec(cfg)
+    samples = make_samples(cfg, spec, args.samples, args.scale, args.text, rng)
+    pixels = [random_patches(spec, s.images[0], rng) for s in samples]
 
     visual = max(s.n_patches / len(s.tokens) for s in samples)
     patches = -(-int(args.tokens * visual) // args.block) * args.block
@@ -241,10 +157,11 @@ def main() -> None:
     )  # fmt: skip
     ours = [pack([[samples[i] for i in row]], [[[pixels[i]] for i in row]], budget, spec) for row in rows]
     groups = [range(i, min(i + args.batch, len(samples))) for i in range(0, len(samples), args.batch)]
-    theirs = [their_batch([samples[i] for i in g], [pixels[i] for i in g], cfg) for g in groups]
+    theirs = [their_batch([samples[i] for i in g], [pixels[i] for i in g], cfg, spec) for g in groups]
 
     with tempfile.TemporaryDirectory() as folder:
-        model = their_model(cfg, folder)
+        model = torch_model(cfg, "sdpa")
+        model.save_pretrained(folder)
         _, params = hf.load(folder)
     torch_rate, jax_rate = matmul_rates()
     their_s, their_loss = run_theirs(model, theirs)

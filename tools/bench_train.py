@@ -10,21 +10,17 @@ turns. Useful FLOPs as in vlm3_jax/flops.py: no recomputation, attention by true
 
 import argparse
 import json
-import math
 import time
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from random_inputs import image_plan, random_patches, supervised_sample, vision_spec
 
 from vlm3_jax import flops
 from vlm3_jax import params as parameters
-from vlm3_jax.data.chat import Encoding
-from vlm3_jax.data.image import ImagePlan, VisionSpec
 from vlm3_jax.data.packing import RowBudget, fits, pack
-from vlm3_jax.data.records import ImageRef
-from vlm3_jax.data.samples import Sample, positions
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.sizes import NAMES, released
 from vlm3_jax.model.vlm import REMAT
@@ -36,43 +32,22 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Plain AdamW of the recipe (vlm3_jax/config.py needs ml_collections).
 OPTIMIZER = types.SimpleNamespace(
     learning_rate=5.5e-5, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.02,
-    schedule="cosine", warmup=0.1, final=0.0,
+    schedule="cosine", warmup=0.1, final=0.0, tail=0.25,
 )  # fmt: skip
-
-
-def random_sample(
-    cfg: VLMConfig, spec: VisionSpec, rng, visual: int, text: int, answers: int, questions: int
-) -> Sample:
-    """One image of roughly 4:3 with about `visual` tokens, then text with supervised tokens spread over its turns."""
-    rows = max(1, round(math.sqrt(visual * 3 / 4)))
-    columns = max(1, round(visual / rows))
-    grid = rows * spec.merge_size, columns * spec.merge_size
-    final = grid[1] * spec.patch_size, grid[0] * spec.patch_size
-    plan = ImagePlan(ImageRef(*final, "random"), final, final, grid, spec.merge_size)
-    n = rows * columns
-    tokens = rng.integers(0, cfg.image_token_id - 1, n + text).astype(np.int32)
-    tokens[2 : 2 + n] = cfg.image_token_id
-    encoding = Encoding(tokens, np.zeros_like(tokens), ((2, n),), ())
-    ends = np.linspace(n + 2, n + text - 1, questions + 1)[1:].astype(int)
-    slots = np.concatenate([np.arange(end - answers // questions, end) for end in ends])
-    return Sample(
-        "random", 0, tokens, positions(encoding, (plan,)), encoding.questions, np.arange(2, 2 + n, dtype=np.int32),
-        (plan,), slots - 1, tokens[slots], np.ones(len(slots), np.float32), np.zeros(len(slots), bool),
-    )  # fmt: skip
 
 
 def random_batch(cfg: VLMConfig, args) -> tuple[dict, int]:
     """Full rows of equal samples, and how many samples they hold."""
-    v, rng = cfg.vision, np.random.default_rng(0)
-    spec = VisionSpec(v.patch_size, v.merge_size, v.temporal_patch_size, 1, 2**30, cfg.mean, cfg.std, v.table_side)
+    rng, spec = np.random.default_rng(0), vision_spec(cfg)
     budget = RowBudget(args.tokens, args.patches, args.targets)
-    sample = random_sample(cfg, spec, rng, args.visual, args.text, args.answers, args.questions)
+    plan = image_plan(spec, args.visual)
+    sample = supervised_sample(cfg, plan, rng, args.text, args.answers, args.questions)
     if not fits([sample], budget):
         raise SystemExit(f"one sample ({len(sample.tokens)} tokens, {sample.n_patches} patches) does not fit a row")
     row = [sample]
     while fits([*row, sample], budget):
         row.append(sample)
-    pixels = [[rng.integers(0, 256, (sample.n_patches, v.patch_values), np.uint8)] for _ in row]
+    pixels = [[random_patches(spec, plan, rng)] for _ in row]
     batch = pack([row], [pixels], budget, spec)
     return {k: np.repeat(x, args.rows, 0) for k, x in batch.items()}, len(row) * args.rows
 

@@ -85,8 +85,7 @@ class VLM3:
         `sampling`: how tokens are drawn, see `sampling()`; None for the greedy answer.
         """
         images = images if isinstance(images, list | tuple) else [images]
-        plans = tuple(self._plan(image, None, unify=False)[0] for image in images)
-        return self._engine.answer([plans], [[question]], sampling or GREEDY)[0][0]
+        return self._engine.answer([self._as_they_are(images)], [[question]], sampling or GREEDY)[0][0]
 
     def chat(self, messages, sampling: Sampling | None = None) -> str:
         """The next answer of a conversation: [{"role": "user", "content": text or parts}, {"role": "assistant", ...}].
@@ -94,8 +93,7 @@ class VLM3:
         Parts are {"type": "text", "text": ...} and, in any user turn, {"type": "image", "image": path, PIL image or
         uint8 array}; a first message may have the role "system". UserError names the message that is not so.
         """
-        images = conversation_images(messages)
-        plans = [self._plan(image, None, unify=False)[0] for image in images]
+        plans = self._as_they_are(conversation_images(messages))
         prompt = conversation_prompt(messages, plans, self._engine.chat)
         patches = [plan.load(self._spec) for plan in plans]
         return self._engine.chat.decode(self._engine.generate([prompt], [patches], sampling or GREEDY)[0][0])
@@ -104,8 +102,8 @@ class VLM3:
         self, frames, question: str, fps: float | None = None, times_s=None, images=(), sampling: Sampling | None = None
     ) -> str:
         """The answer about a video (see `infer.video.ask_video`); still `images` are shown before it."""
-        plans = [self._plan(image, None, unify=False)[0] for image in images]
-        return ask_video(self._engine, frames, question, fps, times_s, plans, sampling or GREEDY)
+        shown = self._as_they_are(images)
+        return ask_video(self._engine, frames, question, fps, times_s, shown, sampling or GREEDY)
 
     def sampling(self, **given) -> Sampling:
         """What the checkpoint proposes for drawing tokens, with the `given` fields of `Sampling` in its place."""
@@ -153,6 +151,10 @@ class VLM3:
             float("nan") if distance is None else float(distance),
             answers,
         )
+
+    def _as_they_are(self, images) -> tuple[ImagePlan, ...]:
+        """Plans of images at their own size: no focal length is unified."""
+        return tuple(self._plan(image, None, unify=False)[0] for image in images)
 
     def _plan(self, image, camera: Camera | None, unify: bool = True) -> tuple[ImagePlan, Camera, Camera]:
         """The image's plan, its camera as given (or assumed) and the unified one."""

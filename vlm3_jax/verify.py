@@ -14,9 +14,9 @@ from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.image import VisionSpec, plan_image
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.records import View, encode_image
-from vlm3_jax.data.samples import Prompt, Sample, prompt_sample
+from vlm3_jax.data.samples import Prompt, prompt_sample, unsupervised
+from vlm3_jax.data.video import still_patches
 from vlm3_jax.errors import UserError
-from vlm3_jax.files import read_json
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.vlm import VLM
 
@@ -121,12 +121,8 @@ def _random_images(spec: VisionSpec) -> list[Image.Image]:
 
 def _ours(cfg: VLMConfig, params, prompt: Prompt, spec: VisionSpec, dtype: str) -> dict[str, np.ndarray]:
     tokens = np.concatenate([prompt.prefix_tokens, *prompt.suffix_tokens])
-    none = np.zeros(0, np.int32)
-    sample = Sample(
-        "", 0, tokens, np.concatenate([prompt.prefix_positions, *prompt.suffix_positions], 1),
-        np.zeros_like(tokens), prompt.visual_slot, prompt.images, none, none, none.astype(np.float32),
-        none.astype(bool),
-    )  # fmt: skip
+    axes = np.concatenate([prompt.prefix_positions, *prompt.suffix_positions], 1)
+    sample = unsupervised(tokens, axes, prompt.visual_slot, prompt.images)
     patches = [plan.load(spec) for plan in prompt.images]
     batch = pack([[sample]], [[patches]], RowBudget(len(tokens), sample.n_patches, 1), spec)
     names = []
@@ -140,31 +136,26 @@ def _ours(cfg: VLMConfig, params, prompt: Prompt, spec: VisionSpec, dtype: str) 
 
     with jax.default_matmul_precision("highest"):
         values = run(params, batch)
-    pixels = np.concatenate(patches).astype(np.float32)
-    side = spec.patch_size**2
-    pixels = (pixels / 255 - np.repeat(cfg.mean, side)) / np.repeat(cfg.std, side)
+    pixels = still_patches(np.concatenate(patches), spec)
     return {"pixels": pixels, **{name: np.asarray(x[0], np.float32) for name, x in zip(names, values)}}
 
 
 def _theirs(hf_dir, prompt: Prompt, images, dtype: str) -> dict[str, np.ndarray]:
     torch, transformers = _import_torch()
-    kind = "Qwen3VLMoe" if read_json(hf_dir / "config.json").get("model_type") == "qwen3_vl_moe" else "Qwen3VL"
-    load = getattr(transformers, f"{kind}ForConditionalGeneration").from_pretrained
+    load = transformers.AutoModelForImageTextToText.from_pretrained
     model = load(hf_dir, dtype=getattr(torch, dtype), attn_implementation="eager").eval()
     processor = transformers.Qwen2VLImageProcessorPil.from_pretrained(hf_dir)
     inputs = dict(processor(images=images, return_tensors="pt"))
     ids = torch.tensor(np.concatenate([prompt.prefix_tokens, *prompt.suffix_tokens])[None]).long()
     is_image = (ids == model.config.image_token_id).int()
     named, handles = _watch(model)
-    channels, temporal, side = 3, model.config.vision_config.temporal_patch_size, inputs["pixel_values"].shape[-1]
-    # Both temporal slices of a still image are the same.
-    still = inputs["pixel_values"].reshape(-1, channels, temporal, side // channels // temporal)[:, :, 0]
+    pixels = inputs["pixel_values"]
     with torch.no_grad():
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        inputs["pixel_values"] = pixels.to(model.dtype)
         out = model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=is_image, **inputs)
     for handle in handles:
         handle.remove()
-    named |= {"pixels": still.flatten(1), "logits": out.logits[0]}
+    named |= {"pixels": pixels, "logits": out.logits[0]}
     return {name: value.detach().float().numpy() for name, value in named.items()}
 
 

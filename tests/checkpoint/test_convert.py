@@ -97,15 +97,7 @@ def test_bytes_survive_the_way_there_and_back(pair, dtype, chunk, tmp_path, monk
 def test_transformers_loads_what_comes_back(pair, tmp_path, rng):
     convert(pair.folder, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "back")
-    model, info = type(pair.theirs).from_pretrained(
-        tmp_path / "back", output_loading_info=True, attn_implementation="eager"
-    )
-    assert {name: sorted(found) for name, found in info.items() if found} == {}
-    inputs = ref.their_inputs(pair, ref.row(rng, [(24, 16), (32, 24)]))
-    with torch.no_grad():
-        pair.theirs.model.rope_deltas = None
-        ours, theirs = (m(**inputs).logits.numpy() for m in (model.eval(), pair.theirs))
-    np.testing.assert_array_equal(ours, theirs)
+    ref.check_loads(pair, tmp_path / "back", rng)
 
 
 def test_dtypes_are_those_of_torch(pair, tmp_path):

@@ -40,15 +40,7 @@ def test_bytes_survive_the_way_there_and_back(pair, dtype, tmp_path):
 
 def test_transformers_loads_what_we_write(pair, tmp_path, rng):
     folder = hf.save(tmp_path / "out", pair.cfg, pair.params, pair.folder)
-    model, info = Qwen3VLForConditionalGeneration.from_pretrained(
-        folder, output_loading_info=True, attn_implementation="eager"
-    )
-    assert {name: sorted(found) for name, found in info.items() if found} == {}
-    inputs = ref.their_inputs(pair, ref.row(rng, [(24, 16), (32, 24)]))
-    with torch.no_grad():
-        pair.theirs.model.rope_deltas = None
-        ours, theirs = (m(**inputs).logits.numpy() for m in (model.eval(), pair.theirs))
-    np.testing.assert_array_equal(ours, theirs)
+    ref.check_loads(pair, folder, rng)
 
 
 def test_export_in_bfloat16_says_so(pair, tmp_path):

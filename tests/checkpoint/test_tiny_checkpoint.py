@@ -1,10 +1,12 @@
 """The tiny model directories are complete: transformers loads each part, and sees what we see."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from tests.support import blocks
 from vlm3_jax import params as parameters
@@ -14,6 +16,8 @@ from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.image import VisionSpec, plan_image
 from vlm3_jax.data.records import View, encode_image
 from vlm3_jax.errors import UserError
+from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.model.sizes import NAMES, released
 
 
 @pytest.fixture(scope="module", params=["demo", "test"])
@@ -70,3 +74,21 @@ def test_an_unknown_size_is_refused(tmp_path):
     with pytest.raises(UserError, match="unknown size 'huge'; choose one of demo, test"):
         tiny.make(tmp_path / "x", "huge")
     assert not any(tmp_path.iterdir())
+
+
+def test_the_model_normalises_as_the_image_processor_wherever_it_stands(folder, tmp_path):
+    """transformers 5 writes the settings into processor_config.json, and reads them there first."""
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    for number, name in enumerate(("preprocessor_config.json", "processor_config.json"), 1):
+        fields = {"image_mean": [0.1 * number] * 3, "image_std": [0.2 * number] * 3}
+        nested = fields if number == 1 else {"image_processor": fields}
+        (tmp_path / name).write_text(json.dumps(nested))
+        cfg = VLMConfig.from_dir(tmp_path)
+        assert (cfg.mean, cfg.std) == (tuple(fields["image_mean"]), tuple(fields["image_std"]))
+
+
+@pytest.mark.parametrize("size", NAMES)
+def test_a_config_goes_to_hf_and_back(size):
+    cfg = released(size)
+    theirs = AutoConfig.for_model(**cfg.to_hf())
+    assert VLMConfig.from_hf(cfg.to_hf()) == cfg == VLMConfig.from_hf(theirs.to_dict())

@@ -16,7 +16,7 @@ from vlm3_jax.data.mixture import Mixture, build_components, component_config, f
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.data.plan import PlanState, host_streams
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.samples import Sample
+from vlm3_jax.data.samples import unsupervised
 from vlm3_jax.errors import BadRecord, UserError
 
 
@@ -268,8 +268,7 @@ def test_rows_as_measured_by_hand():
 def test_pairs_for_long_samples(settings):
     """Two samples of three blocks each in a row, causal in themselves; a third starts the next row."""
     tokens = 3 * inspect.PAIR_BLOCK
-    nothing = np.zeros(0, np.int32)
-    sample = Sample("s", 0, *[np.zeros(tokens, np.int32)] * 3, nothing, (), *[nothing] * 4)
+    sample = unsupervised(np.zeros(tokens, np.int32), np.zeros((3, tokens), np.int32), np.zeros(0, np.int32), ())
     fill = inspect.row_fill(np.array([[tokens, 0, 1]] * 24), RowBudget(2 * tokens + 128, 128, 10))
     found = inspect.with_pairs(fill, [sample] * 24, np.array([[tokens, 0, 1]] * 24))
     assert (found.samples, found.pairs, found.patch_pairs) == (2, 2 * 6, 0)

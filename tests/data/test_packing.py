@@ -8,7 +8,7 @@ import pytest
 from vlm3_jax.camera import Camera
 from vlm3_jax.data import image, records
 from vlm3_jax.data.packing import Needs, RowBudget, batch_stats, check_fits, fits, needs, pack
-from vlm3_jax.data.samples import Sample
+from vlm3_jax.data.samples import Sample, unsupervised
 from vlm3_jax.errors import BadRecord
 
 SPEC = image.VisionSpec(4, 2, 2, 64, 16_384, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)
@@ -186,10 +186,7 @@ def test_blocks_list_all_that_is_seen(settings, block, rng):
     n = 53
     questions = np.sort(rng.integers(0, 6, n)).astype(np.int32)
     none = np.zeros(0, np.int32)
-    sample = Sample(
-        "s", 0, np.arange(n, dtype=np.int32), np.zeros((3, n), np.int32), questions, none, (), none, none,
-        none.astype(np.float32), none.astype(bool),
-    )  # fmt: skip
+    sample = unsupervised(np.arange(n, dtype=np.int32), np.zeros((3, n), np.int32), none, (), questions)
     budget = RowBudget(128, 16, 4, block, 128 // block)
     batch = pack([[sample, sample]], [[[], []]], budget, settings.vision)
     segments, asked = batch["segments"][0], batch["questions"][0]

@@ -16,8 +16,8 @@ from vlm3_jax.data import image, records, video
 from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.resize import resize
+from vlm3_jax.data.samples import unsupervised
 from vlm3_jax.errors import UserError
-from vlm3_jax.infer.engine import _as_sample
 
 VISION = image.VisionSpec(4, 2, 2, 256, 16_384, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), 8)
 SPEC = video.VideoSpec(VISION, 2_000, 20_000, (0.5, 0.4, 0.6), (0.5, 0.3, 0.2), fps=2.0, min_frames=4, max_frames=9)
@@ -155,7 +155,7 @@ def test_packed_rows_keep_float_patches(chat, rng):
     plan = video.plan_video(random_video(rng, 4, (16, 16)), SPEC, times_s=range(4))
     prompt = video.video_prompt([plan], "q", chat)
     patches = video.video_patches([plan], SPEC)
-    sample = _as_sample(prompt)
+    sample = unsupervised(prompt.prefix_tokens, prompt.prefix_positions, prompt.visual_slot, prompt.images)
     n = plan.group.n_patches
     batch = pack([[sample], [sample], []], [[patches], [[patches[0], None]], []], RowBudget(200, 2 * n + 4, 1), VISION)
     assert (batch["patches"].dtype, batch["patches"].shape) == (np.float32, (3, 2 * n + 4, 96))

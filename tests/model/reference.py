@@ -24,7 +24,7 @@ from vlm3_jax.data.chat import Encoding
 from vlm3_jax.data.image import VisionSpec, plan_image
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.records import View, encode_image
-from vlm3_jax.data.samples import Sample, positions
+from vlm3_jax.data.samples import Sample, positions, unsupervised
 from vlm3_jax.model.vlm import VLM
 
 VOCAB, IMAGE, VIDEO, START, END = 300, 290, 291, 292, 293
@@ -130,11 +130,7 @@ def to_sample(parts, spec: VisionSpec) -> Sample:
     tokens = np.array(tokens, np.int32)
     encoding = Encoding(tokens, np.zeros_like(tokens), tuple(images), ())
     slots = np.concatenate([np.arange(a, a + n) for a, n in images]) if images else np.zeros(0, int)
-    none = np.zeros(0, np.int32)
-    return Sample(
-        "sample", 0, tokens, positions(encoding, plans), encoding.questions, slots.astype(np.int32), tuple(plans),
-        none, none, none.astype(np.float32), none.astype(bool),
-    )  # fmt: skip
+    return unsupervised(tokens, positions(encoding, plans), slots.astype(np.int32), plans)
 
 
 def to_batch(pair: Pair, rows, budget=None) -> dict[str, np.ndarray]:
@@ -171,6 +167,17 @@ def their_inputs(pair: Pair, parts) -> dict:
             tokens += [START, *[IMAGE] * (h * w // 4), END]
     ids = torch.tensor([tokens])
     return {**inputs, "input_ids": ids, "mm_token_type_ids": (ids == IMAGE).int(), "attention_mask": ids * 0 + 1}
+
+
+def check_loads(pair: Pair, folder, rng) -> None:
+    """transformers loads the directory without missing or unexpected keys; its logits are the pair's bit for bit."""
+    model, info = type(pair.theirs).from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+    assert {name: sorted(found) for name, found in info.items() if found} == {}
+    inputs = their_inputs(pair, row(rng, [(24, 16), (32, 24)]))
+    with torch.no_grad():
+        pair.theirs.model.rope_deltas = None
+        ours, theirs = (m(**inputs).logits.numpy() for m in (model.eval(), pair.theirs))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def our_logits(pair: Pair, batch, dtype=jnp.float32) -> np.ndarray:

@@ -12,7 +12,7 @@ from vlm3_jax.data.chat import Encoding
 from vlm3_jax.data.image import plan_image
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.records import View, encode_image
-from vlm3_jax.data.samples import Sample, positions
+from vlm3_jax.data.samples import Sample, positions, unsupervised
 from vlm3_jax.data.video import VideoPlan, VideoSpec, plan_video, video_patches
 
 # Groups of two frames: 2, 2 (the last one filled up) and 3.
@@ -60,13 +60,10 @@ def show(pair, rng, media) -> Shown:
         plans.append(plan)
         looks += plan.groups if isinstance(plan, VideoPlan) else [plan]
         tokens += [ref.END, *rng.integers(0, 280, 2)]
-    tokens, none = np.array(tokens, np.int32), np.zeros(0, np.int32)
+    tokens = np.array(tokens, np.int32)
     encoding = Encoding(tokens, np.zeros_like(tokens), tuple(spans), ())
     slots = np.concatenate([np.arange(first, first + count) for first, count in spans]).astype(np.int32)
-    sample = Sample(
-        "sample", 0, tokens, positions(encoding, looks), encoding.questions, slots, tuple(looks), none, none,
-        none.astype(np.float32), none.astype(bool),
-    )  # fmt: skip
+    sample = unsupervised(tokens, positions(encoding, looks), slots, looks)
     return Shown(sample, video_patches(plans, spec), their_inputs(tokens, plans, spec))
 
 

@@ -8,6 +8,7 @@ import pytest
 from vlm3_jax.camera import Camera
 from vlm3_jax.data.records import from_bytes, to_bytes
 from vlm3_jax.errors import UserError
+from vlm3_jax.pose import relative_pose, rotation_angle
 from vlm3_jax.synth import SynthOptions, record, render_views
 from vlm3_jax.synth import labels as labels_
 from vlm3_jax.synth.render import Caster, render
@@ -233,3 +234,14 @@ def test_even_depth_asks_near_and_far_alike():
             largest.append(counts.max() / counts.sum())
         spread[even] = np.mean(largest)
     assert spread[True] < 0.75 * spread[False]
+
+
+def test_a_camera_that_keeps_its_heading_hardly_turns_but_moves():
+    def motions(**options):
+        found = [render_views(SEED, i, dataclasses.replace(OPTIONS, **options)).poses for i in INDICES]
+        relative = [relative_pose(*poses) for poses in found]
+        return np.array([(rotation_angle(m[:3, :3]), np.linalg.norm(m[:3, 3])) for m in relative])
+
+    turning, keeping = motions(), motions(keep_heading=1.0)
+    assert np.median(keeping[:, 0]) < 6 < np.median(turning[:, 0])
+    assert keeping[:, 1].min() > 0.1

@@ -12,7 +12,7 @@ from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf, tiny_tokenizer
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import replace_dir
-from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.model.config import TextConfig, VisionConfig, VLMConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,58 +120,46 @@ def _sinusoids(side: int, width: int) -> np.ndarray:
     return np.concatenate([rows, columns], -1).reshape(side * side, -1)[:, :width].astype(np.float32)
 
 
-def _json_files(shape: TinySize) -> dict[str, dict]:
-    kind, name = ("qwen3_vl_moe", "Qwen3VLMoe") if shape.experts else ("qwen3_vl", "Qwen3VL")
-    ids = tiny_tokenizer.special_ids(shape.vocab)
+def _config(shape: TinySize, ids: dict[str, int]) -> VLMConfig:
     third = shape.head_dim // 2 // 3
-    sections = [shape.head_dim // 2 - 2 * third, third, third]
-    text = {
-        "model_type": f"{kind}_text",
-        "vocab_size": ids["vocab_size"],
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.mlp,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 32768,
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, "mrope_interleaved": True,
-        },
-    }  # fmt: skip
-    if shape.experts:
-        text |= {
-            "num_experts": shape.experts, "num_experts_per_tok": shape.experts_per_token, "norm_topk_prob": True,
-            "moe_intermediate_size": shape.expert_mlp, "decoder_sparse_step": 1, "mlp_only_layers": [],
-        }  # fmt: skip
-    vision = {
-        "model_type": f"{kind}_vision",
-        "depth": shape.vision_depth,
-        "hidden_size": shape.vision_hidden,
-        "intermediate_size": shape.vision_mlp,
-        "num_heads": shape.vision_heads,
-        "hidden_act": "gelu_pytorch_tanh",
-        "in_channels": 3,
-        "patch_size": shape.patch,
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
-        "num_position_embeddings": shape.table_side**2,
-        "out_hidden_size": shape.hidden,
-        "deepstack_visual_indexes": list(shape.taps),
-    }
-    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    config = {
-        "architectures": [f"{name}ForConditionalGeneration"],
-        "model_type": kind,
-        "dtype": "float32",
-        "tie_word_embeddings": shape.tie,
-        **{token: ids[token] for token in tokens},
-        "text_config": text,
-        "vision_config": vision,
-    }
+    text = TextConfig(
+        vocab_size=ids["vocab_size"],
+        hidden_size=shape.hidden,
+        intermediate_size=shape.mlp,
+        layers=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=1e-6,
+        rope_theta=10000.0,
+        mrope_section=(shape.head_dim // 2 - 2 * third, third, third),
+        tie_word_embeddings=shape.tie,
+        experts=shape.experts,
+        experts_per_token=shape.experts_per_token,
+        expert_size=shape.expert_mlp,
+    )
+    vision = VisionConfig(
+        hidden_size=shape.vision_hidden,
+        intermediate_size=shape.vision_mlp,
+        depth=shape.vision_depth,
+        heads=shape.vision_heads,
+        in_channels=3,
+        patch_size=shape.patch,
+        temporal_patch_size=2,
+        merge_size=2,
+        table_side=shape.table_side,
+        out_hidden_size=shape.hidden,
+        taps=shape.taps,
+        rope_theta=10000.0,
+    )
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return VLMConfig(text, vision, *(ids[name] for name in names))
+
+
+def _json_files(shape: TinySize) -> dict[str, dict]:
+    ids = tiny_tokenizer.special_ids(shape.vocab)
+    config = _config(shape, ids).to_hf() | {"dtype": "float32"}
+    config["text_config"]["max_position_embeddings"] = 32768
     processor = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "patch_size": shape.patch,

@@ -17,6 +17,7 @@ from vlm3_jax.camera import Camera
 from vlm3_jax.data.records import ImageRef, View
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.files import read_json
+from vlm3_jax.model.config import IMAGE_PROCESSOR, processor_fields
 
 MAX_ASPECT = 200
 BLANK = 128
@@ -48,7 +49,7 @@ class VisionSpec:
         """From the config.json and image processor settings of an HF directory; UserError if one is missing."""
         model_dir = pathlib.Path(model_dir)
         vision = model_fields(model_dir, "vision_config")[0]
-        processor = processor_fields(model_dir, "image_processor", "preprocessor_config.json")
+        processor = processor_fields(model_dir, *IMAGE_PROCESSOR)
         size = processor.get("size") or {}
         low = processor.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels")
         high = processor.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels")
@@ -74,17 +75,6 @@ def model_fields(model_dir: pathlib.Path, *names: str) -> list:
     if missing := [name for name in names if name not in config]:
         raise UserError(f"{model_dir / 'config.json'}: no {', '.join(missing)}; expected a Qwen3-VL model")
     return [config[name] for name in names]
-
-
-def processor_fields(model_dir: pathlib.Path, section: str, *names: str) -> dict:
-    """Settings of an image or video processor where transformers looks for them.
-
-    That is `section` of processor_config.json, else the first of the files `names` that exists; UserError if none does.
-    """
-    joint = model_dir / "processor_config.json"
-    if joint.exists() and section in (fields := read_json(joint)):
-        return fields[section]
-    return read_json(next((model_dir / name for name in names if (model_dir / name).exists()), model_dir / names[0]))
 
 
 def smart_resize(height: int, width: int, spec: VisionSpec, name: str = "image") -> tuple[int, int]:

@@ -85,9 +85,8 @@ def _aligned(sample: Sample, block: int) -> int:
 
 def _sees(questions: np.ndarray, block: int) -> np.ndarray:
     """bool [n, n]: which blocks of a sample's keys its blocks of queries see (the prefix, and questions in common)."""
-    first = questions[::block]
-    last = np.append(questions[block - 1 :: block], questions[-1:])[: len(first)]
-    return np.tril((first == 0)[None] | (last[None] >= first[:, None]))
+    fill = (0, -len(questions) % block)
+    return visible_blocks(np.pad(np.ones_like(questions), fill), block, np.pad(questions, fill))
 
 
 def fits(samples: Sequence[Sample], budget: RowBudget) -> bool:

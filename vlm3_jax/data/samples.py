@@ -64,6 +64,18 @@ class Prompt:
     suffix_positions: tuple[np.ndarray, ...]
 
 
+def unsupervised(
+    tokens: np.ndarray, axes: np.ndarray, visual_slot: np.ndarray, images: Sequence[Patches], questions=None
+) -> Sample:
+    """A sample without answers, for running the model on it; `axes` int32 [3, n] are its positions."""
+    none = np.zeros(0, np.int32)
+    questions = np.zeros_like(tokens) if questions is None else questions
+    return Sample(
+        "", 0, tokens, axes, questions, visual_slot, tuple(images), none, none, none.astype(np.float32),
+        none.astype(bool),
+    )  # fmt: skip
+
+
 def build_sample(
     record: Record,
     examples: Sequence[Example],

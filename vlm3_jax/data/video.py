@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image
 
 from vlm3_jax.data.chat import ChatFormat, Frames
-from vlm3_jax.data.image import MAX_ASPECT, ImagePlan, Patches, VisionSpec, patchify, processor_fields
+from vlm3_jax.data.image import MAX_ASPECT, ImagePlan, Patches, VisionSpec, patchify
 from vlm3_jax.data.resize import resize
 from vlm3_jax.data.samples import Prompt, make_prompt
 from vlm3_jax.errors import UserError
+from vlm3_jax.model.config import processor_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,12 +184,17 @@ def video_patches(media: Sequence[VideoPlan | ImagePlan], spec: VideoSpec) -> li
     """float32 patches [n, C * T * p * p] of every image and group of frames, in the order of `video_prompt`."""
     arrays = []
     for plan in media:
-        arrays += plan.load(spec) if isinstance(plan, VideoPlan) else [_still(plan.load(spec.vision), spec.vision)]
+        arrays += (
+            plan.load(spec) if isinstance(plan, VideoPlan) else [still_patches(plan.load(spec.vision), spec.vision)]
+        )
     return arrays
 
 
-def _still(patches: np.ndarray, spec: VisionSpec) -> np.ndarray:
-    """uint8 patches of an image -> float32, shown at all moments of a group."""
+def still_patches(patches: np.ndarray, spec: VisionSpec) -> np.ndarray:
+    """uint8 patches of an image [n, C * p * p] -> float32 [n, C * T * p * p], the same at all moments of a group.
+
+    These are the `pixel_values` of transformers' image processor.
+    """
     mean, std = (np.array(v, np.float32)[:, None] for v in (spec.mean, spec.std))
     values = ((np.arange(256) * (1 / 255)).astype(np.float32) - mean) / std
     return _look_up(values, [patches] * spec.temporal_patch_size)

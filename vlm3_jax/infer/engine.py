@@ -13,7 +13,7 @@ import numpy as np
 from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.image import ImagePlan, VisionSpec
 from vlm3_jax.data.packing import RowBudget, pack
-from vlm3_jax.data.samples import Prompt, Sample, prompt_sample
+from vlm3_jax.data.samples import Prompt, Sample, prompt_sample, unsupervised
 from vlm3_jax.infer.decode import programs
 from vlm3_jax.infer.sampling import GREEDY, Draw, Sampling, identity
 from vlm3_jax.model.config import VLMConfig
@@ -119,7 +119,7 @@ class Engine:
             targets=1,
         )
         empty = [[]] * (B - len(prompts))
-        rows = [[_as_sample(p)] for p in prompts] + empty
+        rows = [[_prefix(p)] for p in prompts] + empty
         batch = pack(rows, [[arrays] for arrays in patches] + empty, budget, self.spec)
         widest = max(len(p.suffix_tokens) for p in prompts)
         longest = _bucket(max(len(s) for p in prompts for s in p.suffix_tokens), 16)
@@ -148,12 +148,8 @@ def _only(prompt: Prompt, chosen: Sequence[int]) -> Prompt:
     )
 
 
-def _as_sample(prompt: Prompt) -> Sample:
-    nothing = np.zeros(0, np.int32)
-    return Sample(
-        "", 0, prompt.prefix_tokens, prompt.prefix_positions, np.zeros_like(prompt.prefix_tokens), prompt.visual_slot,
-        prompt.images, nothing, nothing, nothing.astype(np.float32), nothing.astype(bool),
-    )  # fmt: skip
+def _prefix(prompt: Prompt) -> Sample:
+    return unsupervised(prompt.prefix_tokens, prompt.prefix_positions, prompt.visual_slot, prompt.images)
 
 
 def _until(row: list[int], stops: Sequence[int]) -> list[int]:

@@ -9,6 +9,9 @@ from vlm3_jax.errors import UserError
 from vlm3_jax.files import read_json
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+# Where the settings for still images stand, for `processor_fields`.
+IMAGE_PROCESSOR = ("image_processor", "preprocessor_config.json")
+_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +81,12 @@ class VLMConfig:
 
     @classmethod
     def from_dir(cls, model_dir) -> "VLMConfig":
-        """Reads config.json and, where present, the pixel normalisation of preprocessor_config.json."""
+        """Reads config.json and, where present, the pixel normalisation of the image processor."""
         model_dir = pathlib.Path(model_dir)
         config = cls.from_hf(read_json(model_dir / "config.json"), str(model_dir / "config.json"))
-        processor = model_dir / "preprocessor_config.json"
-        if processor.exists():
-            values = read_json(processor)
-            mean, std = (tuple(values.get(key, (0.5,) * 3)) for key in ("image_mean", "image_std"))
-            config = dataclasses.replace(config, mean=mean, std=std)
-        return config
+        values = processor_fields(model_dir, *IMAGE_PROCESSOR, required=False)
+        mean, std = (tuple(values.get(key, (0.5,) * 3)) for key in ("image_mean", "image_std"))
+        return dataclasses.replace(config, mean=mean, std=std)
 
     @classmethod
     def from_hf(cls, tree: dict[str, Any], name: str = "config.json") -> "VLMConfig":
@@ -100,8 +100,61 @@ class VLMConfig:
         return cls(
             _text_config(text, tied=bool(tree.get("tie_word_embeddings", False)), experts=experts),
             _vision_config(vision),
-            *(fields.integer(f"{k}_token_id", 0) for k in ("image", "video", "vision_start", "vision_end")),
+            *(fields.integer(key, 0) for key in _IDS),
         )._checked(name)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The config.json (newer spelling) that `from_hf` reads; pixel normalisation is not in it."""
+        t, v, kind = self.text, self.vision, MODEL_TYPES[bool(self.text.experts)]
+        name = "Qwen3VLMoe" if t.experts else "Qwen3VL"
+        text = {
+            "model_type": f"{kind}_text",
+            "vocab_size": t.vocab_size,
+            "hidden_size": t.hidden_size,
+            "intermediate_size": t.intermediate_size,
+            "num_hidden_layers": t.layers,
+            "num_attention_heads": t.heads,
+            "num_key_value_heads": t.kv_heads,
+            "head_dim": t.head_dim,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "rms_norm_eps": t.rms_norm_eps,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": t.rope_theta,
+                "mrope_section": list(t.mrope_section),
+                "mrope_interleaved": True,
+            },
+        }
+        if t.experts:
+            text |= {
+                "num_experts": t.experts, "num_experts_per_tok": t.experts_per_token, "norm_topk_prob": True,
+                "moe_intermediate_size": t.expert_size, "decoder_sparse_step": 1, "mlp_only_layers": [],
+            }  # fmt: skip
+        vision = {
+            "model_type": f"{kind}_vision",
+            "depth": v.depth,
+            "hidden_size": v.hidden_size,
+            "intermediate_size": v.intermediate_size,
+            "num_heads": v.heads,
+            "hidden_act": "gelu_pytorch_tanh",
+            "in_channels": v.in_channels,
+            "patch_size": v.patch_size,
+            "temporal_patch_size": v.temporal_patch_size,
+            "spatial_merge_size": v.merge_size,
+            "num_position_embeddings": v.table_side**2,
+            "out_hidden_size": v.out_hidden_size,
+            "deepstack_visual_indexes": list(v.taps),
+            "rope_parameters": {"rope_type": "axial", "rope_theta": v.rope_theta},
+        }
+        return {
+            "architectures": [f"{name}ForConditionalGeneration"],
+            "model_type": kind,
+            "tie_word_embeddings": t.tie_word_embeddings,
+            **{key: getattr(self, key) for key in _IDS},
+            "text_config": text,
+            "vision_config": vision,
+        }
 
     def _checked(self, name: str) -> "VLMConfig":
         text, vision = self.text, self.vision
@@ -126,6 +179,19 @@ class VLMConfig:
             if not holds:
                 raise UserError(f"{name}: {message}")
         return self
+
+
+def processor_fields(model_dir: pathlib.Path, section: str, *names: str, required: bool = True) -> dict[str, Any]:
+    """Settings of an image or video processor where transformers looks for them.
+
+    That is `section` of processor_config.json, else the first of the files `names` that exists. If none does: {}, or
+    where they are `required` a UserError.
+    """
+    joint = model_dir / "processor_config.json"
+    if joint.exists() and section in (fields := read_json(joint)):
+        return fields[section]
+    found = next((model_dir / name for name in names if (model_dir / name).exists()), None)
+    return read_json(found or model_dir / names[0]) if found or required else {}
 
 
 class _Fields:

@@ -38,6 +38,9 @@ class SynthOptions:
     """At most so many matches a pair."""
     max_depth_m: float = 60.0
     """Points farther away than this carry no label."""
+    keep_heading: float = 0.0
+    """Share of scenes whose second camera keeps the first one's heading, but for a few degrees, instead of turning to
+    the same place: there the images tell the direction of motion by shift and zoom alone."""
     min_covisibility: float = 0.3
     """The second camera is drawn until about this much of the views overlaps."""
     min_object_share: float = 0.002
@@ -55,7 +58,7 @@ class SynthOptions:
         for name in ("focal_px", "max_depth_m"):
             if not getattr(self, name) > 0:
                 raise UserError(f"synth options: {name} must be positive, got {getattr(self, name)}")
-        for name in ("room_share", "min_covisibility", "min_object_share"):
+        for name in ("room_share", "keep_heading", "min_covisibility", "min_object_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"synth options: {name} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("max_objects", "depth_points", "matches"):

@@ -40,7 +40,10 @@ def choose_poses(rng: Rng, scene: Scene, caster: Caster, camera: Camera, options
 
     seen = distance0[distance0 > 0]
     middle = float(np.median(seen)) if len(seen) else 5.0
-    second = [_second_candidate(rng, scene, options, pose0, middle, k / (CANDIDATES - 1)) for k in range(CANDIDATES)]
+    # Drawn only where it can matter, so that data sets without it stay as they were.
+    keeps = bool(options.keep_heading) and rng.random() < options.keep_heading
+    place = _same_heading if keeps else _same_target
+    second = [place(rng, scene, options, pose0, middle, k / (CANDIDATES - 1)) for k in range(CANDIDATES)]
     points, distance, things = _probe(scene, caster, probe, second)
     overlaps = []
     for pose, own, far, share in zip(second, points, distance, things):
@@ -70,9 +73,25 @@ def _first_candidate(rng: Rng, scene: Scene, options: SynthOptions) -> np.ndarra
     return pose_matrix((x, -rng.uniform(*options.camera_height_m), z), yaw, pitch, roll)
 
 
-def _second_candidate(rng: Rng, scene: Scene, options: SynthOptions, pose0, middle, caution) -> np.ndarray:
+def _same_target(rng: Rng, scene: Scene, options: SynthOptions, pose0, middle, caution) -> np.ndarray:
     """A camera that looks at about the same place; `caution` 0 (bold) to 1 (a small move)."""
     size = 1 - 0.8 * caution
+    position = _moved(rng, scene, options, pose0, middle, size)
+    ahead = pose0[:3, 3] + middle * pose0[:3, 2] - position
+    yaw = np.arctan2(ahead[0], ahead[2]) + rng.normal(0, 0.15) * size
+    return _look(rng, options, pose0, position, yaw, 0.1 * size)
+
+
+def _same_heading(rng: Rng, scene: Scene, options: SynthOptions, pose0, middle, caution) -> np.ndarray:
+    """A camera that has moved and hardly turned."""
+    size = 1 - 0.8 * caution
+    position = _moved(rng, scene, options, pose0, middle, size)
+    yaw = np.arctan2(pose0[0, 2], pose0[2, 2]) + rng.normal(0, 0.04)
+    return _look(rng, options, pose0, position, yaw, 0.04)
+
+
+def _moved(rng: Rng, scene: Scene, options: SynthOptions, pose0, middle, size) -> np.ndarray:
+    """A position some steps away in any level direction, inside the scene."""
     step = rng.uniform(0.15, 0.5) * middle * size
     angle = rng.uniform(0, 2 * np.pi)
     position = pose0[:3, 3] + step * np.array([np.cos(angle), 0, np.sin(angle)])
@@ -80,10 +99,12 @@ def _second_candidate(rng: Rng, scene: Scene, options: SynthOptions, pose0, midd
     position[1] = -np.clip(-position[1] + rng.normal(0, 0.2) * size, low, high)
     limit = np.array(scene.floor_size) / 2 - 0.25
     position[[0, 2]] = np.clip(position[[0, 2]], -limit, limit)
-    ahead = pose0[:3, 3] + middle * pose0[:3, 2] - position
-    yaw = np.arctan2(ahead[0], ahead[2]) + rng.normal(0, 0.15) * size
+    return position
+
+
+def _look(rng: Rng, options: SynthOptions, pose0, position, yaw, pitch_noise) -> np.ndarray:
     pitch0 = np.arcsin(np.clip(pose0[1, 2], -1, 1))
-    pitch = np.clip(pitch0 + rng.normal(0, 0.1) * size, *np.radians(options.pitch_down_deg))
+    pitch = np.clip(pitch0 + rng.normal(0, 1) * pitch_noise, *np.radians(options.pitch_down_deg))
     return pose_matrix(position, yaw, pitch, rng.uniform(-1, 1) * np.radians(options.roll_deg))
 
 

@@ -289,13 +289,20 @@ class _Window:
             "token_fill": float(token_fill),
             "patch_fill": float(patch_fill),
         }
-        for group, name in names.items() if self.groups else ():
-            loss, tokens = self.groups["loss"], self.groups["tokens"]
-            for later, turn in enumerate(("first", "later")):
-                if tokens[2 * group + later]:
-                    row[f"loss/{name}/{turn}"] = float(loss[2 * group + later] / tokens[2 * group + later])
+        if self.groups:
+            row |= _group_losses(self.groups, names)
         self.restart()
         return row
+
+
+def _group_losses(groups: dict, names: dict[int, str]) -> dict[str, float]:
+    """Mean loss of each component, of first and of later turns, where there were any."""
+    loss, tokens, row = groups["loss"], groups["tokens"], {}
+    for group, name in names.items():
+        for later, turn in enumerate(("first", "later")):
+            if tokens[2 * group + later]:
+                row[f"loss/{name}/{turn}"] = float(loss[2 * group + later] / tokens[2 * group + later])
+    return row
 
 
 def _flat(arrays: dict, accumulation: int) -> dict:

@@ -1,0 +1,56 @@
+"""Random models and inputs of a given size, for the benchmarks here. Needs neither grain nor ml_collections."""
+
+import math
+
+import numpy as np
+
+from vlm3_jax.data.chat import Encoding
+from vlm3_jax.data.image import ImagePlan, VisionSpec
+from vlm3_jax.data.records import ImageRef
+from vlm3_jax.data.samples import Sample, positions
+from vlm3_jax.model.config import VLMConfig
+
+
+def vision_spec(cfg: VLMConfig) -> VisionSpec:
+    """What the model's tower expects, without bounds on an image's area."""
+    v = cfg.vision
+    return VisionSpec(v.patch_size, v.merge_size, v.temporal_patch_size, 1, 2**30, cfg.mean, cfg.std, v.table_side)
+
+
+def image_plan(spec: VisionSpec, visual: float, aspect: float = 4 / 3) -> ImagePlan:
+    """An image of about `visual` tokens."""
+    rows = max(1, round(math.sqrt(visual / aspect)))
+    grid = rows * spec.merge_size, max(1, round(visual / rows)) * spec.merge_size
+    size = grid[1] * spec.patch_size, grid[0] * spec.patch_size
+    return ImagePlan(ImageRef(*size, "random"), size, size, grid, spec.merge_size)
+
+
+def supervised_sample(cfg: VLMConfig, plan: ImagePlan, rng, text: int, answers: int, questions: int) -> Sample:
+    """One image, then `text` tokens, of which `answers` are supervised, spread over `questions` turns."""
+    n = plan.n_visual
+    tokens = rng.integers(0, cfg.image_token_id - 1, n + text).astype(np.int32)
+    tokens[1], tokens[n + 2] = cfg.vision_start_token_id, cfg.vision_end_token_id
+    tokens[2 : 2 + n] = cfg.image_token_id
+    encoding = Encoding(tokens, np.zeros_like(tokens), ((2, n),), ())
+    ends = np.linspace(n + 2, n + text - 1, questions + 1)[1:].astype(int)
+    slots = np.concatenate([np.arange(end - answers // questions, end) for end in ends])
+    return Sample(
+        "random", 0, tokens, positions(encoding, (plan,)), encoding.questions, np.arange(2, 2 + n, dtype=np.int32),
+        (plan,), slots - 1, tokens[slots], np.ones(len(slots), np.float32), np.zeros(len(slots), bool),
+    )  # fmt: skip
+
+
+def random_patches(spec: VisionSpec, plan: ImagePlan, rng) -> np.ndarray:
+    """uint8 [n, C * p * p]."""
+    return rng.integers(0, 256, (plan.n_patches, 3 * spec.patch_size**2), np.uint8)
+
+
+def torch_model(cfg: VLMConfig, attention: str | None = None):
+    """transformers' model of the config, with its own random weights of one seed."""
+    import torch
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    config = Qwen3VLConfig.from_dict(cfg.to_hf())
+    config._attn_implementation = attention
+    torch.manual_seed(0)
+    return Qwen3VLForConditionalGeneration(config)
