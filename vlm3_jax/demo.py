@@ -19,7 +19,7 @@ from vlm3_jax.train.run import Setup
 HELD_OUT_FIRST = 1_000_000
 
 
-def options() -> synth.SynthOptions:
+def options(motion: str = "orbit") -> synth.SynthOptions:
     """Scenes of the demo: 128 x 96 px at the focal target itself, since resizing to 32 px steps would shift it.
 
     Near and far points are asked alike (and none beyond 15 m), so that no constant answer is right often.
@@ -32,11 +32,15 @@ def options() -> synth.SynthOptions:
         room_share=0.35,
         max_depth_m=15.0,
         even_depth=True,
+        motion=motion,
     )
 
 
-def demo(config, scenes: int, workers: int = 2) -> bool:
-    """All stages in `config.workdir`; True when the report stands, False if the training was interrupted."""
+def demo(config, scenes: int, name: str = "demo", workers: int = 2) -> bool:
+    """All stages in `config.workdir`; True when the report stands, False if the training was interrupted.
+
+    `name`: what the config was loaded by, for the command in the report.
+    """
     say = rich.console.Console(stderr=True, highlight=False).print
     workdir, start = pathlib.Path(config.workdir), time.perf_counter()
     place_data(config)
@@ -47,7 +51,8 @@ def demo(config, scenes: int, workers: int = 2) -> bool:
     held_out = max(entry.limit or config.eval.records for entry in config.eval.components.values())
     for name, count, first in (("train", scenes, 0), ("held_out", held_out, HELD_OUT_FIRST)):
         stage(f"rendering {count} scenes of two views: {workdir / 'data' / name}")
-        synth.build(workdir / "data" / name, count, options(), seed=config.seed, first=first, workers=workers)
+        scenes_of = options(config.synth.motion)
+        synth.build(workdir / "data" / name, count, scenes_of, seed=config.seed, first=first, workers=workers)
     before, after = workdir / "eval_before", workdir / "eval_after"
     if not _evaluated(before):
         stage("questions to the untrained model")
@@ -70,7 +75,7 @@ def demo(config, scenes: int, workers: int = 2) -> bool:
         title="vlm3_jax demo",
         metrics=workdir / "metrics.jsonl",
         summary=_summary(config, scenes, time.perf_counter() - start),
-        commands=(f"vlm3 demo --workdir={workdir} --config.seed={config.seed}",),
+        commands=(f"vlm3 demo --config={name} --workdir={workdir} --scenes={scenes} --config.seed={config.seed}",),
         items=make_items(Setup.from_config(trained)),
     )
     rich.console.Console().print(results.table())

@@ -8,7 +8,7 @@ import pytest
 from vlm3_jax.camera import Camera
 from vlm3_jax.data.records import from_bytes, to_bytes
 from vlm3_jax.errors import UserError
-from vlm3_jax.pose import relative_pose, rotation_angle
+from vlm3_jax.pose import euler_from_matrix, relative_pose
 from vlm3_jax.synth import SynthOptions, record, render_views
 from vlm3_jax.synth import labels as labels_
 from vlm3_jax.synth.render import Caster, render
@@ -208,6 +208,7 @@ def test_bytes_round_trip(pairs):
         ("room_share", 1.5),
         ("max_objects", 0),
         ("focal_px", 0.0),
+        ("motion", "flight"),
     ],
 )
 def test_bad_options_are_named(field, value):
@@ -236,12 +237,18 @@ def test_even_depth_asks_near_and_far_alike():
     assert spread[True] < 0.75 * spread[False]
 
 
-def test_a_camera_that_keeps_its_heading_hardly_turns_but_moves():
-    def motions(**options):
-        found = [render_views(SEED, i, dataclasses.replace(OPTIONS, **options)).poses for i in INDICES]
+def test_a_crane_moves_up_and_down_and_tilts_where_an_orbit_moves_aside_and_turns():
+    def motions(kind):
+        found = [render_views(SEED, i, dataclasses.replace(OPTIONS, motion=kind)).poses for i in INDICES]
         relative = [relative_pose(*poses) for poses in found]
-        return np.array([(rotation_angle(m[:3, :3]), np.linalg.norm(m[:3, 3])) for m in relative])
+        # Steps in world axes: y points down.
+        steps = np.array([poses[1][:3, 3] - poses[0][:3, 3] for poses in found])
+        share_up = np.abs(steps[:, 1]) / np.linalg.norm(steps, axis=1)
+        return np.median(np.abs([euler_from_matrix(m[:3, :3]) for m in relative]), 0), np.median(share_up)
 
-    turning, keeping = motions(), motions(keep_heading=1.0)
-    assert np.median(keeping[:, 0]) < 6 < np.median(turning[:, 0])
-    assert keeping[:, 1].min() > 0.1
+    (orbit_yaw, _, orbit_roll), orbit_up = motions("orbit")
+    (crane_yaw, crane_pitch, crane_roll), crane_up = motions("crane")
+    assert orbit_yaw > 2 * crane_yaw
+    assert crane_roll > 1.5 * orbit_roll
+    assert crane_pitch > 4
+    assert crane_up > 0.6 > 0.4 > orbit_up

@@ -63,8 +63,8 @@ def test_short_and_paper_styles(rng):
     record = pair((12.34, -4.52, -0.01), (0.0, -2.0, 0.0))
     short = by_kind(record, rng, name="short")
     assert {e.question: e.answer for e in short.values()} == {
-        "pa": "13.1",
-        "pe": "+12.3,-4.5,+0.0",
+        "pa": "13",
+        "pe": "+12,-05,+00",
         "pt": "+0.00,-1.00,+0.00",
         "pd": "2.00",
     }
@@ -100,6 +100,7 @@ def test_direction_words():
         ("euler_natural", "yaw 1, pitch = \u22122, ROLL: 3", (1, -2, 3)),
         ("euler_natural", "roll=3, yaw=1, pitch=2", (1, 2, 3)),
         ("euler_natural", "+12.3,-4.5,+0.6", (12.3, -4.5, 0.6)),
+        ("euler_natural", "+12,-05,+00", (12.0, -5.0, 0.0)),
         ("euler_natural", "Yaw=1°, Pitch=2°", None),
         ("translation_direction", "moves left, unit vector (-0.62, +0.03, +0.78).", (-0.62, 0.03, 0.78)),
         ("translation_direction", "(0, 0, 0)", None),

@@ -4,6 +4,8 @@ import dataclasses
 
 from vlm3_jax.errors import UserError
 
+MOTIONS = ("orbit", "crane")
+
 
 @dataclasses.dataclass(frozen=True)
 class SynthOptions:
@@ -38,9 +40,10 @@ class SynthOptions:
     """At most so many matches a pair."""
     max_depth_m: float = 60.0
     """Points farther away than this carry no label."""
-    keep_heading: float = 0.0
-    """Share of scenes whose second camera keeps the first one's heading, but for a few degrees, instead of turning to
-    the same place: there the images tell the direction of motion by shift and zoom alone."""
+    motion: str = "orbit"
+    """How the second camera moves: "orbit" (steps aside and turns to the same place) or "crane" (rises or sinks, hardly
+    steps aside, tilts and banks: what one image alone tells of its camera, its height, tilt and roll, then tells most
+    of the pose between two)."""
     min_covisibility: float = 0.3
     """The second camera is drawn until about this much of the views overlaps."""
     min_object_share: float = 0.002
@@ -58,12 +61,14 @@ class SynthOptions:
         for name in ("focal_px", "max_depth_m"):
             if not getattr(self, name) > 0:
                 raise UserError(f"synth options: {name} must be positive, got {getattr(self, name)}")
-        for name in ("room_share", "keep_heading", "min_covisibility", "min_object_share"):
+        for name in ("room_share", "min_covisibility", "min_object_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"synth options: {name} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("max_objects", "depth_points", "matches"):
             if getattr(self, name) < 1:
                 raise UserError(f"synth options: {name} must be at least 1, got {getattr(self, name)}")
+        if self.motion not in MOTIONS:
+            raise UserError(f"synth options: motion must be one of {', '.join(MOTIONS)}, got {self.motion!r}")
         if self.focal_factor[0] <= 0:
             raise UserError(f"synth options: focal_factor must be positive, got {self.focal_factor}")
         if not (self.camera_height_m[0] >= 0.3 and self.camera_height_m[1] <= 2.2):

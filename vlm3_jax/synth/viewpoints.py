@@ -10,6 +10,8 @@ from vlm3_jax.synth.scene import Scene
 Rng = np.random.Generator
 CANDIDATES = 6
 PROBE = (12, 9)
+CRANE_HEIGHT_M = (0.4, 2.1)
+CRANE_ROLL_DEG = 15.0
 
 
 def pose_matrix(position, yaw, pitch_down, roll) -> np.ndarray:
@@ -40,10 +42,8 @@ def choose_poses(rng: Rng, scene: Scene, caster: Caster, camera: Camera, options
 
     seen = distance0[distance0 > 0]
     middle = float(np.median(seen)) if len(seen) else 5.0
-    # Drawn only where it can matter, so that data sets without it stay as they were.
-    keeps = bool(options.keep_heading) and rng.random() < options.keep_heading
-    place = _same_heading if keeps else _same_target
-    second = [place(rng, scene, options, pose0, middle, k / (CANDIDATES - 1)) for k in range(CANDIDATES)]
+    move = {"orbit": _orbit, "crane": _crane}[options.motion]
+    second = [move(rng, scene, options, pose0, middle, 1 - 0.8 * k / (CANDIDATES - 1)) for k in range(CANDIDATES)]
     points, distance, things = _probe(scene, caster, probe, second)
     overlaps = []
     for pose, own, far, share in zip(second, points, distance, things):
@@ -73,39 +73,39 @@ def _first_candidate(rng: Rng, scene: Scene, options: SynthOptions) -> np.ndarra
     return pose_matrix((x, -rng.uniform(*options.camera_height_m), z), yaw, pitch, roll)
 
 
-def _same_target(rng: Rng, scene: Scene, options: SynthOptions, pose0, middle, caution) -> np.ndarray:
-    """A camera that looks at about the same place; `caution` 0 (bold) to 1 (a small move)."""
-    size = 1 - 0.8 * caution
-    position = _moved(rng, scene, options, pose0, middle, size)
-    ahead = pose0[:3, 3] + middle * pose0[:3, 2] - position
-    yaw = np.arctan2(ahead[0], ahead[2]) + rng.normal(0, 0.15) * size
-    return _look(rng, options, pose0, position, yaw, 0.1 * size)
+# The moves of the second camera, from bold (size 1) to small (0.2), in the order in which they are tried.
 
 
-def _same_heading(rng: Rng, scene: Scene, options: SynthOptions, pose0, middle, caution) -> np.ndarray:
-    """A camera that has moved and hardly turned."""
-    size = 1 - 0.8 * caution
-    position = _moved(rng, scene, options, pose0, middle, size)
-    yaw = np.arctan2(pose0[0, 2], pose0[2, 2]) + rng.normal(0, 0.04)
-    return _look(rng, options, pose0, position, yaw, 0.04)
-
-
-def _moved(rng: Rng, scene: Scene, options: SynthOptions, pose0, middle, size) -> np.ndarray:
-    """A position some steps away in any level direction, inside the scene."""
+def _orbit(rng: Rng, scene: Scene, options: SynthOptions, pose0, middle, size) -> np.ndarray:
+    """Some steps in any direction, looking at about the same place, as upright as before."""
     step = rng.uniform(0.15, 0.5) * middle * size
-    angle = rng.uniform(0, 2 * np.pi)
-    position = pose0[:3, 3] + step * np.array([np.cos(angle), 0, np.sin(angle)])
+    position = _moved(rng, scene, pose0, step)
     low, high = options.camera_height_m
     position[1] = -np.clip(-position[1] + rng.normal(0, 0.2) * size, low, high)
+    ahead = pose0[:3, 3] + middle * pose0[:3, 2] - position
+    yaw = np.arctan2(ahead[0], ahead[2]) + rng.normal(0, 0.15) * size
+    pitch0 = np.arcsin(np.clip(pose0[1, 2], -1, 1))
+    pitch = np.clip(pitch0 + rng.normal(0, 0.1) * size, *np.radians(options.pitch_down_deg))
+    return pose_matrix(position, yaw, pitch, rng.uniform(-1, 1) * np.radians(options.roll_deg))
+
+
+def _crane(rng: Rng, scene: Scene, options: SynthOptions, pose0, middle, size) -> np.ndarray:
+    """Another height and at most a step aside, looking at about the same place, tilted and banked."""
+    position = _moved(rng, scene, pose0, rng.uniform(0, 0.05) * middle * size)
+    position[1] += size * (-rng.uniform(*CRANE_HEIGHT_M) - position[1])
+    ahead = pose0[:3, 3] + middle * pose0[:3, 2] - position
+    yaw = np.arctan2(ahead[0], ahead[2]) + rng.normal(0, 0.03) * size
+    pitch = np.arctan2(ahead[1], np.hypot(ahead[0], ahead[2])) + rng.normal(0, 0.12) * size
+    return pose_matrix(position, yaw, pitch, rng.uniform(-1, 1) * np.radians(CRANE_ROLL_DEG) * size)
+
+
+def _moved(rng: Rng, scene: Scene, pose0, step) -> np.ndarray:
+    """A position `step` metres away in any level direction, inside the scene."""
+    angle = rng.uniform(0, 2 * np.pi)
+    position = pose0[:3, 3] + step * np.array([np.cos(angle), 0, np.sin(angle)])
     limit = np.array(scene.floor_size) / 2 - 0.25
     position[[0, 2]] = np.clip(position[[0, 2]], -limit, limit)
     return position
-
-
-def _look(rng: Rng, options: SynthOptions, pose0, position, yaw, pitch_noise) -> np.ndarray:
-    pitch0 = np.arcsin(np.clip(pose0[1, 2], -1, 1))
-    pitch = np.clip(pitch0 + rng.normal(0, 1) * pitch_noise, *np.radians(options.pitch_down_deg))
-    return pose_matrix(position, yaw, pitch, rng.uniform(-1, 1) * np.radians(options.roll_deg))
 
 
 def _probe(scene: Scene, caster: Caster, rays, poses):

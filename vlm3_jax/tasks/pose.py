@@ -212,10 +212,11 @@ def direction_words(unit, threshold: float = DIRECTION_THRESHOLD) -> list[str]:
 
 
 def _short_answer(kind: str, R, t) -> str:
+    """Numbers of fixed width, the larger digits first: what greedy decoding picks digit by digit is then sensible."""
     if kind == "rotation_angle":
-        return f"{geometry.rotation_angle(R):.1f}"
+        return f"{geometry.rotation_angle(R):02.0f}"
     if kind == "euler_natural":
-        return ",".join(signed(v, 1) for v in geometry.euler_from_matrix(R))
+        return ",".join(f"{round(v):+03d}" for v in geometry.euler_from_matrix(R))
     if kind == "translation_distance":
         return f"{np.linalg.norm(t):.2f}"
     return ",".join(signed(float(v), 2) for v in t / np.linalg.norm(t))
