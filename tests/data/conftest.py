@@ -1,5 +1,7 @@
 """Fixtures of the data tests: a tiny model's settings, shards of small records, and a mixture of them."""
 
+import json
+
 import pytest
 from qwen_reference import write_qwen
 from small_data import Opened, small_record, write_shard
@@ -48,3 +50,26 @@ def table(shards):
 def opened(table, settings):
     """The table's mixture on four streams."""
     return Opened(table, settings, 4)
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """Ten images with labels; the pixels of number 3 are cut off."""
+    lines = []
+    for number in range(10):
+        record = small_record(number)
+        data = record.views[0].image.data
+        (tmp_path / f"{number}.png").write_bytes(data[: len(data) // 2] if number == 3 else data)
+        lines.append(
+            {
+                "image": f"{number}.png",
+                "intrinsics": [100, 100, 64, 48, 128, 96],
+                "pixel_coords": record.depth[0].points_px.tolist(),
+                "depth": record.depth[0].depth_m.tolist(),
+            }
+        )
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return {"x": {
+        "kind": "depthlm", "path": str(tmp_path / "x.jsonl"), "depth_kind": "z", "style": "short", "focal": 100.0,
+        "questions": 6,
+    }}  # fmt: skip

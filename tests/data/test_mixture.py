@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vlm3_jax.data import mixture, plan
-from vlm3_jax.data.mixture import Mixture, first_phase, next_phase
+from vlm3_jax.data.mixture import Mixture, first_phase
 from vlm3_jax.errors import UserError
 
 # The published depth mixture (formats section 6), with lengths scaled down.
@@ -37,8 +37,8 @@ def test_shares_follow_the_weights_in_every_stream(published):
     for number, weight in enumerate(WEIGHTS.values()):
         assert counts[number] / 50_000 == pytest.approx(weight / 2.566, abs=0.01 * weight / 2.566 + 1 / 50_000)
     # A stream that takes every 64th draw sees the same mixture; the interleaving itself is periodic.
-    stream = collections.Counter(published.draw(i).component for i in range(5, 64 * 5000, 64))
-    assert stream[7] / 5000 == pytest.approx(1 / 2.566, abs=0.03)
+    stream = collections.Counter(published.draw(i).component for i in range(5, 64 * 2000, 64))
+    assert stream[7] / 2000 == pytest.approx(1 / 2.566, abs=0.03)
     even = mix({"a": 1, "b": 1}, [first_phase({"a": 10, "b": 10}, {"a": 1, "b": 1})])
     assert 400 < sum(even.draw(i).component for i in range(0, 2000, 2)) < 600
 
@@ -51,7 +51,7 @@ def test_each_pass_holds_every_record_once(published):
     orders = []
     for (component, epoch), drawn in seen.items():
         assert len(set(drawn)) == len(drawn)
-        if (component, epoch + 2) in seen:
+        if (component, epoch + 1) in seen:
             assert sorted(drawn) == list(range(list(LENGTHS.values())[component]))
             orders.append(drawn)
     assert len(orders) > 5
@@ -67,26 +67,64 @@ def test_draws_are_random_access_and_depend_on_the_seed(published):
     assert [other.draw(i) for i in indices] != [published.draw(i) for i in indices]
 
 
-def test_a_new_phase_repeats_nothing():
-    lengths = {"a": 50_000, "b": 70_000, "c": 30_000}
+def test_passes_follow_each_other():
+    """Whatever else is drawn: the first draws of a component are its records, each once, and so are the next."""
+    table = mix(["a", "b"], [first_phase({"a": 50, "b": 7}, {"a": 3, "b": 1})])
+    for component, length in ((0, 50), (1, 7)):
+        own = [draw for draw in map(table.draw, range(2000)) if draw.component == component]
+        for start in range(0, len(own) - length, length):
+            one_pass = own[start : start + length]
+            assert sorted(draw.record for draw in one_pass) == list(range(length))
+            assert {draw.epoch for draw in one_pass} == {start // length}
+
+
+def test_a_new_phase_repeats_and_loses_nothing():
+    """Streams stop at different places; each finishes the old phase up to the foremost one, then the new one begins."""
+    lengths = {"a": 50_000, "b": 70_000, "c": 3000}
     names = list(lengths)
-    phases = [first_phase(lengths, {"a": 2, "b": 1, "c": 0})]
-    seen = set()
-    for stop, weights in [(5000, {"a": 1, "c": 1}), (17_000, {"a": 0.3, "b": 3, "c": 1}), (30_000, None)]:
-        current = mix(names, phases)
-        for i in range(phases[-1].start, stop):
-            draw = current.draw(i)
-            assert draw not in seen
-            seen.add(draw)
+    state = plan.open_state(lengths, {"a": 2, "b": 1, "c": 0}, 4)
+    seen = collections.Counter()
+    for ends, weights in [
+        ([5000, 4401, 4802, 4903], {"a": 1, "c": 1}),
+        ([16_000, 17_001, 15_402, 15_003], {"a": 0.3, "b": 3, "c": 1}),
+        # A stream that has not caught up with the last change yet.
+        ([17_404, 17_401, 17_402, 16_203], {"b": 1, "c": 1}),
+        ([30_000, 30_001, 30_002, 30_003], None),
+    ]:
+        current = mix(names, state.phases)
+        cursors = []
+        for cursor, end in zip(state.cursors.tolist(), ends, strict=True):
+            indices = range(cursor, end, 4)
+            seen.update(map(current.draw, indices))
+            cursors.append(indices.stop if len(indices) == 0 else indices[-1] + 4)
+        state = plan.PlanState(np.array(cursors), state.phases)
         if weights:
-            phases.append(next_phase(phases[-1], stop, lengths, weights))
-            assert phases[-1].start >= stop
-    shares = collections.Counter(current.draw(i).component for i in range(phases[-1].start, phases[-1].start + 20_000))
-    assert shares[1] / 20_000 == pytest.approx(3 / 4.3, abs=0.01)
-    # What earlier phases drew is left out, no more: a component goes on where it stopped, to within two windows.
-    drawn = sum(draw.component == 0 for draw in seen)
-    position = phases[-1].offsets["a"] + 0.3 / 4.3 * (30_000 - phases[-1].start)
-    assert 0 <= position - drawn < 2 * mixture.WINDOW
+            state = plan.open_state(lengths, weights, 4, state)
+            assert state.cursors.tolist() == cursors
+            assert state.phases[-1].start == max(cursors)
+    assert set(seen.values()) == {1}
+    assert len(state.phases) == 4
+    # Of every component the records of a pass in their order, up to where its draws have come.
+    for component, length in enumerate(lengths.values()):
+        drawn = sorted((d.epoch, d.record) for d in seen if d.component == component)
+        full = {epoch for epoch, _ in drawn[:-1]} - {drawn[-1][0]}
+        for epoch in full:
+            assert [record for e, record in drawn if e == epoch] == list(range(length))
+    assert len([d for d in seen if d.component == 2]) > 3000
+    last = [current.draw(i).component for i in range(state.phases[-1].start, 30_000)]
+    shares = collections.Counter(last)
+    assert shares[1] / len(last) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_component_that_is_gone_leaves_its_draws_out():
+    state = plan.open_state({"a": 50, "b": 70}, {"a": 1, "b": 1}, 2)
+    saved = plan.PlanState(np.array([100, 41]), state.phases)
+    changed = plan.open_state({"a": 50}, {"a": 1}, 2, saved)
+    whole, left = mix(["a", "b"], state.phases), mix(["a"], changed.phases)
+    for index in range(41, 100, 2):
+        draw = whole.draw(index)
+        assert left.draw(index) == (draw if draw.component == 0 else None)
+    assert {left.draw(index).component for index in range(100, 300)} == {0}
 
 
 def test_phase_survives_saving_and_checks_the_data():
@@ -98,8 +136,8 @@ def test_phase_survives_saving_and_checks_the_data():
     assert [before.draw(i) for i in range(100)] == [after.draw(i) for i in range(100)]
     changed = plan.open_state({"b": 10, "a": 20}, {"b": 1, "a": 3}, 3, saved)
     assert changed.phases[:-1] == saved.phases
-    assert changed.cursors.min() >= 11
-    assert len(set(changed.cursors)) == 3
+    assert changed.cursors.tolist() == [3, 4, 11]
+    assert changed.phases[-1].start == 11
     with pytest.raises(UserError, match="'b' has 9 records, and 10 when"):
         plan.open_state({"b": 9, "a": 20}, {"b": 1, "a": 2}, 3, saved)
     with pytest.raises(UserError, match="3 rows a batch and the configuration 4"):

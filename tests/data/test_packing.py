@@ -161,7 +161,6 @@ def test_stats(rng):
     batch = pack(rows, [load(samples) for samples in rows], BUDGET, SPEC)
     assert stats["token_fill"] == pytest.approx((batch["segments"] > 0).mean())
     assert stats["patch_fill"] == pytest.approx((batch["patch_images"] > 0).mean())
-    assert stats["samples"] == 5
 
 
 def test_packing_is_fast(rng):

@@ -7,7 +7,7 @@ import pytest
 from small_data import Opened
 
 from vlm3_jax.data import packing
-from vlm3_jax.data.plan import MAX_FRUITLESS, Planner, host_streams
+from vlm3_jax.data.plan import MAX_FRUITLESS, Planner
 from vlm3_jax.errors import BadRecord, UserError
 
 BUDGET = packing.RowBudget(100, 60, 50)
@@ -58,20 +58,12 @@ def test_bad_records_are_reported_once_and_skipped():
     assert planned[0].bad[0].reason == f"record {planned[0].bad[0].id[2:]}: broken"
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_hosts_plan_the_rows_of_one_global_batch(hosts):
+@pytest.mark.parametrize("shares", [[[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0], [1], [2], [3]]])
+def test_hosts_plan_the_rows_of_one_global_batch(shares):
     whole = run(np.arange(4), 4, 6)
-    rows = [[] for _ in range(6)]
-    for host in range(hosts):
-        first, end = host_streams(4, host, hosts)
-        for batch, planned in enumerate(run(np.arange(first, end), 4, 6)):
-            rows[batch] += [[s.id for s in row] for row in planned.rows]
-    assert rows == [[[s.id for s in row] for row in batch.rows] for batch in whole]
-
-
-def test_hosts_must_divide_the_streams():
-    with pytest.raises(UserError, match="6 rows a batch cannot be split over 4 hosts"):
-        host_streams(6, 0, 4)
+    for share in shares:
+        for batch, planned in zip(whole, run(np.array(share), 4, 6), strict=True):
+            assert [[s.id for s in row] for row in planned.rows] == [[s.id for s in batch.rows[r]] for r in share]
 
 
 def test_any_state_continues_identically():

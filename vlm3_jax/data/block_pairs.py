@@ -22,6 +22,14 @@ def visible_blocks(segments: np.ndarray, block: int, questions: np.ndarray | Non
     return np.tril(seen & ~strangers)
 
 
+def visible_pairs(questions: np.ndarray) -> int:
+    """How many (query, key) pairs of tokens a sample's attention needs, itself included: no token sees a later one, and
+    a question of its own (`questions` as in `Sample`) sees the prefix and itself.
+    """
+    prefix, *own = np.bincount(questions).tolist()
+    return prefix * (prefix + 1) // 2 + sum(n * prefix + n * (n + 1) // 2 for n in own)
+
+
 def _ranges(segments: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """First and last segment of each block; an empty block has none (first above last)."""
     parts = segments.reshape(-1, block)

@@ -59,8 +59,12 @@ class Component:
         return len(self.source)
 
     def record(self, index: int, mirror: bool = False) -> Record | None:
-        """Record `index` at the component's focal length; None if its views overlap too little to be used."""
+        """Record `index` at the component's focal length; None if its views overlap too little to be used, or its
+        source has set it aside.
+        """
         record = self.source[index]
+        if record is None:
+            return None
         if record.covisibility is not None and record.covisibility < self.entry.covisibility_min:
             return None
         if mirror:
@@ -77,9 +81,9 @@ class Component:
     def sample(self, index: int, key: tuple[int, ...], id: str) -> Sample | None:
         """The sample of record `index`: a function of (index, key) only.
 
-        `key` seeds the choice of questions and the mirroring. None if the record is not to be used: its views overlap
-        too little, or it has nothing that the task could ask about. BadRecord if the labels are unusable; UserError if
-        the sample is larger than a row and may not, or cannot, be cropped.
+        `key` seeds the choice of questions and the mirroring. None if the record is not to be used: its source has set
+        it aside, its views overlap too little, or it has nothing that the task could ask about. BadRecord if the labels
+        are unusable; UserError if the sample is larger than a row and may not, or cannot, be cropped.
         """
         made = self.make(index, key, id)
         return made and made[1]

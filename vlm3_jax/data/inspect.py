@@ -1,178 +1,24 @@
-"""Looking at data before training on them: `vlm3 data mix`, `show` and `check` as plain functions."""
+"""Looking at data before training on them: `vlm3 data show` and `check` as plain functions."""
 
 import collections
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlm3_jax.data.component import Component, SampleSettings
+from vlm3_jax.data.component import Component
 from vlm3_jax.data.image import ImagePlan, VisionSpec
-from vlm3_jax.data.mixture import Mixture, build_components, first_phase
-from vlm3_jax.data.packing import RowBudget, needs
+from vlm3_jax.data.mixture import Mixture
 from vlm3_jax.data.plan import BadSample
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
 from vlm3_jax.data.records import Record
 from vlm3_jax.data.samples import Sample
-from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.errors import BadRecord
 
-UNBOUNDED = RowBudget(2**30, 2**30, 2**30)
-STREAMS = 8
-PAIR_BLOCK = 128
 RED = (230, 40, 40)
-
-
-@dataclasses.dataclass(frozen=True)
-class RowFill:
-    """How full rows of `budget` get: shares of tokens and patches used, and samples a row.
-
-    `dense_attention`: the work of attention over whole rows, relative to attention within each sample. `pairs` and
-    `patch_pairs`: what data.pair_block = PAIR_BLOCK needs of data.pairs and data.patch_pairs (0: not counted).
-    """
-
-    budget: RowBudget
-    token_fill: float
-    patch_fill: float
-    samples: float
-    dense_attention: float
-    pairs: int = 0
-    patch_pairs: int = 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class MixReport:
-    """Sizes of the first samples of a mixture. `sizes` int64 [N, 4]: group, tokens, patches, supervised tokens."""
-
-    components: list[Component]
-    sizes: np.ndarray
-    skipped: int
-    bad: list[BadSample]
-    configured: RowFill
-    proposed: list[RowFill]
-
-    def text(self) -> str:
-        """The report as lines of text."""
-        total = sum(component.entry.weight for component in self.components)
-        lines = ["entry                  records   share   drawn   tokens mean/max   patches mean/max   answers"]
-        for component in self.components:
-            rows = self.sizes[self.sizes[:, 0] == component.group]
-            line = f"{component.name:20} {len(component):9d} {component.entry.weight / total:7.1%} "
-            line += f"{len(rows) / len(self.sizes):7.1%}"
-            if len(rows):
-                mean, top = rows.mean(0), rows.max(0)
-                line += f"   {mean[1]:8.0f} {top[1]:7d}   {mean[2]:8.0f} {top[2]:8d}   {mean[3]:7.0f}"
-            lines.append(line)
-        lines.append(f"{len(self.sizes)} samples; {self.skipped} records skipped, {len(self.bad)} bad")
-        lines += [f"  bad: {item.id}: {item.reason}" for item in self.bad[:5]]
-        lines.append(
-            "row: tokens patches answers | tokens filled, patches filled, samples, dense attention"
-            + (f", pairs and patch_pairs for pair_block={PAIR_BLOCK}" if self.configured.pairs else "")
-        )
-        for fill, name in [(self.configured, "configured"), *((fill, "proposed") for fill in self.proposed)]:
-            budget = fill.budget
-            lines.append(
-                f"  {name:10} {budget.tokens:6d} {budget.patches:6d} {budget.targets:5d} | {fill.token_fill:.0%}  "
-                f"{fill.patch_fill:.0%}  {fill.samples:.2f}  {fill.dense_attention:.1f}x"
-                + (f"  {fill.pairs} {fill.patch_pairs}" if fill.pairs else "")
-            )
-        return "\n".join(lines)
-
-
-def mix_report(
-    table: Mapping[str, Mapping], settings: SampleSettings, seed: int = 0, samples: int = 1000, max_bad_fraction=0.01
-) -> MixReport:
-    """Draws `samples` samples of a mixture table, uncropped, and proposes row sizes with few empty tokens."""
-    components = build_components(table, dataclasses.replace(settings, budget=UNBOUNDED), max_bad_fraction)
-    phase = first_phase({c.name: len(c) for c in components}, {c.name: c.entry.weight for c in components})
-    mixture = Mixture(components, seed, [phase])
-    sizes, drawn, bad, skipped, index = [], [], [], 0, 0
-    while len(sizes) < samples and index < 2 * samples + 1000:
-        try:
-            sample = mixture.sample(index)
-            skipped += sample is None
-            if sample is not None:
-                drawn.append(sample)
-                sizes.append((sample.group, len(sample.tokens), sample.n_patches, len(sample.target_tokens)))
-        except BadRecord as error:
-            bad.append(BadSample(*mixture.describe(index), str(error)))
-        index += 1
-    quarantine = Quarantine(max_bad_fraction=max_bad_fraction)
-    quarantine.add(index, bad)
-    quarantine.check(final=True)
-    if not sizes:
-        raise UserError(f"none of {index} draws gave a sample; covisibility_min leaves every pair out")
-    sizes = np.array(sizes, np.int64).reshape(-1, 4)
-    fills = [row_fill(sizes[:, 1:], settings.budget), *propose(sizes[:, 1:], settings.vision.merge_size**2)]
-    fills = [with_pairs(fill, drawn, sizes[:, 1:]) for fill in fills]
-    return MixReport(components, sizes, skipped, bad, fills[0], fills[1:])
-
-
-def propose(sizes: np.ndarray, merge_area: int, count: int = 3) -> list[RowFill]:
-    """Row sizes for samples of (tokens, patches, answers) [N, 3], the best filled first.
-
-    A row holds at least the largest sample and at most four of them; patches and answers are chosen so that they stop a
-    row in one of 200 cases only.
-    """
-    largest = sizes.max(0)
-    unit = max(16, 2 ** int(np.log2(max(1, largest[0])) - 3))
-    fills = []
-    for tokens in range(int(-(-largest[0] // unit) * unit), int(4 * largest[0]) + unit, unit):
-        rows = _rows(sizes, np.array([tokens, 2**30, 2**30]))
-        patches, targets = np.maximum(np.quantile(rows[:, 1:3], 0.995, axis=0), largest[1:]).astype(int)
-        patch_unit = -(-4 * unit // merge_area) * merge_area
-        budget = RowBudget(tokens, -(-patches // patch_unit) * patch_unit, -(-targets // 16) * 16)
-        fills.append(row_fill(sizes, budget))
-    return sorted(fills, key=lambda fill: -round(fill.token_fill, 2))[:count]
-
-
-def row_fill(sizes: np.ndarray, budget: RowBudget) -> RowFill:
-    """How full rows of `budget` get with samples of (tokens, patches, answers) [N, 3]; larger ones count as cropped."""
-    limit = np.array([budget.tokens, budget.patches, budget.targets])
-    rows = _rows(np.minimum(sizes, limit), limit)
-    mean = rows.mean(0)
-    return RowFill(
-        budget,
-        token_fill=mean[0] / budget.tokens,
-        patch_fill=mean[1] / max(1, budget.patches),
-        samples=mean[3],
-        dense_attention=budget.tokens**2 / mean[4],
-    )
-
-
-def with_pairs(fill: RowFill, samples: Sequence[Sample], sizes: np.ndarray) -> RowFill:
-    """The fill with the pairs of blocks that the fullest of its rows needs; unchanged where rows are short."""
-    if fill.budget.tokens < 4 * PAIR_BLOCK:
-        return fill
-    limit = np.array([fill.budget.tokens, fill.budget.patches, fill.budget.targets])
-    counting = RowBudget(fill.budget.tokens // PAIR_BLOCK * PAIR_BLOCK, 0, 0, pair_block=PAIR_BLOCK)
-    taken = [needs([samples[i] for i in row], counting) for row in _members(np.minimum(sizes, limit), limit)]
-    pairs, patch_pairs = (max(getattr(t, name) for t in taken) for name in ("pairs", "patch_pairs"))
-    return dataclasses.replace(fill, pairs=pairs, patch_pairs=patch_pairs)
-
-
-def _rows(sizes: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """Sums of full rows: tokens, patches, answers, samples, squared tokens, float64 [M, 5]."""
-    parts = (np.array([[*sizes[i], 1, sizes[i, 0] ** 2] for i in row], float) for row in _members(sizes, limit))
-    return np.array([part.sum(0) for part in parts])
-
-
-def _members(sizes: np.ndarray, limit: np.ndarray) -> list[list[int]]:
-    """Numbers of the samples (of sizes [N, 3]) in each full row, as the plan makes rows of streams."""
-    full = []
-    for stream in range(min(STREAMS, len(sizes))):
-        row, since, taken = [], len(full), np.zeros(3)
-        for number in range(stream, len(sizes), STREAMS):
-            if row and (taken + sizes[number] > limit).any():
-                full.append(row)
-                row, taken = [], np.zeros(3)
-            row.append(number)
-            taken = taken + sizes[number]
-        # Too few samples to fill one row: what there is stands for it.
-        full += [row] if len(full) == since else []
-    return full
 
 
 def show(mixture: Mixture, index: int, picture: pathlib.Path | str | None = None) -> str:
@@ -294,7 +140,9 @@ def check(components: Sequence[Component], quarantine: Quarantine, decode: bool 
                     plan.ref.load()
             except BadRecord as error:
                 found.append(BadSample(id, component.name, str(component.source.path), str(error)))
-        count["records"], count["bad"] = len(component) + len(component.source.bad), len(found)
+        # Those that the source has set aside are None too.
+        count["skipped"] -= len(component.source.bad)
+        count["records"], count["bad"] = len(component), len(found)
         quarantine.add(count["records"], found)
         bad += found
     return CheckReport(counts, bad, quarantine)

@@ -1,8 +1,8 @@
-"""The loader: planned rows become fixed-shape arrays, decoded by threads and handed over in plan order.
+"""The loader: planned rows become fixed-shape arrays, read and decoded by threads and handed over in plan order.
 
-Decoding and resizing release the interpreter lock, so threads suffice. The order never depends on them: one thread
-plans, the pool fills, and results are put together in the order planned. Each batch carries the state behind itself, so
-batches that were prepared but not used are prepared again after a restart.
+Decoding and resizing release the interpreter lock, so threads suffice (docs/benchmarks.md). The order never depends on
+them: one thread plans, the workers read and fill, and results are put together in the order planned. Each batch carries
+the state behind itself, so batches that were prepared but not used are prepared again after a restart.
 """
 
 import collections
@@ -10,7 +10,7 @@ import dataclasses
 import queue
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from vlm3_jax.data.packing import RowBudget, batch_stats, fits, pack
 from vlm3_jax.data.plan import BadSample, PlannedBatch, Planner, PlanState
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
 from vlm3_jax.data.samples import Sample
+from vlm3_jax.data.workers import Workers
 from vlm3_jax.errors import BadRecord, UserError
 
 
@@ -29,7 +30,7 @@ class LoadedBatch:
 
     `arrays`: see `packing.pack`. `ids`: sample ids, row by row. `samples`: their number, those with broken pixels
     (masked) included. `state`: go on from here after this batch; its cursors are those of this loader's streams.
-    `stats`: token_fill, patch_fill (shares of the row), wait_s (time the caller waited for it), bad, skipped.
+    `stats`: those of `packing.batch_stats`, wait_s (time the caller waited for it), bad, skipped.
     """
 
     arrays: dict[str, np.ndarray]
@@ -43,8 +44,9 @@ class Loader:
     """Iterates over batches without end; close it (or use `with`) to stop its threads.
 
     `state`: cursors of this loader's streams (all, or a host's share of the `total_streams`) and the phases.
-    `workers`: decoding threads; 0 does all work in the caller's thread. `prefetch`: batches prepared ahead.
-    UserError from `next` if the data are broken: see `Quarantine`.
+    `workers`: reading and decoding threads; 0 does all work in the caller's thread. `prefetch`: batches prepared ahead.
+    `worker_timeout_s`: reading a record, or the pixels of a sample, that fails or takes longer is reported and tried
+    again, then set aside. UserError from `next` if the data are broken: see `Quarantine`.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Loader:
         *,
         workers: int = 4,
         prefetch: int = 2,
+        worker_timeout_s: float = 120.0,
         quarantine: Quarantine | None = None,
     ):
         self._planner = Planner(mixture.sample, mixture.describe, lambda row: fits(row, budget), total_streams)
@@ -64,10 +67,11 @@ class Loader:
         self._quarantine = quarantine or Quarantine()
         for component in mixture.components:
             self._quarantine.write(bad_lines(component))
+        self._ahead = bool(workers)
         self._prefetch = max(1, prefetch)
-        self._pool = ThreadPoolExecutor(workers, "vlm3-data") if workers else None
         self._ready: queue.Queue = queue.Queue(self._prefetch)
         self._stop = threading.Event()
+        self._workers = Workers(workers, worker_timeout_s, self._stop)
         self._producer: threading.Thread | None = None
 
     def __iter__(self) -> "Loader":
@@ -75,12 +79,7 @@ class Loader:
 
     def __next__(self) -> LoadedBatch:
         start = time.perf_counter()
-        if self._pool is None:
-            planned = self._planner.plan(self._state.cursors)
-            prepared = self._assemble(planned, [self._fill(s) for row in planned.rows for s in row])
-        else:
-            prepared = self._wait()
-        arrays, planned, bad = prepared
+        arrays, planned, bad = self._wait() if self._ahead else self._assemble(*self._begin(self._state.cursors))
         self._state = dataclasses.replace(self._state, cursors=planned.cursors)
         self._quarantine.add(planned.n_samples + len(planned.bad), planned.bad + bad)
         self._quarantine.check()
@@ -93,11 +92,8 @@ class Loader:
         """Stops the threads; batches that were prepared are dropped."""
         self._stop.set()
         if self._producer is not None:
-            while not self._ready.empty():
-                self._ready.get_nowait()
             self._producer.join()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._workers.close()
 
     def __enter__(self) -> "Loader":
         return self
@@ -105,20 +101,30 @@ class Loader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _wait(self):
+    def _wait(self) -> tuple[dict, PlannedBatch, list[BadSample]]:
         """The next prepared batch; what went wrong in the threads is raised here."""
         if self._stop.is_set():
             raise RuntimeError("the loader is closed")
         if self._producer is None:
             self._producer = threading.Thread(target=self._produce, name="vlm3-plan", daemon=True)
             self._producer.start()
-        prepared = self._ready.get()
-        if not isinstance(prepared, Exception):
+        prepared = self._next_ready()
+        if not isinstance(prepared, BaseException):
             return prepared
         self.close()
         if isinstance(prepared, UserError):
             raise prepared
         raise RuntimeError(f"the data loader failed: {type(prepared).__name__}: {prepared}") from prepared
+
+    def _next_ready(self):
+        """What the planning thread has put, or an error if it is gone."""
+        while True:
+            alive = self._producer.is_alive()
+            try:
+                return self._ready.get(timeout=0.5)
+            except queue.Empty:
+                if not alive:
+                    return RuntimeError("the planning thread has ended")
 
     def _produce(self) -> None:
         try:
@@ -126,12 +132,10 @@ class Loader:
             cursors = self._state.cursors
             while not self._stop.is_set():
                 while len(pending) < self._prefetch:
-                    planned = self._planner.plan(cursors, self._pool.map)
-                    cursors = planned.cursors
-                    pending.append((planned, [self._pool.submit(self._fill, s) for row in planned.rows for s in row]))
-                planned, filled = pending.popleft()
-                self._put(self._assemble(planned, [future.result() for future in filled]))
-        except Exception as error:
+                    pending.append(self._begin(cursors))
+                    cursors = pending[-1][0].cursors
+                self._put(self._assemble(*pending.popleft()))
+        except BaseException as error:
             self._put(error)
 
     def _put(self, item) -> None:
@@ -141,6 +145,15 @@ class Loader:
             except queue.Full:
                 continue
 
+    def _begin(self, cursors: np.ndarray) -> tuple[PlannedBatch, list[list[Callable]]]:
+        """The plan behind `cursors`, and what waits for the pixels of its samples."""
+        planned = self._planner.plan(cursors, self._start_reading)
+        fills = [[self._workers.submit(self._fill, s, lambda s=s: s.id) for s in row] for row in planned.rows]
+        return planned, fills
+
+    def _start_reading(self, sample: Callable, index: int) -> Callable:
+        return self._workers.submit(sample, index, lambda: self._mixture.describe(index)[0])
+
     def _fill(self, sample: Sample) -> tuple[list[np.ndarray | None], list[BadSample]]:
         """The sample's patches; None and a reason for an image that cannot be read."""
         patches, bad = [], []
@@ -149,12 +162,24 @@ class Loader:
                 patches.append(plan.load(self._spec))
             except BadRecord as error:
                 patches.append(None)
-                name = self._mixture.components[sample.group].name
-                bad.append(BadSample(sample.id, name, plan.ref.name, str(error)))
+                bad.append(self._set_aside(sample, plan.ref.name, error))
         return patches, bad[:1]
 
-    def _assemble(self, planned: PlannedBatch, filled: list) -> tuple[dict, PlannedBatch, list[BadSample]]:
-        results = iter(filled)
-        rows = [[next(results) for _ in row] for row in planned.rows]
-        arrays = pack(planned.rows, [[patches for patches, _ in row] for row in rows], self._budget, self._spec)
-        return arrays, planned, [item for row in rows for _, bad in row for item in bad]
+    def _filled(self, sample: Sample, fill: Callable) -> tuple[list[np.ndarray | None], list[BadSample]]:
+        """What `_fill` has returned; None for all images if it was given up."""
+        try:
+            return fill()
+        except BadRecord as error:
+            names = ", ".join(plan.ref.name for plan in sample.images)
+            return [None] * len(sample.images), [self._set_aside(sample, names, error)]
+
+    def _set_aside(self, sample: Sample, file: str, error: BadRecord) -> BadSample:
+        return BadSample(sample.id, self._mixture.components[sample.group].name, file, str(error))
+
+    def _assemble(self, planned: PlannedBatch, fills: list[list[Callable]]) -> tuple[dict, PlannedBatch, list]:
+        filled = [
+            [self._filled(sample, fill) for sample, fill in zip(row, row_fills, strict=True)]
+            for row, row_fills in zip(planned.rows, fills, strict=True)
+        ]
+        arrays = pack(planned.rows, [[patches for patches, _ in row] for row in filled], self._budget, self._spec)
+        return arrays, planned, [item for row in filled for _, bad in row for item in bad]

@@ -1,10 +1,13 @@
 """The mixture: which record of which component the i-th draw is, for any i, as a function of the seed.
 
-Grain interleaves the components in exact proportion and permutes them; nothing here depends on what was drawn before.
-A *phase* is a stretch of the run with constant weights. A new phase starts behind every index that was taken, and each
-component goes on where it stopped, so that nothing seen is repeated.
+Grain interleaves the components in exact proportion; nothing here depends on what was drawn before. A component's
+draws go through its records in passes: one after the other, each in an order of its own.
+A *phase* is a stretch of the run with constant weights. A new phase starts at the first index that no stream has
+reached, and each component goes on where it stops there; slower streams finish the old phase. So a change of weights
+neither repeats nor loses a record.
 """
 
+import bisect
 import dataclasses
 import functools
 import zlib
@@ -22,9 +25,11 @@ from vlm3_jax.errors import UserError
 
 __all__ = ["Draw", "Mixture", "Phase", "build_components", "component_config", "first_phase", "next_phase"]
 
-# Draws are permuted in windows: grain's interleaving is periodic, and a stream that takes every R-th draw would
-# otherwise see some components only.
+# Which component is drawn is permuted in windows: grain's interleaving is periodic, and a stream that takes every R-th
+# draw would otherwise see some components only.
 WINDOW = 4096
+# Windows kept: streams drift apart as they run.
+WINDOWS = 256
 # Up to this length permutations are kept as arrays: grain's, which needs no memory, takes 5 us beyond it, but 10 to 400
 # us for small ones.
 SMALL = 2**16
@@ -70,11 +75,12 @@ def first_phase(lengths: Mapping[str, int], weights: Mapping[str, float]) -> Pha
     return Phase(0, weights, dict.fromkeys(lengths, 0), dict(lengths))
 
 
-def next_phase(last: Phase, start: int, lengths: Mapping[str, int], weights: Mapping[str, float]) -> Phase:
-    """The phase with new weights from the first window at or after index `start` on.
+def next_phase(
+    last: Phase, key: tuple[int, int], start: int, lengths: Mapping[str, int], weights: Mapping[str, float]
+) -> Phase:
+    """The phase with new weights from index `start` on; `last` is the one before, `key` its (seed, number).
 
-    Draws of the old phase between a slow stream's cursor and the start stay unseen: the streams' skew and at most a
-    window. UserError if a component changed its number of records: its order would change with it.
+    UserError if a component changed its number of records: its order would change with it.
     """
     for name in lengths.keys() & last.lengths.keys():
         if lengths[name] != last.lengths[name]:
@@ -82,33 +88,54 @@ def next_phase(last: Phase, start: int, lengths: Mapping[str, int], weights: Map
                 f"mixture entry {name!r} has {lengths[name]} records, and {last.lengths[name]} when the run started; "
                 "restore the old data or rename the entry (its records would then be drawn anew)"
             )
-    windows = -(-max(0, start - last.start) // WINDOW)
     offsets = dict.fromkeys(lengths, 0) | last.offsets
-    counts = _Interleave(last.shares()).counts(windows * WINDOW)
-    for name, count in zip(last.names, counts, strict=True):
+    for name, count in zip(last.names, _Order(last.shares(), key).counts(start - last.start), strict=True):
         offsets[name] += count
     fresh = first_phase(lengths, weights)
-    return Phase(last.start + windows * WINDOW, fresh.weights, offsets, {**last.lengths, **lengths})
+    return Phase(start, fresh.weights, offsets, {**last.lengths, **lengths})
 
 
-class _Interleave:
-    """Grain's deterministic interleaving: draw j -> (number of the part, how many draws of that part came before)."""
+class _Order:
+    """The draws of a phase: draw j -> (number of the part, how many draws of that part came before).
 
-    def __init__(self, weights: Sequence[float]):
+    Parts are interleaved in proportion to `weights`, then permuted in windows; `key`: (seed, number of the phase).
+    """
+
+    def __init__(self, weights: Sequence[float], key: tuple[int, int]):
         # Each part is its own range of integers, so that the number drawn names the part and the position.
         parts = [grain.MapDataset.range(n * _SPAN, (n + 1) * _SPAN) for n in range(len(weights))]
         self._mix = grain.MapDataset.mix(parts, list(weights))
-        self._parts = len(weights)
+        self._parts, self._key = len(weights), key
+        self._window = functools.lru_cache(WINDOWS)(self._make_window)
 
     def __getitem__(self, draw: int) -> tuple[int, int]:
-        return divmod(self._mix[draw], _SPAN)
+        window, place = divmod(draw, WINDOW)
+        parts, ranks, before = self._window(window)
+        part = int(parts[place])
+        return part, before[part] + int(ranks[place])
 
     def counts(self, draws: int) -> list[int]:
         """How many of the first `draws` draws each part gets."""
+        window, rest = divmod(draws, WINDOW)
+        taken = np.bincount(self._window(window)[0][:rest], minlength=self._parts)
+        return [before + int(own) for before, own in zip(self._before(window), taken, strict=True)]
+
+    def _make_window(self, window: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Part of each draw of a window and its rank among those of the same part, uint16 [WINDOW]; draws before."""
+        drawn = [self._mix[window * WINDOW + place] // _SPAN for place in range(WINDOW)]
+        parts = np.random.default_rng([*self._key, window]).permutation(np.array(drawn, np.uint16))
+        ranks = np.empty(WINDOW, np.uint16)
+        for part in np.unique(parts):
+            here = np.flatnonzero(parts == part)
+            ranks[here] = np.arange(len(here))
+        return parts, ranks, self._before(window)
+
+    def _before(self, window: int) -> list[int]:
+        """How many draws of each part come before a window."""
         last = [-1] * self._parts
-        found, draw = 0, draws - 1
+        found, draw = 0, window * WINDOW - 1
         while draw >= 0 and found < self._parts:
-            part, position = self[draw]
+            part, position = divmod(self._mix[draw], _SPAN)
             if last[part] < 0:
                 last[part], found = position, found + 1
             draw -= 1
@@ -116,36 +143,39 @@ class _Interleave:
 
 
 class Mixture:
-    """Random access to the draws and samples of the last of `phases`: its start is behind all that was drawn before.
+    """Random access to the draws and samples of all `phases`.
 
     `components` in table order (a component's `group` is its place in the table); only those with a weight are drawn.
-    UserError if a component of the phase is missing.
+    UserError if a component of the last phase is missing; what one of an earlier phase would have given is left out.
     """
 
     def __init__(self, components: Sequence[Component], seed: int, phases: Sequence[Phase]):
         self.components = list(components)
         self.seed = seed
         self.phases = list(phases)
-        self._number, self._phase = len(self.phases) - 1, self.phases[-1]
-        by_name = {component.name: n for n, component in enumerate(self.components)}
-        missing = [name for name in self._phase.weights if name not in by_name]
+        self._numbers = {component.name: n for n, component in enumerate(self.components)}
+        missing = [name for name in self.phases[-1].weights if name not in self._numbers]
         if missing:
             raise UserError(f"mixture entry {missing[0]!r} of the saved run is not in the configuration")
-        self._mix = _Interleave(self._phase.shares())
-        # By name, so that adding or removing another entry leaves a component's order alone.
-        self._parts = [
-            (by_name[name], self._phase.offsets[name], self._phase.lengths[name], zlib.crc32(name.encode()))
-            for name in self._phase.names
-        ]
+        self._starts = [phase.start for phase in self.phases]
+        self._orders = [_Order(phase.shares(), (seed, number)) for number, phase in enumerate(self.phases)]
 
-    def draw(self, index: int) -> Draw:
-        """What mixture index `index` (not below the phase's start) stands for."""
-        window, place = divmod(index - self._phase.start, WINDOW)
-        place = permuted(place, WINDOW, (self.seed, self._number, window))
-        part, position = self._mix[window * WINDOW + place]
-        component, offset, length, name_seed = self._parts[part]
-        epoch, place = divmod(position + offset, length)
-        return Draw(component, permuted(place, length, (self.seed, name_seed, epoch)), epoch)
+    def draw(self, index: int) -> Draw | None:
+        """What mixture index `index` stands for; None if its component is gone."""
+        number = self._phase(index)
+        phase = self.phases[number]
+        part, position = self._orders[number][index - phase.start]
+        name = phase.names[part]
+        if name not in self._numbers:
+            return None
+        length = phase.lengths[name]
+        epoch, place = divmod(position + phase.offsets[name], length)
+        # By name, so that adding or removing another entry leaves a component's order alone.
+        record = permuted(place, length, (self.seed, zlib.crc32(name.encode()), epoch))
+        return Draw(self._numbers[name], record, epoch)
+
+    def _phase(self, index: int) -> int:
+        return bisect.bisect_right(self._starts, index) - 1
 
     def sample(self, index: int) -> Sample | None:
         """The sample at mixture index `index`; None if its record is not to be used. BadRecord if it cannot be."""
@@ -155,7 +185,10 @@ class Mixture:
     def make(self, index: int) -> tuple[Record, Sample] | None:
         """As `sample`, with the record as the model sees it."""
         draw = self.draw(index)
-        return self.components[draw.component].make(draw.record, (self.seed, self._number, index), self.id(draw))
+        if draw is None:
+            return None
+        key = self.seed, self._phase(index), index
+        return self.components[draw.component].make(draw.record, key, self.id(draw))
 
     def describe(self, index: int) -> tuple[str, str, str]:
         """(sample id, component name, file) of mixture index `index`."""

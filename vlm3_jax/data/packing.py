@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm3_jax.data.block_pairs import sparse_rows, visible_blocks
+from vlm3_jax.data.block_pairs import sparse_rows, visible_blocks, visible_pairs
 from vlm3_jax.data.image import VisionSpec, patch_positions, table_lookup
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.errors import BadRecord, UserError
@@ -231,11 +231,28 @@ def _pack_targets(row: dict[str, np.ndarray], samples: Sequence[Sample], pixels,
 
 
 def batch_stats(rows: Sequence[Sequence[Sample]], budget: RowBudget) -> dict[str, float]:
-    """How full the rows are: `token_fill` and `patch_fill`, shares of the budget, and the number of `samples`."""
+    """How full the rows are and what they cost.
+
+    `token_fill` and `patch_fill`: shares of the budget. `text_work` and `vision_work`: pairs of tokens (patches) that
+    attention looks at, over those that have to be looked at: not later in the same sample, all of the same image.
+    """
     tokens = sum(len(s.tokens) for samples in rows for s in samples)
     patches = sum(s.n_patches for samples in rows for s in samples)
+    text = sum(visible_pairs(s.questions) for samples in rows for s in samples)
+    vision = sum(plan.n_patches**2 for samples in rows for s in samples for plan in s.images)
+    looked_at = np.sum([_looked_at(samples, budget) for samples in rows], 0)
     return {
         "token_fill": tokens / (len(rows) * budget.tokens),
         "patch_fill": patches / (len(rows) * budget.patches) if budget.patches else 0.0,
-        "samples": sum(map(len, rows)),
+        "text_work": float(looked_at[0] / max(1, text)),
+        "vision_work": float(looked_at[1] / max(1, vision)),
     }
+
+
+def _looked_at(samples: Sequence[Sample], budget: RowBudget) -> tuple[int, int]:
+    """Pairs of tokens and pairs of patches that attention looks at in a row (`model/attention.py`)."""
+    if budget.pair_block:
+        taken, area = needs(samples, budget), budget.pair_block**2
+        return taken.pairs * area, taken.patch_pairs * area
+    seen = budget.reach * budget.block if budget.reach else budget.tokens
+    return budget.tokens * seen, budget.patches**2

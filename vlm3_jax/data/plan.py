@@ -6,6 +6,7 @@ and the whole state is one cursor a stream plus the list of phases.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -36,13 +37,17 @@ class PlanState:
 
 
 def open_state(
-    lengths: Mapping[str, int], weights: Mapping[str, float], streams: int, saved: PlanState | None = None
+    lengths: Mapping[str, int],
+    weights: Mapping[str, float],
+    streams: int,
+    saved: PlanState | None = None,
+    seed: int = 0,
 ) -> PlanState:
     """The state of `streams` streams that a run starts or goes on with.
 
     `lengths` and `weights` by component name. `saved` is the state of *all* streams; it is returned as it is unless the
-    weights have changed: then a new phase begins behind every index taken so far. UserError if the number of streams,
-    which is fixed for a run's life, or the length of a component has changed.
+    weights have changed: then a new phase begins where the foremost stream is. `seed` is that of the mixture. UserError
+    if the number of streams, which is fixed for a run's life, or the length of a component has changed.
     """
     if saved is None:
         return PlanState(np.arange(streams), (first_phase(lengths, weights),))
@@ -51,19 +56,13 @@ def open_state(
             f"the saved run has {len(saved.cursors)} rows a batch and the configuration {streams}; "
             "the number of rows is fixed for a run's life"
         )
-    last = saved.phases[-1]
-    phase = next_phase(last, int(saved.cursors.max()), lengths, weights)
+    last, number = saved.phases[-1], len(saved.phases) - 1
+    # A stream may still be behind the start of the last phase.
+    start = max(last.start, int(saved.cursors.max()))
+    phase = next_phase(last, (seed, number), start, lengths, weights)
     if phase.weights == last.weights:
         return saved
-    return PlanState(phase.start + np.arange(streams), (*saved.phases, phase))
-
-
-def host_streams(streams: int, host: int, hosts: int) -> tuple[int, int]:
-    """(first, end) of the streams that host number `host` plans; UserError if they do not divide."""
-    if streams % hosts:
-        raise UserError(f"{streams} rows a batch cannot be split over {hosts} hosts; make it a multiple")
-    share = streams // hosts
-    return host * share, (host + 1) * share
+    return PlanState(saved.cursors, (*saved.phases, phase))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +94,16 @@ class PlannedBatch:
         return sum(map(len, self.rows))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class _Row:
-    samples: list[Sample]
+    """A row that is being filled; `fruitless`: records without a usable one since the last sample."""
+
     cursor: int
-    bad: list[BadSample]
-    skipped: int
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+    bad: list[BadSample] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+    fruitless: int = 0
+    full: bool = False
 
 
 class Planner:
@@ -121,9 +124,20 @@ class Planner:
         # The sample that did not fit a stream's last row, by mixture index: it opens the next one.
         self._left_over: dict[int, Sample] = {}
 
-    def plan(self, cursors: np.ndarray, map_rows: Callable = map) -> PlannedBatch:
-        """One row for each cursor; `map_rows` may be a pool's map, for rows do not depend on each other."""
-        rows = list(map_rows(self._row, [int(cursor) for cursor in cursors]))
+    def plan(self, cursors: np.ndarray, start: Callable | None = None) -> PlannedBatch:
+        """One row for each cursor.
+
+        Rows do not depend on each other, so all that are not full yet read a record at a time, together.
+        `start(sample, index)` starts a reading and returns what waits for its result; None: read when it is waited for.
+        """
+        start = start or functools.partial
+        rows = [_Row(int(cursor)) for cursor in cursors]
+        unfilled = rows
+        while unfilled:
+            readings = [self._start(row.cursor, start) for row in unfilled]
+            for row, reading in zip(unfilled, readings, strict=True):
+                self._take(row, reading)
+            unfilled = [row for row in unfilled if not row.full]
         return PlannedBatch(
             rows=[row.samples for row in rows],
             cursors=np.array([row.cursor for row in rows], np.int64),
@@ -131,24 +145,28 @@ class Planner:
             skipped=sum(row.skipped for row in rows),
         )
 
-    def _row(self, cursor: int) -> _Row:
-        samples, bad, skipped, fruitless = [], [], 0, 0
-        while True:
-            sample = self._left_over.pop(cursor, None)
-            try:
-                sample = sample or self._sample(cursor)
-                skipped += sample is None
-            except BadRecord as error:
-                bad.append(BadSample(*self._describe(cursor), str(error)))
-            if sample is None:
-                fruitless += 1
-                if fruitless >= MAX_FRUITLESS:
-                    why = bad[-1].reason if bad else "covisibility_min leaves every pair out"
-                    raise UserError(f"{fruitless} records in a row without a usable one, the last because: {why}")
-            elif self._fits([*samples, sample]):
-                samples.append(sample)
-                fruitless = 0
-            else:
-                self._left_over[cursor] = sample
-                return _Row(samples, cursor, bad, skipped)
-            cursor += self._stride
+    def _start(self, index: int, start: Callable) -> Callable[[], Sample | None]:
+        known = self._left_over.pop(index, None)
+        return start(self._sample, index) if known is None else lambda: known
+
+    def _take(self, row: _Row, reading: Callable[[], Sample | None]) -> None:
+        """The next sample of a row, unless it does not fit any more."""
+        sample = None
+        try:
+            sample = reading()
+            row.skipped += sample is None
+        except BadRecord as error:
+            row.bad.append(BadSample(*self._describe(row.cursor), str(error)))
+        if sample is None:
+            row.fruitless += 1
+            if row.fruitless >= MAX_FRUITLESS:
+                why = row.bad[-1].reason if row.bad else "covisibility_min leaves every pair out"
+                raise UserError(f"{row.fruitless} records in a row without a usable one, the last because: {why}")
+        elif self._fits([*row.samples, sample]):
+            row.samples.append(sample)
+            row.fruitless = 0
+        else:
+            self._left_over[row.cursor] = sample
+            row.full = True
+            return
+        row.cursor += self._stride

@@ -27,8 +27,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Record:
-        """Record `index`, its images not decoded. BadRecord if its data cannot be used."""
+    def __getitem__(self, index: int) -> Record | None:
+        """Record `index`, its images not decoded; None if it is one of `bad`. BadRecord if its data cannot be used."""
 
 
 def component_config(**fields) -> ml_collections.ConfigDict:
@@ -65,6 +65,8 @@ def component_config(**fields) -> ml_collections.ConfigDict:
     config.flip = 0.0
     # Pairs with a smaller covisibility are left out (they are counted as skipped, not as bad).
     config.covisibility_min = 0.0
+    # Typical (width, height, focal length) of the stored images in px: `vlm3 plan` works without the data.
+    config.size = ()
     # Only the records [first, first + limit) are used; limit 0: all from `first` on.
     config.first = 0
     config.limit = 0

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import typing
+import weakref
 
 import numpy as np
 
@@ -31,10 +32,11 @@ class DepthLMSource:
     """Random access to the records of a jsonl file; only byte offsets are kept in memory.
 
     `images`: the folder that the `image` fields are relative to. `depth_kind`: "distance" (to the camera centre) or
-    "z". `first`, `limit`: only the usable lines [first, first + limit).
+    "z". `first`, `limit`: only the lines [first, first + limit), empty ones not counted.
 
-    One pass over the file validates every line. A malformed line is set aside in `bad`; above `max_bad_fraction` of the
-    lines, or for a path outside `images`, or a line above 16 MiB, a UserError names file and line. Points outside their
+    One pass over the file validates every line. A malformed line is set aside in `bad` and its record is None: it keeps
+    its number, so that a line that breaks between two runs moves no other. Above `max_bad_fraction` of the lines, or
+    for a path outside `images`, or a line above 16 MiB, a UserError names file and line. Points outside their
     image or without a positive finite depth are removed and counted in `points_removed`.
     """
 
@@ -61,16 +63,21 @@ class DepthLMSource:
         offsets, lines = self._index(max_bad_fraction)
         chosen = slice(first, None if limit is None else first + limit)
         self._offsets, self._lines = offsets[chosen], lines[chosen]
-        if not len(self._offsets):
+        used = np.isin([bad.line for bad in self.bad], self._lines)
+        self.bad = [bad for bad, here in zip(self.bad, used, strict=True) if here]
+        if len(self.bad) == len(self._lines):
             raise UserError(f"{self.path}: no usable line in [{first}, {'end' if limit is None else first + limit})")
         self._file = os.open(self.path, os.O_RDONLY)
+        self.close = weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Record | None:
         number = int(self._lines[index])
         offset, length = self._offsets[index]
+        if not length:
+            return None
         # pread has no file position, so threads can share the descriptor.
         data = os.pread(self._file, int(length), int(offset))
         try:
@@ -84,18 +91,8 @@ class DepthLMSource:
             depth=(DepthPoints(points, depth, self.depth_kind),),
         )
 
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def __del__(self):
-        if getattr(self, "_file", None) is not None:
-            self.close()
-
     def _index(self, max_bad_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """(offset, length) int64 [N, 2] and line number int64 [N] of the usable lines."""
+        """(offset, length) int64 [N, 2] and line number int64 [N] of the lines; length 0: set aside."""
         spans, lines = array.array("q"), array.array("q")
         offset = 0
         with open(self.path, "rb") as file:
@@ -105,16 +102,17 @@ class DepthLMSource:
                         f"{self.path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes; one image a line"
                     )
                 if data.strip():
+                    lines.append(number)
                     try:
                         image, _, _, _, removed = parse_line(data)
                         self._check_inside(image, number)
                         self.points_removed += removed
                         spans.extend((offset, len(data)))
-                        lines.append(number)
                     except BadRecord as error:
                         self.bad.append(BadLine(str(self.path), number, str(error)))
+                        spans.extend((offset, 0))
                 offset += len(data)
-        total = len(lines) + len(self.bad)
+        total = len(lines)
         if not total:
             raise UserError(f"{self.path}: the file has no lines")
         if len(self.bad) > max_bad_fraction * total:
