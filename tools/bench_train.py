@@ -2,13 +2,15 @@ r"""Training speed of any size on random batches: samples/s, MFU and memory. Nee
 
     python tools/bench_train.py --size cpu --rows 1 --tokens 1024 --patches 2048 --visual 256 --text 200
     python tools/bench_train.py --size 4b --rows 1 --tokens 7168 --patches 16384 --visual 1102 \
-        --text 1185 --dtype bfloat16
+        --text 1185 --dtype bfloat16 --pair-block 128
 
 A sample is one image of about --visual tokens, then --text tokens of which --answers are supervised in --questions
 turns. Useful FLOPs as in vlm3_jax/flops.py: no recomputation, attention by true lengths, head on supervised positions.
+With --pair-block attention works through pairs of blocks, by the kernel for the device or what --attention names.
 """
 
 import argparse
+import dataclasses
 import json
 import time
 import types
@@ -20,7 +22,8 @@ from random_inputs import image_plan, random_patches, supervised_sample, vision_
 
 from vlm3_jax import flops
 from vlm3_jax import params as parameters
-from vlm3_jax.data.packing import RowBudget, fits, pack
+from vlm3_jax.data.packing import RowBudget, fits, needs, pack
+from vlm3_jax.model.attention import BACK_ENDS
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.sizes import NAMES, released
 from vlm3_jax.model.vlm import REMAT
@@ -39,7 +42,10 @@ OPTIMIZER = types.SimpleNamespace(
 def random_batch(cfg: VLMConfig, args) -> tuple[dict, int]:
     """Full rows of equal samples, and how many samples they hold."""
     rng, spec = np.random.default_rng(0), vision_spec(cfg)
-    budget = RowBudget(args.tokens, args.patches, args.targets)
+    budget = RowBudget(
+        args.tokens, args.patches, args.targets, pair_block=args.pair_block, pairs=args.pairs or 1 << 30,
+        patch_pairs=args.patch_pairs or 1 << 30,
+    )  # fmt: skip
     plan = image_plan(spec, args.visual)
     sample = supervised_sample(cfg, plan, rng, args.text, args.answers, args.questions)
     if not fits([sample], budget):
@@ -47,6 +53,10 @@ def random_batch(cfg: VLMConfig, args) -> tuple[dict, int]:
     row = [sample]
     while fits([*row, sample], budget):
         row.append(sample)
+    taken = needs(row, budget)
+    budget = dataclasses.replace(
+        budget, pairs=args.pairs or taken.pairs, patch_pairs=args.patch_pairs or taken.patch_pairs
+    )
     pixels = [[random_patches(spec, plan, rng)] for _ in row]
     batch = pack([row], [pixels], budget, spec)
     return {k: np.repeat(x, args.rows, 0) for k, x in batch.items()}, len(row) * args.rows
@@ -76,17 +86,23 @@ def main() -> None:
         ("targets", 512, "supervised tokens of a row"), ("visual", 256, "visual tokens of a sample"),
         ("text", 200, "text tokens of a sample"), ("answers", 100, "supervised tokens of a sample"),
         ("questions", 10, "turns of a sample"), ("steps", 5, "timed steps"), ("tensor", 1, "tensor axis of the mesh"),
+        ("pair-block", 0, "tokens of a block in the lists of pairs; 0: attention over whole rows"),
+        ("pairs", 0, "pairs of text blocks a row; 0: as many as it has"),
+        ("patch-pairs", 0, "pairs of image blocks a row; 0: as many as it has"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--remat", choices=REMAT, default="full")
+    parser.add_argument("--attention", choices=BACK_ENDS, default="auto", help="train.attention (auto)")
     args = parser.parse_args()
     cfg = released(args.size)
     mesh = meshes.make_mesh(tensor=args.tensor)
     tx = optimizers.make(cfg, OPTIMIZER)
+    back_end = meshes.back_end(mesh, args.attention)
     run = steps.make_step(
-        cfg, tx, OPTIMIZER, mesh, total_samples=10**9, groups=2, dtype=DTYPES[args.dtype], remat=args.remat
-    )
+        cfg, tx, OPTIMIZER, mesh, total_samples=10**9, groups=2, dtype=DTYPES[args.dtype], remat=args.remat,
+        back_end=back_end,
+    )  # fmt: skip
     arrays, samples = random_batch(cfg, args)
     useful = flops.training(cfg, flops.lengths(arrays))
     batch = meshes.put_batch(arrays, meshes.batch_sharding(mesh))
@@ -111,6 +127,7 @@ def main() -> None:
                 "size": args.size,
                 "parameters": parameters.count(cfg),
                 "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                "attention": back_end.kernels(args.pair_block) or "xla",
                 "samples_per_step": samples,
                 "step_s": {"median": median, "min": min(times), "max": max(times)},
                 "samples_per_s": samples / median,

@@ -2,17 +2,20 @@
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from vlm3_jax.errors import UserError
 from vlm3_jax.model.block_pairs import Pairs
 from vlm3_jax.model.block_pairs import attend as block_pairs
 from vlm3_jax.model.layers import Locally, run_as_it_is
 
 # Scores of so many (query, key) pairs a row are computed at once; longer rows go in chunks of queries.
 MAX_PAIRS = 1 << 22
+BACK_ENDS = ("auto", "xla", "pallas")
 _LOW = float(jnp.finfo(jnp.float32).min)
 
 
@@ -30,21 +33,19 @@ class Ids:
     order: jax.Array | None = None
 
 
-def visible(queries: Ids, keys: Ids) -> jax.Array:
-    """bool [..., S, T]: same segment, not later, and a question sees only the shared prefix and itself."""
-
-    def pairs(a, b):
-        return a[..., :, None], b[..., None, :]
-
-    q, k = pairs(queries.segments, keys.segments)
-    mask = q == k
+def sees(queries: Ids, keys: Ids) -> jax.Array:
+    """Elementwise, bool: same segment, not later, and a question sees only the shared prefix and itself."""
+    mask = queries.segments == keys.segments
     if queries.order is not None:
-        q, k = pairs(queries.order, keys.order)
-        mask &= k <= q
+        mask &= keys.order <= queries.order
     if queries.questions is not None:
-        q, k = pairs(queries.questions, keys.questions)
-        mask &= (k == 0) | (k == q)
+        mask &= (keys.questions == 0) | (keys.questions == queries.questions)
     return mask
+
+
+def visible(queries: Ids, keys: Ids) -> jax.Array:
+    """bool [..., S, T]: who `sees` whom."""
+    return sees(jax.tree.map(lambda x: x[..., :, None], queries), jax.tree.map(lambda x: x[..., None, :], keys))
 
 
 def listed(batch: dict, name: str) -> Pairs | None:
@@ -52,23 +53,70 @@ def listed(batch: dict, name: str) -> Pairs | None:
     return Pairs(batch[f"{name}_starts"], batch[f"{name}_keys"]) if f"{name}_keys" in batch else None
 
 
-def prepare(ids: Ids, blocks=None, pairs: Pairs | None = None, locally: Locally = run_as_it_is) -> Callable:
+@dataclasses.dataclass(frozen=True)
+class BackEnd:
+    """What works through pairs of blocks: `name` as in `train.attention`, `platform` as jax names the kind of device.
+
+    "auto" takes the Pallas kernel of the platform if there is one and the blocks suit it, else XLA. With `interpret`
+    kernels run by an interpreter (as in `pallas_call`), for tests without the device.
+    """
+
+    name: str = "auto"
+    platform: str = "cpu"
+    interpret: object = False
+
+    def kernels(self, block: int) -> str | None:
+        """The module of `model/kernels` that takes blocks of so many tokens (0: no pairs are listed); None: XLA.
+
+        UserError if the name is unknown, or "pallas" and there is no kernel for this.
+        """
+        if self.name not in BACK_ENDS:
+            raise UserError(f"train.attention: {self.name!r} is unknown; choose one of {', '.join(BACK_ENDS)}")
+        # A TPU has 128 lanes; Triton's tiles are powers of two, and larger ones do not fit a program's registers.
+        suits = {"tpu": block % 128 == 0, "gpu": block in (16, 32, 64, 128)}
+        if self.name != "xla" and block and (suits.get(self.platform) or self.interpret):
+            return self.platform
+        if self.name != "pallas":
+            return None
+        if self.platform not in suits:
+            raise UserError(f"train.attention: there is no kernel for {self.platform} devices; use auto or xla")
+        raise UserError(
+            f"train.attention is pallas, but data.pair_block is {block}: set it to 128, with "
+            "data.pairs and data.patch_pairs as `vlm3 data mix` proposes them, or use auto or xla"
+        )
+
+
+def prepare(
+    ids: Ids, blocks=None, pairs: Pairs | None = None, locally: Locally = run_as_it_is, back_end: BackEnd | None = None
+) -> Callable:
     """Self-attention (q [B, S, H, C], k, v [B, S, K, C]) -> [B, S, H, C] within a row, for any number of layers.
 
     `blocks` int32 [B, S / block, reach], from the host: the key blocks that each query block can see, -1 unused; the
     work is then S * reach * block pairs instead of S * S. `pairs`: the same as sparse rows, for long samples; they are
-    worked through one by one, by each device for its own rows (`locally`). Scores and softmax are float32.
+    worked through one by one, by each device for its own rows (`locally`), by `back_end` (None: as "auto" finds the
+    default device). Scores and softmax are float32.
     """
+    S = ids.segments.shape[1]
     if pairs is not None:
+        back_end = back_end or BackEnd(platform=jax.default_backend())
+        if module := back_end.kernels(S // (pairs.starts.shape[1] - 1)):
+            return _by_kernels(module, back_end.interpret, ids, pairs, locally)
         return lambda q, k, v: locally(functools.partial(block_pairs, visible=visible))(q, k, v, ids, pairs)
     if blocks is not None:
         return _by_blocks(ids, blocks)
-    S = ids.segments.shape[1]
     size = max(1, MAX_PAIRS // S)
     if size >= S:
         mask = visible(ids, ids)
         return lambda q, k, v: _attend(q, k, v, mask)
     return _by_chunks(ids, -(-S // size))
+
+
+def _by_kernels(module: str, interpret, ids: Ids, pairs: Pairs, locally: Locally) -> Callable:
+    # Imported where they are used: the rest of the package does without Pallas, which takes its time to import.
+    attend, kernels = (importlib.import_module(f"vlm3_jax.model.kernels.{name}") for name in ("attend", module))
+    orders = attend.both_orders(pairs)
+    run = locally(functools.partial(attend.attend, kernels=kernels, sees=sees, interpret=interpret), heads=3)
+    return lambda q, k, v: run(q, k, v, ids, orders)
 
 
 def _by_chunks(ids: Ids, chunks: int) -> Callable:

@@ -8,10 +8,11 @@ from flax import nnx
 
 # (function of row arrays [B, ...] and then `whole` arrays that belong to no row, whole) -> the function, run by every
 # device on its own rows. For what loops over rows or sorts their tokens, which a compiler would do across devices.
+# `heads` of the first arrays are [B, S, heads, C], and a device may be given some of the heads only.
 Locally = Callable
 
 
-def run_as_it_is(f, whole: int = 0):
+def run_as_it_is(f, whole: int = 0, heads: int = 0):
     """The `Locally` for a single device."""
     return f
 

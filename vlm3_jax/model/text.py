@@ -55,7 +55,9 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens_BS, dtype):
         """int [B, S] -> [B, S, D]."""
-        return embed(self.ends.embed[...], tokens_BS).astype(dtype)
+        # Every device looks up its own rows in the whole table; a cut table would send activations around instead.
+        look_up = self.locally(lambda tokens, table: embed(table, tokens), 1)
+        return look_up(tokens_BS, self.ends.embed[...]).astype(dtype)
 
     def __call__(
         self, x_BSD, positions_B3S, attend: Attend, cache=None, taps=None, slots=None, valid=None, tell=_nothing,
@@ -74,6 +76,7 @@ class Decoder(nnx.Module):
             feed_forward = functools.partial(
                 moe.feed_forward, k=text.experts_per_token, valid_BS=valid, locally=self.locally
             )
+        stay = self.locally(lambda x: x)
         new_cache, told = {}, {}
         for name, stack in self.stacks.items():
             graph, state = nnx.split(stack)
@@ -82,10 +85,10 @@ class Decoder(nnx.Module):
             def body(x, item, graph=graph):
                 layer, layer_cache, tap = item
                 layer = nnx.merge(graph, layer)
-                x, layer_cache, use = layer(x, cos, sin, attend, layer_cache, text.rms_norm_eps, feed_forward)
+                x, layer_cache, use = layer(stay(x), cos, sin, attend, layer_cache, text.rms_norm_eps, feed_forward)
                 if tap is not None:
                     x = x + take_unique(tap.astype(x.dtype), *slots)
-                return x, (layer_cache, tell(x, use))
+                return stay(x), (layer_cache, tell(x, use))
 
             layer_caches = None if cache is None else cache[name]
             x_BSD, (new_cache[name], told[name]) = jax.lax.scan(remat(body), x_BSD, (state, layer_caches, extra))

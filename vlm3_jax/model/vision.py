@@ -6,7 +6,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vlm3_jax.model import rope
-from vlm3_jax.model.attention import Ids, listed, prepare
+from vlm3_jax.model.attention import BackEnd, Ids, listed, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import Group, Locally, interpolate, layer_norm, run_as_it_is
 from vlm3_jax.params import vision_stacks
@@ -48,8 +48,8 @@ class Merger(Group):
 class VisionTower(nnx.Module):
     """Patches of several images in a row -> visual tokens and DeepStack features."""
 
-    def __init__(self, cfg: VLMConfig, params: dict, locally: Locally = run_as_it_is):
-        self.cfg, self.locally = cfg, locally
+    def __init__(self, cfg: VLMConfig, params: dict, locally: Locally = run_as_it_is, back_end: BackEnd | None = None):
+        self.cfg, self.locally, self.back_end = cfg, locally, back_end
         self.ends = Group({k: params[k] for k in ("patch", "patch_bias", "table")})
         self.stacks = nnx.List([VisionBlock(params[name]) for name, _ in vision_stacks(cfg.vision)])
         self.merger = Merger(params["merger"])
@@ -80,12 +80,16 @@ class VisionTower(nnx.Module):
         v = self.cfg.vision
         x = self.embed(patches, dtype)
         table = self.ends.table[...].astype(jnp.float32)
-        x = x + interpolate(table, batch["table_index"], batch["table_weight"]).astype(dtype)
+        # Every device looks up its own rows in the whole table; cut tables would send activations around instead.
+        look_up = self.locally(lambda index, weight, table: interpolate(table, index, weight), 1)
+        x = x + look_up(batch["table_index"], batch["table_weight"], table).astype(dtype)
         cos, sin = rope.vision_rotary(v, batch["patch_positions"])
-        attend = prepare(Ids(batch["patch_images"]), pairs=listed(batch, "patch_pair"), locally=self.locally)
+        attend = prepare(
+            Ids(batch["patch_images"]), pairs=listed(batch, "patch_pair"), locally=self.locally, back_end=self.back_end
+        )
         taps, told = [], []
         for number, stack in enumerate(self.stacks):
-            x, of_blocks = _scan_blocks(stack, x, cos, sin, attend, remat, tell)
+            x, of_blocks = _scan_blocks(stack, x, cos, sin, attend, remat, tell, self.locally(_unchanged))
             told.append(of_blocks)
             if number < len(v.taps):
                 taps.append(x)
@@ -104,11 +108,15 @@ def _temporal_last(weight_TXD, channels: int):
     return weight_TXD.reshape(T, channels, X // channels, D).transpose(1, 0, 2, 3).reshape(T * X, D)
 
 
-def _scan_blocks(stack: VisionBlock, x, cos, sin, attend, remat, tell):
+def _unchanged(x):
+    return x
+
+
+def _scan_blocks(stack: VisionBlock, x, cos, sin, attend, remat, tell, stay):
     graph, state = nnx.split(stack)
 
     def body(x, layer):
-        x = nnx.merge(graph, layer)(x, cos, sin, attend)
+        x = stay(nnx.merge(graph, layer)(stay(x), cos, sin, attend))
         return x, tell(x)
 
     return jax.lax.scan(remat(body), x, state)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vlm3_jax.model import moe
-from vlm3_jax.model.attention import Ids, listed, prepare
+from vlm3_jax.model.attention import BackEnd, Ids, listed, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import Locally, run_as_it_is, take_unique
 from vlm3_jax.model.text import Decoder
@@ -48,14 +48,15 @@ class VLM(nnx.Module):
     """Both towers around given parameters (nested dict as in the parameter table; arrays, tracers or shapes).
 
     The module is a view of its parameters: building it inside a jitted function costs nothing. `locally` is for
-    rows that are spread over devices.
+    rows that are spread over devices, `back_end` for attention over pairs of blocks (`attention.prepare`).
     """
 
     def __init__(
-        self, cfg: VLMConfig, params: dict, dtype=jnp.float32, remat: str = "none", locally: Locally = run_as_it_is
-    ):
-        self.cfg, self.dtype, self.remat, self.locally = cfg, dtype, remat, locally
-        self.vision = VisionTower(cfg, params["vision"], locally)
+        self, cfg: VLMConfig, params: dict, dtype=jnp.float32, remat: str = "none", locally: Locally = run_as_it_is,
+        back_end: BackEnd | None = None,
+    ):  # fmt: skip
+        self.cfg, self.dtype, self.remat, self.locally, self.back_end = cfg, dtype, remat, locally, back_end
+        self.vision = VisionTower(cfg, params["vision"], locally, back_end)
         self.text = Decoder(cfg, params["text"], locally)
 
     def see(self, batch: dict):
@@ -98,7 +99,7 @@ class VLM(nnx.Module):
         """Hidden states of whole rows, and what `tell` keeps of the layers."""
         order = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
         ids = Ids(batch["segments"], batch["questions"], order)
-        attend = prepare(ids, batch.get("blocks"), listed(batch, "pair"), self.locally)
+        attend = prepare(ids, batch.get("blocks"), listed(batch, "pair"), self.locally, self.back_end)
 
         def causal(q, k, v, cache):
             return attend(q, k, v), cache
