@@ -1,0 +1,88 @@
+"""The paper's recipes: what was published stands in them, and their rows hold the batch that was published."""
+
+import pytest
+
+from vlm3_jax import config as configs
+from vlm3_jax import flops
+from vlm3_jax.data.packing import RowBudget
+from vlm3_jax.errors import UserError
+from vlm3_jax.planning.plan import model_config
+from vlm3_jax.planning.samples import total_rows, typical_rows
+
+# samples, questions, rate, batch, steps, focal target; S and P.
+PUBLISHED = {
+    "depth": (32e6, 10, 5.5e-5, 1344, 23_810, 1000, 7168, 16_384),
+    "objects": (1e6, 6, 3.5e-4, 640, 1562, 1000, 6656, 16_384),
+    "correspondence": (80e6, 10, 2e-5, 2816, 28_409, None, 8704, 22_528),
+    "pose": (10e6, 3, 5e-5, 448, 22_321, 750, 12_288, 45_056),
+}
+NAMES = [*PUBLISHED, "joint"]
+
+
+def planned(name):
+    config = configs.load(name)
+    data = config.data
+    budget = RowBudget(data.row_tokens, data.row_patches, data.row_targets, pair_block=data.pair_block)
+    cfg = model_config(config.model)
+    return config, cfg, typical_rows(config, cfg, budget)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_was_published(name):
+    samples, questions, rate, batch, steps, focal, S, P = PUBLISHED[name]
+    config = configs.load(name)
+    assert config.train.samples == samples
+    assert config.train.batch == batch
+    assert samples / batch == pytest.approx(steps, rel=1e-3)
+    opt = config.optimizer
+    assert (opt.learning_rate, opt.clip, opt.warmup, opt.schedule) == (rate, 0.02, 0.1, "cosine")
+    assert (opt.b1, opt.b2, opt.eps, opt.weight_decay) == (0.9, 0.999, 1e-8, 0.0)
+    assert (config.train.dtype, config.data.row_tokens, config.data.row_patches) == ("bfloat16", S, P)
+    for entry in config.data.components.values():
+        assert (entry.task, entry.questions, entry.style) == (name, questions, "release")
+        assert focal is None or entry.focal == focal
+
+
+def test_depth_mixture_has_the_published_shares():
+    weights = {name: entry.weight for name, entry in configs.load("depth").data.components.items()}
+    assert sum(weights.values()) == pytest.approx(2.566)
+    shares = {name: 100 * weight / 2.566 for name, weight in weights.items()}
+    published = {"argoverse2": 8.2, "waymo": 1.6, "taskonomy": 19.9, "hm3d": 30.4, "matterport3d": 0.23}
+    assert {name: shares[name] for name in published} == pytest.approx(published, rel=0.03)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_holds_the_batch(name):
+    config, cfg, rows = planned(name)
+    assert rows.samples * total_rows(config) == pytest.approx(config.train.batch, rel=0.02)
+    # There is room for the fullest row, and attention stays in bounds.
+    pairs, patch_pairs, targets = rows.needs
+    assert pairs <= config.data.pairs
+    assert patch_pairs <= config.data.patch_pairs
+    assert targets <= config.data.row_targets
+    assert rows.looked_at[0] <= 1.3 * rows.lengths.text_pairs
+    assert rows.looked_at[1] <= 1.3 * rows.lengths.vision_pairs
+    assert rows.token_fill > 0.75
+    if name == "depth":
+        # 61 TFLOP at 912 visual tokens and 70 at 1,102 (architecture page); these sizes have 1,037 on average.
+        assert rows.token_fill > 0.9
+        assert flops.training(cfg, rows.lengths) / rows.samples == pytest.approx(67.8e12, rel=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_size_is_one_argument(name):
+    for size in ("2b", "4b", "8b", "32b"):
+        config = configs.load(f"{name}:{size}")
+        assert config.model == f"Qwen/Qwen3-VL-{size.upper()}-Instruct"
+        assert config.workdir == f"runs/{name}-{size}"
+    assert configs.load(name).model == configs.load(f"{name}:4b").model
+    with pytest.raises(UserError, match=f"--config={name}:7b: choose {name}:2b or"):
+        configs.load(f"{name}:7b")
+
+
+def test_data_are_looked_for_where_the_environment_says(monkeypatch):
+    monkeypatch.setenv("VLM3_DATA", "/mnt/sets")
+    config = configs.load("joint")
+    assert config.data.components.depth_waymo.path == "/mnt/sets/depth/waymo/train"
+    assert config.eval.components.pose_realestate10k.path == "/mnt/sets/pairs/realestate10k/held_out"
+    assert sum(entry.weight for entry in config.data.components.values()) == pytest.approx(1)

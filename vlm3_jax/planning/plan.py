@@ -1,0 +1,235 @@
+"""`vlm3 plan`: what a recipe takes on a topology, per mesh shape, before anything is rented."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable
+
+from jax.sharding import AbstractMesh
+
+from vlm3_jax import params as parameters
+from vlm3_jax.data.packing import RowBudget
+from vlm3_jax.errors import UserError
+from vlm3_jax.model import sizes
+from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.model.vlm import REMAT
+from vlm3_jax.planning import compile as compiler
+from vlm3_jax.planning.collectives import Traffic
+from vlm3_jax.planning.roofline import Load
+from vlm3_jax.planning.samples import Rows, accumulation_for, total_rows, typical_rows
+from vlm3_jax.planning.topology import Topology
+from vlm3_jax.train import mesh as meshes
+from vlm3_jax.train.trainable import DTYPES, Trainable
+
+# Rows that one device may hold at once, and the share of the bound that is taken for reached: with everything made
+# again it stands for an MFU of about 43 %; MaxText publishes 45 % for an 8B text model on v6e.
+ROWS, REACHED = (1, 2, 4, 8), 0.6
+DAY = 86_400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A mesh shape with its row budget. Bytes are of one device, times of one update in seconds.
+
+    `source`: "compiler" where the TPU compiler gave memory and exchange, else "estimate". `fits`: against the capacity.
+    """
+
+    load: Load
+    topology: Topology
+    reached: float
+    arguments: float
+    temporaries: float
+    traffic: Traffic
+    source: str = "estimate"
+    compile_s: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Bytes of memory."""
+        return self.arguments + self.temporaries
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory of a device is enough."""
+        return self.total <= self.topology.chip.hbm
+
+    def bounds(self) -> dict[str, float]:
+        """Seconds that arithmetic, memory traffic and exchange take at full speed."""
+        chip = self.topology.chip
+        return {
+            "arithmetic": self.load.arithmetic() / chip.peak,
+            "memory": self.load.memory_traffic() / chip.bandwidth,
+            "exchange": self.topology.seconds(self.load.mesh, self.traffic.over()),
+        }
+
+    @property
+    def seconds(self) -> float:
+        """The expected time of an update."""
+        return max(self.bounds().values()) / self.reached
+
+    @property
+    def samples_per_s(self) -> float:
+        """Of all devices together."""
+        return self.load.samples / self.seconds
+
+    @property
+    def mfu(self) -> float:
+        """Useful FLOPs over what the devices could do."""
+        return self.load.useful() * self.samples_per_s / (self.topology.devices * self.topology.chip.peak)
+
+    def to_json(self, samples: int) -> dict:
+        """All figures, JSON-able; `samples`: length of the run."""
+        load = self.load
+        return {
+            "mesh": dict(load.sizes),
+            "rows_per_device": load.rows,
+            "data.rows": load.rows * load.mesh[0] * load.mesh[1],
+            "train.accumulation": load.accumulation,
+            "samples_per_step": load.samples,
+            "source": self.source,
+            "compile_s": self.compile_s,
+            "fits": self.fits,
+            "bytes": {
+                "arguments": self.arguments,
+                "temporaries": self.temporaries,
+                "total": self.total,
+                "capacity": self.topology.chip.hbm,
+            },
+            "exchanged_bytes": {f"{kind} over {'+'.join(axes)}": v for (kind, axes), v in self.traffic.bytes.items()},
+            "bound_s": self.bounds(),
+            "step_s": self.seconds,
+            "samples_per_s": self.samples_per_s,
+            "samples_per_s_per_device": self.samples_per_s / self.topology.devices,
+            "mfu": self.mfu,
+            "days": samples / self.samples_per_s / DAY,
+            "fallbacks": [{**dataclasses.asdict(fallback), "bytes": size} for fallback, size in load.fallbacks()],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All options of a recipe on a topology, the fastest that fits first, then those that do not fit."""
+
+    config: object
+    cfg: VLMConfig
+    topology: Topology
+    budget: RowBudget
+    typical: Rows
+    options: list[Option]
+
+    @property
+    def best(self) -> Option | None:
+        """The fastest that fits: one that the compiler has seen if there is one, else an estimate."""
+        fitting = [option for option in self.options if option.fits]
+        return next((o for o in fitting if o.source == "compiler"), fitting[0] if fitting else None)
+
+    def to_json(self) -> dict:
+        """All figures, JSON-able."""
+        samples, best = self.config.train.samples, self.best
+        return {
+            "model": self.config.model,
+            "parameters": parameters.count(self.cfg),
+            "topology": self.topology.name,
+            "devices": self.topology.devices,
+            "remat": self.config.train.remat,
+            "row": dataclasses.asdict(self.budget),
+            "typical_row": dataclasses.asdict(self.typical),
+            "useful_flops_per_sample": self.options[0].load.useful(),
+            "samples": samples,
+            "best": best and self.options.index(best),
+            "options": [option.to_json(samples) for option in self.options],
+        }
+
+
+def model_config(name: str) -> VLMConfig:
+    """The sizes of `config.model` without its weights: an HF directory, or a hub name of a released size."""
+    if (pathlib.Path(name) / "config.json").is_file():
+        return VLMConfig.from_dir(name)
+    match = re.search(r"Qwen3-VL-(\d+B(?:-A\d+B)?)", name)
+    if match and match[1].lower() in sizes.NAMES:
+        return sizes.released(match[1].lower())
+    raise UserError(f"config.model: {name!r} is no folder with a config.json and no hub name of a released Qwen3-VL")
+
+
+def make_plan(
+    config, topology: Topology, shapes=None, count: int = 1, reached: float = REACHED, say: Callable = lambda text: None
+) -> Plan:
+    """Estimates all mesh `shapes` (None: all that the topology allows); on a TPU the `count` best that seem to fit are
+    then compiled. `say` is told about every compilation before it starts.
+
+    UserError for what cannot be planned: no model, no image sizes, no TPU compiler.
+    """
+    if config.train.remat not in REMAT:
+        raise UserError(f"train.remat: {config.train.remat!r} is unknown; choose one of {', '.join(REMAT)}")
+    if config.train.dtype not in DTYPES:
+        raise UserError(f"train.dtype: {config.train.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    if config.train.samples < 1:
+        raise UserError("train.samples is 0: set the length of the run in samples")
+    cfg, d = model_config(config.model), config.data
+    budget = RowBudget(
+        d.row_tokens, d.row_patches, d.row_targets, d.block, d.reach, d.pair_block, d.pairs, d.patch_pairs
+    )
+    typical = typical_rows(config, cfg, budget)
+    base = Load(cfg, Trainable.from_config(cfg, config), budget, typical, (1, 1, 1), 1, 1, config.train.remat)
+    options = [_estimate(config, base, topology, shape, reached) for shape in shapes or topology.meshes()]
+    options = _ranked([option for option in options if option])
+    if not options:
+        raise UserError(f"{topology.name} has more devices than an update has rows: data.rows x train.accumulation")
+    if topology.is_tpu and count:
+        devices = compiler.tpu_devices(topology.name)
+        wanted = [option for option in options if option.fits or shapes][:count]
+        seen = []
+        for number, option in enumerate(wanted, 1):
+            say(f"compiling {number} of {len(wanted)}: {_title(option)} on {topology.name} (minutes)")
+            seen.append(_compiled(config, option, devices))
+        options = _ranked([*seen, *(option for option in options if option not in wanted)])
+    return Plan(config, cfg, topology, budget, typical, options)
+
+
+def _title(option: Option) -> str:
+    replica, fsdp, tensor = option.load.mesh
+    return f"replica {replica} x fsdp {fsdp} x tensor {tensor}, {option.load.rows} rows a device"
+
+
+def _ranked(options: list[Option]) -> list[Option]:
+    """Those that fit by speed, the others by memory; of equally fast ones (1 %) the least cut and smallest first."""
+    fastest = max((option.samples_per_s for option in options if option.fits), default=0.0)
+
+    def key(option: Option) -> tuple:
+        if not option.fits:
+            return True, 0.0, 0, option.total
+        slower = 0.0 if option.samples_per_s >= 0.99 * fastest else -option.samples_per_s / fastest
+        return False, slower + (slower < 0), option.load.mesh[2], option.total
+
+    return sorted(options, key=key)
+
+
+def _estimate(config, base: Load, topology: Topology, shape, reached: float) -> Option | None:
+    """The best row budget of a mesh by the model: the fewest rows within 1 % of the fastest that fits."""
+    found, wanted, spread = [], total_rows(config), shape[0] * shape[1]
+    for rows in ROWS:
+        if rows * spread > wanted:
+            break
+        accumulation = accumulation_for(wanted, rows * spread)
+        load = dataclasses.replace(base, mesh=shape, rows=rows, accumulation=accumulation)
+        mesh = AbstractMesh(shape, meshes.AXES)
+        batch = compiler.abstract_batch(load.cfg, load.budget, rows * spread, accumulation, mesh)
+        found.append(Option(load, topology, reached, load.arguments(batch), load.temporaries(), load.exchange()))
+    fitting = [option for option in found if option.fits]
+    if not fitting:
+        return found[0] if found else None
+    fastest = max(option.samples_per_s for option in fitting)
+    return next(option for option in fitting if option.samples_per_s >= 0.99 * fastest)
+
+
+def _compiled(config, option: Option, devices) -> Option:
+    """The option with the compiler's memory and exchange."""
+    load = option.load
+    mesh = meshes.make_mesh(*load.mesh, devices=devices)
+    rows = load.rows * load.mesh[0] * load.mesh[1]
+    found = compiler.compile_step(load.cfg, config, load.budget, rows, load.accumulation, mesh)
+    traffic = option.traffic if found.traffic is None else found.traffic
+    return dataclasses.replace(
+        option, arguments=found.arguments, temporaries=found.temporaries, traffic=traffic, source="compiler",
+        compile_s=found.seconds,
+    )  # fmt: skip

@@ -1,0 +1,172 @@
+"""The stated model of a step's time and memory, from shapes alone. Per device and update; bytes and FLOPs.
+
+Time is the longest of three: arithmetic at the peak, memory traffic at full bandwidth, exchange at the speed of all
+links; each is what the program has to do at least, so the time is a bound, and runs take longer by `1 / reached`.
+
+Arithmetic: what flops.py counts, on full rows (empty places are computed too) and on the pairs of blocks that attention
+looks at, plus what the backward pass makes again: attention's scores always, the head's logits always, and under remat
+"full" each layer without its last product, under "minimal" its output projections.
+Memory traffic: the weights in bf16 read once in each of three passes and written twice as gathered; the inputs and
+outputs of every product, in bf16, in each pass; attention's keys and values once a pair of blocks; at the end of the
+update 32 bytes a parameter (moments, weights, gradient).
+Exchange, where no compiled program says it: bf16 weights gathered over fsdp in each pass (three under "full", else two)
+and their gradients scattered; the token table gathered once, its gradient summed in float32; gradients summed over
+replica; two sums of activations a layer and pass over tensor.
+Memory: float32 weights and moments by their shardings; gradients (twice when accumulated); the batch; what remat keeps;
+the largest layer's intermediate values; two gathered layers; the token table with its gradient; a chunk of logits.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from vlm3_jax import flops
+from vlm3_jax import params as parameters
+from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.planning.collectives import Traffic
+from vlm3_jax.planning.samples import Rows
+from vlm3_jax.train import mesh as meshes
+from vlm3_jax.train.step import TARGET_CHUNK
+from vlm3_jax.train.trainable import Trainable
+
+PASSES = {"none": 3, "minimal": 3.3, "full": 4, "offload": 3.3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """One device's part of an update: `rows` at once, `accumulation` times, on a mesh (replica, fsdp, tensor)."""
+
+    cfg: VLMConfig
+    trainable: Trainable
+    budget: object
+    typical: Rows
+    mesh: tuple[int, int, int]
+    rows: int
+    accumulation: int
+    remat: str
+
+    @property
+    def samples(self) -> float:
+        """Samples of the whole mesh in one update."""
+        return self.typical.samples * self.rows * self.accumulation * self.mesh[0] * self.mesh[1]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The mesh as `mesh.resolve` takes it."""
+        return dict(zip(meshes.AXES, self.mesh))
+
+    def useful(self) -> float:
+        """Useful FLOPs of one sample (flops.py)."""
+        trained, adapters = self.trainable.trained_groups, self.trainable.adapters
+        return flops.training(self.cfg, self.typical.lengths, trained, adapters) / self.typical.samples
+
+    def arithmetic(self) -> float:
+        """FLOPs that one device executes in an update."""
+        b, looked_at = self.budget, self.typical.looked_at
+        chunk = min(TARGET_CHUNK, b.targets)
+        executed = flops.Lengths(b.tokens, b.patches, -(-b.targets // chunk) * chunk, *looked_at)
+        parts = flops.forward(self.cfg, executed)
+        again = parts["head"] + 0.5 * (parts["decoder_attention"] + parts["vision_attention"])
+        if self.remat == "full":
+            again += parts["decoder_attention"] + parts["vision_attention"]
+        t, v = self.cfg.text, self.cfg.vision
+        out, down = t.heads * t.head_dim, t.intermediate_size if not t.experts else t.experts_per_token * t.expert_size
+        layer = t.hidden_size * (2 * (out + t.kv_heads * t.head_dim) + 3 * down)
+        block = 4 * v.hidden_size + 2 * v.intermediate_size
+        shares = {
+            "full": (1 - down * t.hidden_size / layer, 1 - v.intermediate_size / block),
+            "none": (0.0, 0.0),
+        }.get(self.remat, (out * t.hidden_size / layer, v.hidden_size / block))
+        again += sum(share * parts[name] for share, name in zip(shares, ("decoder", "vision")))
+        trained, adapters = self.trainable.trained_groups, self.trainable.adapters
+        row = flops.training(self.cfg, executed, trained, adapters) + again
+        return row * self.rows * self.accumulation / self.mesh[2]
+
+    def memory_traffic(self) -> float:
+        """Bytes that one device reads and writes in its memory in an update."""
+        t, v, b, passes = self.cfg.text, self.cfg.vision, self.budget, PASSES[self.remat]
+        tensor, (pairs, patch_pairs) = self.mesh[2], self.typical.looked_at
+        weights = 2 * 5 * parameters.count(self.cfg) / tensor
+        C, wide = t.head_dim, t.intermediate_size if not t.experts else t.experts_per_token * t.expert_size
+        token = 4 * t.hidden_size + (3 * t.heads + 2 * t.kv_heads) * C + 3 * wide
+        patch = 9 * v.hidden_size + 2 * v.intermediate_size
+        activations = t.layers * b.tokens * token + v.depth * b.patches * patch
+        block = b.pair_block or 128
+        attention = t.layers * pairs / block * 2 * t.kv_heads * C + v.depth * patch_pairs / block * 2 * v.hidden_size
+        once = passes * 2 * (activations + attention) / tensor * self.rows + weights
+        return once * self.accumulation + 32 * self._local(4) / 4
+
+    def exchange(self) -> Traffic:
+        """What the model says devices receive in an update."""
+        t, v, b = self.cfg.text, self.cfg.vision, self.budget
+        replica, fsdp, tensor = self.mesh
+        cut = {row.path: meshes.resolve(row, self.sizes)[0] for row in self.trainable.rows}
+        found: dict = {}
+
+        def add(kind, axis, n, size):
+            if n > 1:
+                times = 2 if kind == "all-reduce" else 1
+                found[kind, (axis,)] = found.get((kind, (axis,)), 0.0) + times * size * (n - 1) / n * self.accumulation
+
+        passes = 3 if self.remat == "full" else 2
+        for row in self.trainable.rows:
+            trained = row.path in self.trainable.trained
+            size = 2 * row.size / (tensor if "tensor" in cut[row.path] else 1)
+            if row.path == ("text", "embed"):
+                add("all-gather", "fsdp", fsdp, size)
+                add("all-reduce", "fsdp", fsdp, 2 * size * trained)
+            elif "fsdp" in cut[row.path]:
+                add("all-gather", "fsdp", fsdp, size * passes)
+                add("reduce-scatter", "fsdp", fsdp, size * trained)
+            else:
+                add("all-reduce", "fsdp", fsdp, size * trained)
+            add("all-reduce", "replica", replica, size / (fsdp if "fsdp" in cut[row.path] else 1) * trained)
+        sums = 2 * passes * 2 * self.rows * (t.layers * b.tokens * t.hidden_size + v.depth * b.patches * v.hidden_size)
+        add("all-reduce", "tensor", tensor, sums)
+        return Traffic(found)
+
+    def state(self) -> float:
+        """Bytes of parameters and moments on one device, each by its sharding."""
+        return self._local(4) + 2 * self._local(4, trained=True)
+
+    def _local(self, width: int, trained: bool = False) -> float:
+        total = 0.0
+        for row in self.trainable.rows:
+            if not trained or row.path in self.trainable.trained:
+                spec = meshes.resolve(row, self.sizes)[0]
+                bytes_each = jnp.dtype(self.trainable.dtype(row)).itemsize if not trained else width
+                total += row.size * bytes_each / math.prod(self.sizes[axis] for axis in spec if axis)
+        return total
+
+    def arguments(self, batch: dict) -> float:
+        """Bytes of state and batch on one device; `batch` of `compile.abstract_batch`."""
+        inputs = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in jax.tree.leaves(batch))
+        return self.state() + inputs / (self.mesh[0] * self.mesh[1])
+
+    def temporaries(self) -> float:
+        """Bytes alive at the fullest moment beside the arguments: an estimate, see above."""
+        t, v, b, tensor = self.cfg.text, self.cfg.vision, self.budget, self.mesh[2]
+        gradients = self._local(4, trained=True) * (2 if self.accumulation > 1 else 1)
+        tokens, patches = b.tokens * self.rows, b.patches * self.rows
+        kept = t.layers * tokens * t.hidden_size + v.depth * patches * v.hidden_size
+        named = t.layers * tokens * ((2 * t.heads + 2 * t.kv_heads) * t.head_dim + 2 * t.intermediate_size)
+        named += v.depth * patches * (4 * v.hidden_size + v.intermediate_size)
+        kept += {"full": 0, "offload": 0, "minimal": named / tensor, "none": 2 * named / tensor}[self.remat]
+        working = 2 * tokens * (3 * t.intermediate_size + 4 * t.heads * t.head_dim) / tensor
+        working = max(working, 2 * patches * (2 * v.intermediate_size + 8 * v.hidden_size) / tensor)
+        taps = (len(v.taps) + 1) * patches / v.merge_size**2 * t.hidden_size
+        layer = parameters.count(self.cfg) / (t.layers + v.depth) / tensor
+        table = t.vocab_size * t.hidden_size * 8 / (tensor if t.vocab_size % tensor == 0 else 1)
+        logits = 3 * 4 * self.rows * TARGET_CHUNK * t.vocab_size / tensor
+        return gradients + 2 * (kept + working + 2 * taps + 2 * layer) + table + logits
+
+    def fallbacks(self) -> list[tuple[meshes.Fallback, float]]:
+        """Parameter axes that no mesh axis divides, with the float32 bytes of that parameter on every device."""
+        found = []
+        for row in self.trainable.rows:
+            spec, whole = meshes.resolve(row, self.sizes)
+            local = 4 * row.size / math.prod(self.sizes[axis] for axis in spec if axis)
+            found += [(fallback, local) for fallback in whole]
+        return found

@@ -1,0 +1,148 @@
+"""Samples of a recipe without its data: image sizes from the mixture table, lengths of texts from measured means.
+
+They are packed by the code that packs training rows, so fill, attention work and samples a step follow from it.
+"""
+
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+
+from vlm3_jax import flops
+from vlm3_jax.camera import Camera
+from vlm3_jax.data.block_pairs import visible_pairs
+from vlm3_jax.data.image import VisionSpec, fit_camera, plan_image
+from vlm3_jax.data.packing import RowBudget, fits, needs
+from vlm3_jax.data.plan import Planner
+from vlm3_jax.data.records import ImageRef, View
+from vlm3_jax.data.samples import Sample
+from vlm3_jax.errors import UserError
+from vlm3_jax.model.config import VLMConfig
+
+# Tokens of a question with its answer and the chat around it, and of its answer alone, on average: Qwen's vocabulary
+# and our tasks' wording, measured by tests/planning/test_planning.py.
+TEXT = {
+    ("depth", "release"): (121, 33),
+    ("depth", "paper"): (54, 8),
+    ("objects", "release"): (105, 48),
+    ("objects", "paper"): (113, 53),
+    ("correspondence", "release"): (57, 12),
+    ("correspondence", "paper"): (65, 17),
+    ("pose", "release"): (80, 19),
+    ("pose", "paper"): (90, 23),
+}
+SHORT = (16, 6)
+IMAGES = {"depth": 1, "objects": 1, "correspondence": 2, "pose": 2}
+STREAMS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of a recipe as packing makes them, means a row: `samples`, shares of the budget filled, and `lengths`.
+
+    `looked_at`: pairs of tokens and of patches that attention looks at. `needs`: the most (pairs, patch_pairs,
+    supervised tokens) of a row.
+    """
+
+    samples: float
+    token_fill: float
+    patch_fill: float
+    lengths: flops.Lengths
+    looked_at: tuple[float, float]
+    needs: tuple[int, int, int]
+
+
+def vision_spec(model: str, cfg: VLMConfig) -> VisionSpec:
+    """What the tower expects: as a model's folder says, else with the pixel bounds of Qwen's processor."""
+    if pathlib.Path(model).is_dir():
+        return VisionSpec.from_dir(model)
+    v = cfg.vision
+    return VisionSpec(
+        v.patch_size, v.merge_size, v.temporal_patch_size, 65_536, 16_777_216, cfg.mean, cfg.std, v.table_side
+    )
+
+
+def sample_of(name: str, entry, budget: RowBudget, spec: VisionSpec) -> Sample:
+    """A sample of a mixture entry, cropped as in training; UserError if the entry names no `size`."""
+    if len(entry.size) != 3:
+        raise UserError(
+            f"mixture entry {name!r}: size is {entry.size!r}, but a plan needs (width, height, focal) in px"
+        )
+    width, height, focal = map(float, entry.size)
+    images, (turn, answer) = IMAGES[entry.task], TEXT.get((entry.task, entry.style), SHORT)
+    camera = Camera(focal, focal, width / 2, height / 2, round(width), round(height)).unify(entry.focal, entry.policy)
+    n_text = turn * entry.questions + 2 * images
+    unit = spec.merge_size**2
+    camera = fit_camera(camera, spec, min(budget.patches, (budget.tokens - n_text) * unit) // images // unit * unit)
+    ref = ImageRef(camera.width, camera.height, name, data=b"")
+    plans = (plan_image(View(ref, camera), spec),) * images
+    visual = sum(plan.n_visual for plan in plans)
+    tokens = np.zeros(visual + n_text, np.int32)
+    targets = np.zeros(answer * entry.questions, np.int32)
+    return Sample(
+        name, 0, tokens, np.zeros((3, len(tokens)), np.int32), np.zeros_like(tokens), np.arange(visual), plans,
+        targets, targets, np.ones(len(targets), np.float32), targets > 0,
+    )  # fmt: skip
+
+
+def typical_rows(config, cfg: VLMConfig, budget: RowBudget, count: int = 512) -> Rows:
+    """`count` rows of the mixture, packed as in training; entries are drawn by weight with the config's seed."""
+    spec = vision_spec(config.model, cfg)
+    entries = {name: entry for name, entry in config.data.components.items() if entry.weight > 0}
+    if not entries:
+        raise UserError("data.components is empty: nothing to plan for")
+    samples = [sample_of(name, entry, budget, spec) for name, entry in entries.items()]
+    weights = np.array([entry.weight for entry in entries.values()])
+    drawn = np.random.default_rng(config.seed).choice(len(samples), 1 << 16, p=weights / weights.sum())
+    # Lists of blocks are sized to what rows need, so they are no bound here.
+    wide = dataclasses.replace(budget, pairs=2**30, patch_pairs=2**30)
+    planner = Planner(
+        lambda i: samples[drawn[i % len(drawn)]], lambda i: ("", "", ""), lambda row: _within(row, wide), STREAMS
+    )
+    cursors, rows = np.arange(STREAMS), []
+    while len(rows) < count:
+        batch = planner.plan(cursors)
+        cursors = batch.cursors
+        rows += batch.rows
+    taken: dict = {}
+    for row in rows:
+        key = tuple(sorted(sample.id for sample in row))
+        taken[key] = taken.get(key) or needs(row, wide)
+    found = [taken[tuple(sorted(sample.id for sample in row))] for row in rows]
+    everything = [sample for row in rows for sample in row]
+    mean = 1 / len(rows)
+    tokens, patches = sum(len(s.tokens) for s in everything), sum(s.n_patches for s in everything)
+    area = budget.pair_block**2
+    dense = budget.tokens**2, budget.patches**2
+    return Rows(
+        samples=len(everything) * mean,
+        token_fill=tokens * mean / budget.tokens,
+        patch_fill=patches * mean / max(1, budget.patches),
+        lengths=flops.Lengths(
+            tokens=round(tokens * mean),
+            patches=round(patches * mean),
+            targets=round(sum(len(s.target_tokens) for s in everything) * mean),
+            text_pairs=sum(visible_pairs(s.questions) for s in everything) * mean,
+            vision_pairs=round(sum(p.n_patches**2 for s in everything for p in s.images) * mean),
+        ),
+        looked_at=(sum(t.pairs for t in found) * mean * area, sum(t.patch_pairs for t in found) * mean * area)
+        if area
+        else dense,
+        needs=tuple(max(getattr(t, name) for t in found) for name in ("pairs", "patch_pairs", "targets")),
+    )
+
+
+def _within(row: list[Sample], budget: RowBudget) -> bool:
+    """As `packing.fits` where lists of blocks are no bound, without counting them."""
+    return fits(row, dataclasses.replace(budget, pair_block=0, reach=0))
+
+
+def total_rows(config) -> int:
+    """Rows of one update: those of all accumulated batches."""
+    return config.data.rows * config.train.accumulation
+
+
+def accumulation_for(rows: int, rows_at_once: int) -> int:
+    """How many batches of `rows_at_once` come closest to `rows`, at least one."""
+    return max(1, math.floor(rows / rows_at_once + 0.5))

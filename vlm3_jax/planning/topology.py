@@ -1,0 +1,128 @@
+"""Accelerators and how they are wired: the one table of memory, bandwidth and links (peak FLOP/s stand in flops.py)."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from vlm3_jax import flops
+from vlm3_jax.errors import UserError
+from vlm3_jax.train.mesh import AXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator, in bytes and bytes/s, from the makers' data sheets.
+
+    `kind`: its name in `flops.PEAK_BF16`. `link`: one direction of one link of a TPU, or of all NVLinks of a GPU.
+    `dims`: axes of a TPU's torus, 0 for GPUs. `wraps`: an axis of a torus is closed to a ring if a multiple of this
+    long. `network`: one direction of a GPU's adapter between nodes.
+    """
+
+    kind: str
+    hbm: float
+    bandwidth: float
+    link: float
+    dims: int = 0
+    wraps: int = 0
+    network: float = 0.0
+
+    @property
+    def peak(self) -> float:
+        """Dense bf16 FLOP/s."""
+        return flops.PEAK_BF16[self.kind]
+
+
+# TPU: docs.cloud.google.com/tpu/docs/v5e, v5p and v6e (interconnect of a chip, both ways: 400 GB/s over 4 links, 1,200
+# over 6, 800 over 4). GPU: NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM (NVLink both ways: 600 and 900
+# GB/s); between nodes one adapter a GPU, 200 Gbit/s in DGX A100 and 400 Gbit/s in DGX H100 and H200.
+CHIPS = {
+    "v5e": Chip("TPU v5 lite", 16e9, 819e9, 50e9, dims=2, wraps=16),
+    "v5p": Chip("TPU v5", 95 * 2**30, 2765e9, 100e9, dims=3, wraps=4),
+    "v6e": Chip("TPU v6 lite", 32e9, 1638e9, 100e9, dims=2, wraps=16),
+    "a100": Chip("NVIDIA A100", 80e9, 2039e9, 300e9, network=25e9),
+    "h100": Chip("NVIDIA H100", 80e9, 3350e9, 450e9, network=50e9),
+    "h200": Chip("NVIDIA H200", 141e9, 4800e9, 450e9, network=50e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`name` as given; `shape`: the torus of a TPU slice, or (GPUs of a node, nodes)."""
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def is_tpu(self) -> bool:
+        """Whether the TPU compiler knows it."""
+        return self.chip.dims > 0
+
+    @property
+    def devices(self) -> int:
+        """Number of accelerators."""
+        return math.prod(self.shape)
+
+    def meshes(self) -> list[tuple[int, int, int]]:
+        """All (replica, fsdp, tensor): powers of two of replicas, tensor up to 8 and within a node."""
+        n, found = self.devices, []
+        for tensor in (1, 2, 4, 8):
+            for replica in (2**k for k in range(n.bit_length())):
+                if n % (tensor * replica) == 0 and (self.is_tpu or self.shape[0] % tensor == 0):
+                    found.append((replica, n // tensor // replica, tensor))
+        return found
+
+    def seconds(self, mesh: tuple[int, int, int], received: dict[tuple[str, ...], float]) -> float:
+        """Time to receive so many bytes per device over each group of mesh axes, one group after the other."""
+        return sum(size / self._rate(mesh, axes) for axes, size in received.items() if axes)
+
+    def _rate(self, mesh, axes) -> float:
+        """Bytes/s at which a device receives within its group.
+
+        TPU: all links along the slice's axes that are longer than 1, twice as many where the axis is a ring; a group
+        gets a share of them, by the logarithm of its size. GPU: NVLink, unless what comes from other nodes, over the
+        adapters of all the group's GPUs in a node, takes longer.
+        """
+        size = math.prod(n for n, axis in zip(mesh, AXES) if axis in axes)
+        chip = self.chip
+        if self.is_tpu:
+            links = sum((2 if n % chip.wraps == 0 else 1) for n in self.shape if n > 1)
+            return chip.link * links * math.log(size) / math.log(self.devices)
+        places = np.arange(self.devices).reshape(mesh)
+        group = places[tuple(slice(None) if axis in axes else 0 for axis in AXES)].reshape(-1)
+        nodes = len(set((group // self.shape[0]).tolist()))
+        here = size / nodes
+        beyond = (nodes - 1) / nodes * size / (size - 1)
+        return min(chip.link, chip.network * here / beyond) if nodes > 1 else chip.link
+
+
+def parse(name: str) -> Topology:
+    """ "v5p:2x2x2", "v6e:16x16", "h100:8x4" (GPUs a node x nodes), "h200:8"; UserError says what is wrong."""
+    chip, _, sizes = name.partition(":")
+    if chip not in CHIPS:
+        raise UserError(f"--topology={name}: unknown accelerator {chip!r}; choose one of {', '.join(CHIPS)}")
+    dims, parts = CHIPS[chip].dims, sizes.split("x")
+    form = "x".join("N" * dims) if dims else "GPUS or GPUSxNODES"
+    good = len(parts) == dims if dims else len(parts) in (1, 2)
+    if not good or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--topology={name}: write {chip}:{form}, for example {_EXAMPLES[dims].format(chip)}")
+    shape = tuple(map(int, parts))
+    return Topology(name, CHIPS[chip], shape if dims else (*shape, 1)[:2])
+
+
+_EXAMPLES = {2: "{0}:4x4", 3: "{0}:2x2x2", 0: "{0}:8 or {0}:8x4"}
+
+
+def parse_mesh(text: str, topology: Topology) -> tuple[int, int, int]:
+    """ "1x8x1" -> (replica, fsdp, tensor); UserError unless it takes all devices of the topology."""
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--mesh={text}: write REPLICAxFSDPxTENSOR, for example 1x{topology.devices}x1")
+    mesh = tuple(map(int, parts))
+    if math.prod(mesh) != topology.devices:
+        raise UserError(
+            f"--mesh={text}: replica x fsdp x tensor is {math.prod(mesh)}, and {topology.name} has {topology.devices} "
+            "devices"
+        )
+    return mesh
