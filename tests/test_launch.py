@@ -1,0 +1,166 @@
+"""The launch examples, as far as they go without their clusters; tools/launch/slurm/try_locally.sh runs SLURM's."""
+
+import copy
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import jsonschema
+import pytest
+import yaml
+
+from vlm3_jax import cli
+from vlm3_jax import config as configs
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LAUNCH = ROOT / "tools" / "launch"
+SCRIPTS = sorted([*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch")])
+SCHEMA = yaml.safe_load((ROOT / "tests" / "jobset_schema.yaml").read_text())
+
+
+@pytest.fixture
+def jobset() -> dict:
+    return yaml.safe_load((LAUNCH / "gke" / "jobset.yaml").read_text())
+
+
+def accepted(arguments) -> None:
+    """The arguments are those of `vlm3 train`, and its config takes them."""
+    args = cli.make_parser().parse_args(["train", *(a for a in arguments if not a.startswith("--config."))])
+    config = cli.read_config(args, [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")])
+    assert args.stopped_code == 75
+    assert config.workdir.startswith("/runs/")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_bash(script):
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    assert os.access(script, os.X_OK)
+
+
+def test_jobset_fits_its_schema(jobset):
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(jobset, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "failurePolicy", "restarts"), 3),
+        (("spec", "failurePolicy", "rules", 0, "action"), "Fail"),
+        (("spec", "replicatedJobs", 0, "replicas"), "2"),
+        (("spec", "replicatedJobs", 0, "template", "spec", "completionMode"), "indexed"),
+        (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "restartPolicy"), "OnFailure"),
+        (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0, "arguments"), []),
+    ],
+)
+def test_the_schema_refuses(jobset, path, value):
+    broken = copy.deepcopy(jobset)
+    *way, last = path
+    place = broken
+    for key in way:
+        place = place[key]
+    place[last] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, SCHEMA)
+
+
+def test_jobset_numbers_belong_together(jobset):
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    assert chips * spec["parallelism"] == math.prod(map(int, topology.split("x")))
+    assert spec["parallelism"] == spec["completions"]
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == container["name"]
+    program, _, *command = container["command"]
+    assert program == "vlm3"
+    accepted([*command, *container["args"]])
+    assert f"--config.mesh.replica={job['replicas']}" in container["args"]
+
+
+def fake(folder, name, text) -> dict[str, str]:
+    """An environment in which `name` is a script of ours."""
+    path = folder / name
+    path.write_text("#!/bin/bash\n" + text)
+    path.chmod(0o755)
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_xpk_gets_one_command(tmp_path):
+    """The tool itself is not here; its options are those of its parser (AI-Hypercomputer/xpk, workload create)."""
+    environment = fake(tmp_path, "xpk", 'printf "%s\\n" "$@"\n') | {"CLUSTER": "c", "IMAGE": "i"}
+    arguments = ["--config=depth", "--workdir=/runs/a b", "--config.mesh.replica=2"]
+    done = subprocess.run([LAUNCH / "gke" / "xpk.sh", *arguments], env=environment, capture_output=True, check=True)
+    words = done.stdout.decode().splitlines()
+    options = dict(word.removeprefix("--").split("=", 1) for word in words[2:] if "=" in word)
+    assert words[:2] == ["workload", "create"]
+    assert {key: options[key] for key in ("cluster", "docker-image", "workload")} == {
+        "cluster": "c", "docker-image": "i", "workload": "vlm3",
+    }  # fmt: skip
+    shown = subprocess.run(
+        ["bash", "-c", 'exec() { printf "%s\\n" "$@"; }; ' + options["command"]], capture_output=True
+    )
+    program, train, *rest = shown.stdout.decode().splitlines()
+    assert (program, train) == ("vlm3", "train")
+    accepted(rest)
+
+
+SSH = """
+while [[ $1 == -* ]]; do shift 2; done
+host=$1 exec bash -c "$2"
+"""
+PROGRAM = """
+import os, signal, sys, time
+flags = [a for a in sys.argv if a.startswith("--")]
+print(os.environ["host"], os.getcwd(), *flags, sep="|", flush=True)
+signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(0)))
+time.sleep(20 if "--wait" in flags else 0)
+sys.exit(3 if "--fail" in flags and "--process=1" in flags else 0)
+"""
+
+
+def launched(tmp_path, *flags) -> subprocess.Popen:
+    """launch.sh on two hosts, with an `ssh` that runs the command here: a stand-in for the network only."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = fake(tmp_path, "ssh", SSH) | {"PORT": "1234", "DIRECTORY": str(tmp_path)}
+    command = [LAUNCH / "ssh" / "launch.sh", "me@one", "two", "--", sys.executable, "program.py", "--a=b c", *flags]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_ssh_starts_a_process_on_each_host(tmp_path):
+    out, errors = (process := launched(tmp_path)).communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert sorted(out.splitlines()) == [
+        f"{host}: {host}|{tmp_path}|--a=b c|--coordinator=one:1234|--processes=2|--process={number}"
+        for number, host in enumerate(("me@one", "two"))
+    ]
+
+
+def test_ssh_tells_which_process_failed(tmp_path):
+    _, errors = (process := launched(tmp_path, "--fail")).communicate(timeout=30)
+    assert (process.returncode, errors) == (3, "launch.sh: process 1 on two: exit code 3\n")
+
+
+def test_ssh_hands_a_signal_on(tmp_path):
+    process = launched(tmp_path, "--wait")
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert all("--wait" in line for line in lines)
+    start = time.monotonic()
+    process.terminate()
+    out, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert sorted(out.splitlines()) == ["me@one: saved", "two: saved"]
+    assert time.monotonic() - start < 15
+
+
+def test_the_config_of_the_examples_is_shipped():
+    for path in (*SCRIPTS, LAUNCH / "gke" / "jobset.yaml"):
+        if "--config=depth" in path.read_text():
+            assert configs.load("depth").train.samples > 0
