@@ -8,8 +8,9 @@ export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 
 help:
 	@echo "make demo       install, render scenes, train, evaluate, report ($(WORKDIR)/report.html); minutes on two cores"
-	@echo "make demo-long  the same for hours, all four tasks in even shares; resumable"
+	@echo "make demo-long  the same for an hour or more, all four tasks; resumable"
 	@echo "make test       install and run the tests (minutes); make test-slow adds the long ones"
+	@echo "make plan-all   memory, time and days of all recipes on TPUs and GPUs, into docs/scaling.md; hours, resumable"
 	@echo "make lint       ruff; make format applies its layout"
 	@echo "variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR=$(WORKDIR) SEED=$(SEED)"
 
@@ -27,7 +28,7 @@ demo: $(VENV)/.demo
 	$(BIN)/vlm3 demo --workdir=$(WORKDIR) --config.seed=$(SEED)
 
 demo-long: $(VENV)/.demo
-	$(BIN)/vlm3 demo --config=demo:long --workdir=$(WORKDIR)-long --scenes=24000 --config.seed=$(SEED)
+	$(BIN)/vlm3 demo --config=demo:long --workdir=$(WORKDIR)-long --scenes=12000 --config.seed=$(SEED)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -41,6 +42,9 @@ test-gpu: $(VENV)/.dev
 test-tpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m tpu
 
+plan-all: $(VENV)/.dev
+	$(BIN)/python tools/plan_all.py docs/scaling.md
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +52,4 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
-.PHONY: help demo demo-long test test-slow test-gpu test-tpu lint format
+.PHONY: help demo demo-long test test-slow test-gpu test-tpu plan-all lint format

@@ -104,7 +104,7 @@ def test_mistakes_in_the_config(made, fails, tmp_path):
     assert line.startswith("--config.data.rows=many: not a int")
     line = fails("train", "--config=nothere", workdir)
     assert "no file" in line
-    assert "shipped configs are demo" in line
+    assert "shipped configs are correspondence, demo" in line
     assert fails("train", records).startswith("no workdir is given: set --workdir")
     line = fails("train", records, workdir, "--config.data.components.depth.task=dept")
     assert "dept" in line

@@ -6,8 +6,8 @@ r"""Our training step beside transformers + torch AdamW: one model, the same sam
 The model: text 8 x 512 (8 heads, 4 kv heads, mlp 1,536), vision 6 x 384, vocabulary 8,192; float32. The samples: one
 image and --text text tokens each, a tenth of them supervised. Images have the sizes of the paper's depth mixture at
 focal length 1000 (858 to 1,300 visual tokens), sides scaled by --scale. There: batches of --batch, padded to the
-longest, sdpa attention, logits of all tokens, as transformers trains. Here: packed rows, attention by pairs of blocks,
-head on the supervised positions.
+longest, sdpa attention, logits of all tokens, as transformers trains. Here: packed rows, one for each core, attention
+by pairs of blocks, head on the supervised positions.
 """
 
 import argparse
@@ -57,6 +57,38 @@ def make_rows(samples, budget) -> list[list[int]]:
     return rows
 
 
+def fullest(samples, block: int, most: int) -> tuple[RowBudget, list[list[int]]]:
+    """The row of at most `most` tokens that the samples fill best, and the samples of each row."""
+    visual = max(s.n_patches / len(s.tokens) for s in samples)
+    longest = max(len(s.tokens) for s in samples)
+
+    def rows_of(tokens):
+        patches = -(-int(tokens * visual) // block) * block
+        return make_rows(samples, RowBudget(tokens, patches, tokens))
+
+    tokens = min(range(-(-longest // block) * block, most + 1, block), key=lambda size: len(rows_of(size)) * size)
+    rows = rows_of(tokens)
+    loose = RowBudget(tokens, 10**6, tokens, pair_block=block, pairs=10**6, patch_pairs=10**6)
+    taken = [needs([samples[i] for i in row], loose) for row in rows]
+    budget = RowBudget(
+        tokens, -(-max(t.patches for t in taken) // block) * block, max(t.targets for t in taken),
+        pair_block=block, pairs=max(t.pairs for t in taken), patch_pairs=max(t.patch_pairs for t in taken),
+    )  # fmt: skip
+    return budget, rows
+
+
+def our_batches(samples, pixels, rows, budget, spec) -> tuple[list[dict], list[int]]:
+    """Batches with a row for each device (the last filled up with empty rows), and the samples in each."""
+    batches, counts = [], []
+    for i in range(0, len(rows), jax.device_count()):
+        group = rows[i : i + jax.device_count()]
+        group += [[]] * (jax.device_count() - len(group))
+        shown = [[[pixels[j]] for j in row] for row in group]
+        batches.append(pack([[samples[j] for j in row] for row in group], shown, budget, spec))
+        counts.append(sum(map(len, group)))
+    return batches, counts
+
+
 def their_batch(samples, pixels, cfg: VLMConfig, spec: VisionSpec) -> dict:
     """The usual batch: padded to the longest, labels -100 except on supervised tokens."""
     longest = max(len(s.tokens) for s in samples)
@@ -94,8 +126,11 @@ def run_theirs(model, batches) -> tuple[float, float]:
 
 
 def run_ours(cfg, params, batches, counts) -> tuple[float, float, float]:
-    """(seconds of all batches but the first, loss of the first, seconds of compiling)."""
-    mesh, tx = meshes.make_mesh(), optimizers.make(cfg, OPTIMIZER)
+    """(seconds of all batches but the first, loss of the first, seconds of compiling).
+
+    Every core is a device with rows of its own: what XLA runs on one thread then runs on all of them.
+    """
+    mesh, tx = meshes.make_mesh(replica=jax.device_count(), fsdp=1), optimizers.make(cfg, OPTIMIZER)
     step = steps.make_step(cfg, tx, OPTIMIZER, mesh, total_samples=10**9, groups=2, dtype=jnp.float32, remat="none")
     state, sharding = steps.create_state(cfg, params, tx, mesh), meshes.batch_sharding(mesh)
     start = time.perf_counter()
@@ -133,29 +168,22 @@ def main() -> None:
         ("samples", 64, "samples in all"),
         ("batch", 4, "samples of a padded batch"),
         ("text", 400, "text tokens of a sample"),
-        ("tokens", 2048, "tokens of our row"),
+        ("tokens", 3072, "largest row of ours, tokens"),
         ("block", 128, "block of our attention"),
-        ("threads", 2, "threads of torch"),
+        ("threads", 2, "threads of torch, and devices of jax"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
     parser.add_argument("--scale", type=float, default=0.5, help="scale of the images' sides (0.5)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    jax.config.update("jax_num_cpu_devices", args.threads)
     cfg, rng = released("cpu"), np.random.default_rng(0)
     spec = vision_spec(cfg)
     samples = make_samples(cfg, spec, args.samples, args.scale, args.text, rng)
     pixels = [random_patches(spec, s.images[0], rng) for s in samples]
 
-    visual = max(s.n_patches / len(s.tokens) for s in samples)
-    patches = -(-int(args.tokens * visual) // args.block) * args.block
-    loose = RowBudget(args.tokens, patches, args.tokens, pair_block=args.block, pairs=10**6, patch_pairs=10**6)
-    rows = make_rows(samples, loose)
-    taken = [needs([samples[i] for i in row], loose) for row in rows]
-    budget = RowBudget(
-        args.tokens, -(-max(t.patches for t in taken) // args.block) * args.block, max(t.targets for t in taken),
-        pair_block=args.block, pairs=max(t.pairs for t in taken), patch_pairs=max(t.patch_pairs for t in taken),
-    )  # fmt: skip
-    ours = [pack([[samples[i] for i in row]], [[[pixels[i]] for i in row]], budget, spec) for row in rows]
+    budget, rows = fullest(samples, args.block, args.tokens)
+    ours, counts = our_batches(samples, pixels, rows, budget, spec)
     groups = [range(i, min(i + args.batch, len(samples))) for i in range(0, len(samples), args.batch)]
     theirs = [their_batch([samples[i] for i in g], [pixels[i] for i in g], cfg, spec) for g in groups]
 
@@ -166,9 +194,9 @@ def main() -> None:
     torch_rate, jax_rate = matmul_rates()
     their_s, their_loss = run_theirs(model, theirs)
     del model
-    our_s, our_loss, compile_s = run_ours(cfg, params, ours, [len(r) for r in rows])
+    our_s, our_loss, compile_s = run_ours(cfg, params, ours, counts)
     # The same samples were in neither first batch; check the loss on ours.
-    timed_ours, timed_theirs = len(samples) - len(rows[0]), len(samples) - len(groups[0])
+    timed_ours, timed_theirs = len(samples) - counts[0], len(samples) - len(groups[0])
     useful = [flops.training(cfg, flops.lengths(b)) for b in ours]
     padded = [
         flops.Lengths(
@@ -182,7 +210,8 @@ def main() -> None:
     ]
     our_rate = sum(useful[1:]) / our_s
     their_rate = sum(flops.training(cfg, n) for n in padded[1:]) / their_s
-    fill = np.mean([len(samples[i].tokens) for row in rows for i in row]) * len(samples) / (len(rows) * args.tokens)
+    filled = sum((batch["segments"] > 0).sum() for batch in ours) / sum(batch["segments"].size for batch in ours)
+    seen = sum((batch["patch_images"] > 0).sum() for batch in ours) / sum(b["patch_images"].size for b in ours)
     print(
         json.dumps(
             {
@@ -194,7 +223,8 @@ def main() -> None:
                 "first_loss": {"ours": our_loss, "theirs": their_loss},
                 "tokens": [int(min(len(s.tokens) for s in samples)), int(max(len(s.tokens) for s in samples))],
                 "patches": [min(s.n_patches for s in samples), max(s.n_patches for s in samples)],
-                "rows": len(rows), "token_fill": fill, "compile_s": compile_s,
+                "rows": [len(rows), budget.tokens, budget.patches], "pairs": [budget.pairs, budget.patch_pairs],
+                "token_fill": float(filled), "patch_fill": float(seen), "compile_s": compile_s,
                 "seconds": {"ours": our_s, "theirs": their_s},
             },
             indent=2,

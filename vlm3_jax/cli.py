@@ -34,14 +34,23 @@ def read_config(args, fields):
     for name in ("workdir", "model"):
         if getattr(args, name, None):
             config[name] = getattr(args, name)
+    if getattr(args, "profile", None):
+        config.train.profile = args.profile
     configs.override(config, fields)
+    if config.mesh.cpu_devices:
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
     return config.lock()
 
 
-def _train(args, fields) -> None:
-    from vlm3_jax.train.loop import train
+def _train(args, fields) -> int:
+    from vlm3_jax.train import distributed
 
-    train(read_config(args, fields))
+    with distributed.joined("train", args.coordinator, args.processes, args.process):
+        from vlm3_jax.train.loop import train
+
+        return 0 if train(read_config(args, fields)) else args.stopped_code
 
 
 def _eval(args, fields) -> None:
@@ -128,7 +137,7 @@ def _demo(args, fields) -> None:
     from vlm3_jax.demo import demo
 
     config.unlock()
-    demo(config, args.scenes)
+    demo(config, args.scenes, args.config)
 
 
 def _data_build(args, _) -> None:
@@ -140,7 +149,9 @@ def _data_build(args, _) -> None:
 
 def _data(action):
     def run(args, fields) -> None:
-        from vlm3_jax.data import inspect
+        import rich.console
+
+        from vlm3_jax.data import inspect, mix
         from vlm3_jax.data.mixture import Mixture, build_components, first_phase
         from vlm3_jax.data.quarantine import Quarantine
         from vlm3_jax.train.run import Setup
@@ -148,7 +159,14 @@ def _data(action):
         config = read_config(args, fields)
         setup, table = Setup.from_config(config), config.data.components
         if action == "mix":
-            print(inspect.mix_report(table, setup.settings(), config.seed, args.samples).text())
+            run = mix.Run(config.train.samples, config.data.rows * config.train.accumulation, config.train.batch)
+            found = mix.mix_report(
+                table, setup.settings(), config.seed, args.samples, config.data.max_bad_fraction, run
+            )
+            if args.json:
+                print(json.dumps(found.to_json(), indent=2))
+            else:
+                rich.console.Console().print(found)
         elif action == "show":
             components = setup.components(table)
             phase = first_phase({c.name: len(c) for c in components}, {c.name: c.entry.weight for c in components})
@@ -160,6 +178,28 @@ def _data(action):
             quarantine.check(final=True)
 
     return run
+
+
+def _plan(args, fields) -> None:
+    # The compiler runs here, for devices that are elsewhere.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import rich.console
+
+    from vlm3_jax.planning import plan, table, topology
+
+    wanted = topology.parse(args.topology)
+    shapes = [topology.parse_mesh(text, wanted) for text in args.mesh] or None
+    if not 0 < args.reached <= 1:
+        raise UserError(f"--reached={args.reached}: give the share of the bound that is reached, above 0 and at most 1")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    found = plan.make_plan(read_config(args, fields), wanted, shapes, args.compile, args.reached, say)
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        table.print_plan(found, rich.console.Console(width=None if sys.stdout.isatty() else 180))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -181,7 +221,13 @@ def make_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    with_config(command("train", _train, "fine-tune a model; the same command again resumes"))
+    sub = command("train", _train, "fine-tune a model; the same command again resumes")
+    with_config(sub)
+    sub.add_argument("--profile", metavar="FIRST:LAST", help="record these steps for xprof (config.train.profile)")
+    sub.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, if no launcher says it")
+    sub.add_argument("--processes", type=int, metavar="N", help="processes of the run; 1: whatever the launcher says")
+    sub.add_argument("--process", type=int, metavar="I", help="the number of this one, from 0")
+    sub.add_argument("--stopped-code", type=int, default=0, metavar="CODE", help="exit code after a stop signal")
     sub = command("eval", _eval, "ask a model the held-out questions and score its answers")
     with_config(sub)
     sub.add_argument("--out", help="folder of predictions and scores (default: WORKDIR/eval)")
@@ -220,6 +266,17 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--image", action="append", default=[], help="an image to ask about (repeatable; default: random)")
     sub.add_argument("--dtype", default="float32", help="float32 or bfloat16, for both sides")
     sub.add_argument("--tolerance", type=float, help="largest difference over the rms of a piece that is no difference")
+    sub = command("plan", _plan, "memory, time and days of a recipe on TPUs or GPUs that are not there, by mesh shape")
+    with_config(sub)
+    sub.add_argument("--topology", required=True, help="v5p:2x2x2, v6e:16x16, v5e:4x4, h100:8x4 (GPUs x nodes), h200:8")
+    sub.add_argument(
+        "--mesh", action="append", default=[], metavar="RxFxT", help="replica x fsdp x tensor (repeatable; default all)"
+    )
+    sub.add_argument(
+        "--compile", type=int, default=1, metavar="N", help="TPU: compile the N best (minutes each; 0: estimates only)"
+    )
+    sub.add_argument("--reached", type=float, default=0.6, help="share of the bound on speed that a run reaches")
+    sub.add_argument("--json", action="store_true", help="print all figures as JSON")
     sub = command("demo", _demo, "render, train, evaluate and report on two cores in minutes; resumable")
     with_config(sub, required=False)
     sub.add_argument("--scenes", type=int, default=4096, help="scenes to render for training")
@@ -232,9 +289,10 @@ def make_parser() -> argparse.ArgumentParser:
     for name, default in (("count", 1000), ("seed", 0), ("first", 0), ("width", 160), ("height", 120), ("workers", 2)):
         sub.add_argument(f"--{name}", type=int, default=default)
     sub.add_argument("--focal", type=float, default=160.0, help="nominal focal length, px")
-    sub = command("mix", _data("mix"), "print a mixture's shares and fill, and propose row sizes", data)
+    sub = command("mix", _data("mix"), "print a mixture's shares, epochs, fill and attention work; propose rows", data)
     with_config(sub)
     sub.add_argument("--samples", type=int, default=1000, help="samples to draw")
+    sub.add_argument("--json", action="store_true", help="print all figures as JSON")
     sub = command("show", _data("show"), "print one sample of a mixture, and draw it", data)
     with_config(sub)
     sub.add_argument("--index", type=int, default=0, help="mixture index")

@@ -24,6 +24,11 @@ def base() -> ml_collections.ConfigDict:
     config.mesh = mesh = ml_collections.ConfigDict()
     # Devices = replica x fsdp x tensor; -1 takes what the others leave.
     mesh.replica, mesh.fsdp, mesh.tensor = 1, -1, 1
+    # Devices that a CPU counts as (0: one). As many as cores, with a replica on each, are faster than one of all cores.
+    mesh.cpu_devices = 0
+
+    # What `vlm3 demo` renders: how the second camera of a scene moves, "orbit" or "crane" (vlm3_jax/synth/options.py).
+    config.synth = ml_collections.ConfigDict({"motion": "orbit"})
 
     config.data = data = ml_collections.ConfigDict()
     # The mixture: name -> vlm3_jax.data.sources.component_config(...). The weights are relative to each other.
@@ -48,6 +53,8 @@ def base() -> ml_collections.ConfigDict:
     data.max_bad_fraction = 0.01
     # Decoding threads (0: none) and batches prepared ahead.
     data.workers, data.prefetch = 4, 2
+    # Reading a record or an image that fails or takes longer (seconds) is tried once more, then set aside.
+    data.worker_timeout_s = 120.0
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 5.5e-5
@@ -64,6 +71,9 @@ def base() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     # Length of the run: the schedule counts samples, since a step holds as many as fit its rows.
     train.samples = 0
+    # Samples that a step is meant to hold on average (0: no wish). It only makes `vlm3 data mix` compare, and say how
+    # many rows come closest.
+    train.batch = 0
     # Stop after so many steps whatever the schedule says; 0: when all samples are seen.
     train.max_steps = 0
     # Batches whose gradients are added up before an update.
@@ -71,6 +81,9 @@ def base() -> ml_collections.ConfigDict:
     # "float32" or "bfloat16" compute (parameters and moments stay float32); what the backward
     # pass makes again: "none", "minimal" (no large products), "full", or "offload" (as minimal, kept on the host).
     train.dtype, train.remat = "bfloat16", "full"
+    # What works through pairs of blocks: "auto" (the kernel for the devices, if there is one), "pallas" (that kernel,
+    # or an error) or "xla".
+    train.attention = "auto"
     # Groups of parameters that stay as they are: vision, merger, decoder, embeddings. No gradient is computed for them
     # and no moments are kept. "bfloat16" stores their matrices in half the bytes; what is released in bfloat16, as
     # Qwen3-VL is, loses nothing by it.
@@ -88,8 +101,11 @@ def base() -> ml_collections.ConfigDict:
     train.max_skipped = 5
     # In steps: a line of metrics, a checkpoint, the held-out loss (0: only at the end).
     train.log_every, train.save_every, train.eval_every = 10, 500, 500
-    # Checkpoints kept.
-    train.keep = 2
+    # "FIRST:LAST": steps recorded for xprof into WORKDIR/profile (or --profile FIRST:LAST); "": none.
+    train.profile = ""
+    # Checkpoints kept: the newest so many; those of every so many steps (0: none), saved even if save_every skips
+    # them; and the one of the lowest held-out loss, such as "eval_loss/depth" ("": none), saved at every evaluation.
+    train.keep, train.keep_every, train.keep_best = 2, 0, ""
     # dtype of the HF directory written at the end; "" writes none.
     train.export = "bfloat16"
 
@@ -111,6 +127,12 @@ def load(name: str) -> ml_collections.ConfigDict:
     UserError if there is no such file or name.
     """
     name, _, argument = name.partition(":")
+    get_config = module(name).get_config
+    return get_config(argument) if argument else get_config()
+
+
+def module(name: str):
+    """The module of a config file or bare name, for configs that build on another. UserError if there is none."""
     path = pathlib.Path(name)
     if path.suffix != ".py":
         path = config_dir() / f"{name}.py"
@@ -118,9 +140,9 @@ def load(name: str) -> ml_collections.ConfigDict:
         known = sorted(p.stem for p in config_dir().glob("*.py"))
         raise UserError(f"--config: no file {path}; shipped configs are {', '.join(known)}")
     spec = importlib.util.spec_from_file_location(f"vlm3_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def config_dir() -> pathlib.Path:

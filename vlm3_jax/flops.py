@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vlm3_jax.data.block_pairs import visible_pairs
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.params import GROUPS, Param
 
@@ -39,9 +40,7 @@ def lengths(batch: dict[str, np.ndarray]) -> Lengths:
     text_pairs = 0.0
     for segments, questions in zip(batch["segments"], batch["questions"]):
         for segment in range(1, int(segments.max(initial=0)) + 1):
-            sizes = np.bincount(questions[segments == segment]).astype(float)
-            prefix, own = sizes[0], sizes[1:]
-            text_pairs += prefix * (prefix + 1) / 2 + (own * prefix + own * (own + 1) / 2).sum()
+            text_pairs += visible_pairs(questions[segments == segment])
     vision_pairs = sum(int((np.bincount(row)[1:] ** 2).sum()) for row in batch["patch_images"])
     return Lengths(
         tokens=int((batch["segments"] > 0).sum()),

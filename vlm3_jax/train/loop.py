@@ -4,28 +4,35 @@ Ctrl-C or SIGTERM finishes the step at hand, saves and returns; a second Ctrl-C 
 """
 
 import contextlib
+import errno
+import json
 import pathlib
 import signal
-import time
-import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vlm3_jax import flops
 from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import convert, hf, locate
+from vlm3_jax.checkpoint.checksums import checksums
 from vlm3_jax.checkpoint.train_state import Checkpoints
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.statistics import answer_entropy
 from vlm3_jax.model.vlm import REMAT
+from vlm3_jax.train import distributed
 from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
+from vlm3_jax.train.goodput import Compilations, Goodput
 from vlm3_jax.train.metrics import Bar, Metrics
+from vlm3_jax.train.profile import Profile
 from vlm3_jax.train.run import Feed, Setup, held_out_batches
 from vlm3_jax.train.trainable import DTYPES, Trainable
+from vlm3_jax.train.window import Window
+
+# Of errors without the name of a file: no room (for this user, in a file), no permission.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def train(config) -> bool:
@@ -34,17 +41,27 @@ def train(config) -> bool:
     Leaves checkpoints/, model/ (config and tokenizer), metrics.jsonl, tensorboard/, quarantine.jsonl, config.json and,
     when complete, export/ (an HF directory) in the workdir.
     """
-    setup = Setup.from_config(config)
-    components = setup.components(config.data.components)
-    _check(setup, components)
-    trainable = Trainable.from_config(setup.cfg, config)
-    setup.workdir.mkdir(parents=True, exist_ok=True)
-    run = _Run(setup, components, trainable)
-    (setup.workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    with Compilations() as compilations, _writing(config.workdir):
+        return _train(config, compilations)
+
+
+def _train(config, compilations: Compilations) -> bool:
+    goodput = Goodput(compilations)
+    with goodput.spent_on("start"):
+        setup = Setup.from_config(config)
+        components = setup.components(config.data.components)
+        _check(setup, components)
+        trainable = Trainable.from_config(setup.cfg, config)
+        setup.workdir.mkdir(parents=True, exist_ok=True)
+        run = _Run(setup, components, trainable, goodput)
     if jax.process_index() == 0:
+        aside = setup.workdir / "config.json.part"
+        aside.write_text(config.to_json_best_effort(indent=2) + "\n")
+        aside.rename(setup.workdir / "config.json")
         hf.copy_files(setup.model_dir, setup.workdir / locate.MODEL)
     try:
-        with _stop_signals() as stop:
+        # Closing waits for the other processes too: one that fails must not get there.
+        with distributed.ends_together(), _writing(config.workdir), _stop_signals() as stop:
             complete = run.steps(stop)
     finally:
         run.close()
@@ -60,6 +77,21 @@ def export(setup: Setup, out_dir: pathlib.Path) -> None:
         convert.convert(conversion, out_dir, overwrite=True, progress=False)
 
 
+@contextlib.contextmanager
+def _writing(workdir):
+    """A workdir that cannot be written (it is a file, read-only, the disk is full) as one line."""
+    try:
+        yield
+    except OSError as error:
+        where = pathlib.Path(error.filename or workdir)
+        if error.errno not in UNWRITABLE and not where.absolute().is_relative_to(pathlib.Path(workdir).absolute()):
+            raise
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(
+            f"{where}: cannot be written ({reason}); mend that and run the same command again, or use another --workdir"
+        ) from None
+
+
 def _check(setup: Setup, components) -> None:
     config = setup.config
     for field, allowed in (("dtype", DTYPES), ("remat", REMAT), ("export", ("", *hf.DTYPES))):
@@ -71,9 +103,15 @@ def _check(setup: Setup, components) -> None:
     for group, field in (("train", "accumulation"), ("train", "log_every"), ("train", "keep"), ("data", "rows")):
         if config[group][field] < 1:
             raise UserError(f"{group}.{field} is {config[group][field]}, but must be at least 1")
+    best = config.train.keep_best
+    measured = "", *(f"eval_loss/{name}" for name in config.eval.components)
+    if best not in measured:
+        choices = ", ".join(map(repr, measured))
+        raise UserError(f"train.keep_best: {best!r} is not measured; choose one of {choices}")
     unit = setup.spec.merge_size**2
     if setup.budget.patches % unit:
         raise UserError(f"data.row_patches is {setup.budget.patches}, but must be a multiple of {unit}")
+    meshes.back_end(setup.mesh, config.train.attention).kernels(setup.budget.pair_block)
     if not components:
         raise UserError("data.components is empty: nothing to train on")
 
@@ -99,21 +137,26 @@ def _stop_signals():
 class _Run:
     """The state of a run: everything that steps change, and where its numbers go."""
 
-    def __init__(self, setup: Setup, components, trainable: Trainable):
+    def __init__(self, setup: Setup, components, trainable: Trainable, goodput: Goodput):
         config, mesh, cfg = setup.config, setup.mesh, setup.cfg
+        self.goodput, self.profile = goodput, Profile(config.train.profile, setup.workdir / "profile")
         self.setup, self.config, self.trainable = setup, config, trainable
         self.groups = 2 * (1 + max(c.group for c in components))
-        self.names = {c.group: c.name for c in components}
+        self.names = {c.group: (c.name, c.task.name) for c in components}
         tx = optimizers.make(cfg, config.optimizer, trainable.trained_rows)
         self.facts = {"seed": config.seed, "rows": config.data.rows, "parameters": parameters.count(cfg)}
         self.facts |= trainable.facts()
         abstract = steps.abstract_state(cfg, tx, mesh, trainable)
-        self.checkpoints = Checkpoints(setup.workdir, config.train.keep)
+        self.settings = json.loads(config.to_json_best_effort())
+        train = config.train
+        self.checkpoints = Checkpoints(setup.workdir, train.keep, train.keep_every, train.keep_best)
         if self.checkpoints.latest_step() is None:
             params = trainable.start(hf.load_sharded(setup.model_dir, abstract.params), config.seed)
             self.state, plan = steps.create_state(cfg, params, tx, mesh, trainable), None
+            # Compiled before the first save.
+            checksums(self.state)
         else:
-            self.state, plan = self.checkpoints.restore(abstract, self.facts)
+            self.state, plan = self.checkpoints.restore(abstract, self.facts, self.settings)
         self.step, self.samples = int(self.state.step), int(self.state.samples)
         self.skipped = self.skipped_in_a_row = 0
         dtype = DTYPES[config.train.dtype]
@@ -130,6 +173,7 @@ class _Run:
             trainable=trainable,
             balance=config.train.balance,
             z_loss=config.train.z_loss,
+            back_end=meshes.back_end(mesh, config.train.attention),
         )
         held_out = self._held_out_components()
         self.held_out = {c.name: held_out_batches(setup, c, config.eval.loss_batches) for c in held_out}
@@ -137,15 +181,18 @@ class _Run:
             if not answers:
                 raise UserError(f"eval.components.{name}: none of its records gives a sample; check its path and task")
         self.run_evaluate = steps.make_evaluate(
-            cfg, mesh, groups=2 * (1 + len(held_out)), dtype=dtype, trainable=trainable
-        )
+            cfg, mesh, groups=2 * (1 + len(held_out)), dtype=dtype, trainable=trainable,
+            back_end=meshes.back_end(mesh, config.train.attention),
+        )  # fmt: skip
         self.batch_sharding = meshes.batch_sharding(mesh, config.train.accumulation)
         self.peak, self.peak_source = flops.peak(jax.local_devices()[0])
         first = jax.process_index() == 0
         self.metrics = Metrics(setup.workdir, self.step, first)
         self.bar = Bar(config.train.samples, self.samples, first)
         self.feed = Feed(setup, components, plan)
-        self.bar.say(self._introduction(plan is not None))
+        # The step at which held-out losses were measured last.
+        self.losses: tuple[int, dict[str, float]] = (-1, {})
+        self.bar.say("\n".join([self._introduction(plan is not None), *self.checkpoints.notes]))
 
     def _held_out_components(self):
         """The held-out components with at most as many questions a record as training has: they share its rows."""
@@ -156,41 +203,57 @@ class _Run:
 
     def steps(self, stop: list) -> bool:
         """Steps until the end or a stop signal; saves in both cases."""
-        config, last = self.config.train, self.config.train.max_steps
-        pending, window = None, _Window()
+        config = self.config.train
+        self.feed.stop = stop
+        pending, window = None, Window(self.names, self.peak)
         if self._due(config.eval_every):
             self.evaluate()
-        while not stop and self.samples < config.samples and (not last or self.step < last):
-            arrays, ids, samples, stats = self.feed.next()
+        while not self._stopping() and not self._complete():
+            with self.goodput.spent_on("wait"):
+                arrays, checksum, samples, stats = self.feed.next()
             lengths = flops.lengths(_flat(arrays, config.accumulation))
             useful = flops.training(self.setup.cfg, lengths, self.trainable.trained_groups, self.trainable.adapters)
             batch = meshes.put_batch(arrays, self.batch_sharding)
+            self.profile.before(self.step + 1)
             self.state, metrics = self.run_step(self.state, batch, np.int32(samples))
             self.step, self.samples = self.step + 1, self.samples + samples
-            checksum = zlib.crc32("\n".join(ids).encode())
+            if self.profile.after(self.step, metrics):
+                self.bar.say(f"recorded steps for xprof: {self.profile.folder}")
             # The numbers of a step are fetched while the next one runs.
             if pending:
                 self._record(*pending, window)
-            pending = self.step, self.samples, samples, metrics, checksum, stats, useful
-            save, evaluate = self._due(config.save_every), self._due(config.eval_every)
+            pending = self.step, self.samples, samples, metrics, checksum, stats, lengths, useful
+            self.checkpoints.check()
+            evaluate = self._due(config.eval_every) or self._complete()
+            # The best held-out loss is of no use without the state that has it.
+            save = self._due(config.save_every) or self._due(config.keep_every) or bool(evaluate and config.keep_best)
             if save or evaluate:
                 # Before the save: a state with a broken loss must not become the one that the run goes on from.
                 self._record(*pending, window)
                 pending = None
-            if save:
-                self.save()
             if evaluate:
                 self.evaluate()
                 window.restart()
+            if save:
+                self.save()
         if pending:
             self._record(*pending, window)
-        complete = self.samples >= config.samples or bool(last and self.step >= last)
-        if complete and not self._due(config.eval_every):
+        complete = self._complete()
+        if complete and self.losses[0] != self.step:
             self.evaluate()
         self.save()
+        self.checkpoints.wait()
         if not complete:
             self.bar.say(f"stopped and saved at step {self.step}; the same command goes on from there")
         return complete
+
+    def _complete(self) -> bool:
+        config = self.config.train
+        return self.samples >= config.samples or 0 < config.max_steps <= self.step
+
+    def _stopping(self) -> bool:
+        """Whether a stop signal has come; several processes stop at the step before which all know of it."""
+        return self.feed.stopping if jax.process_count() > 1 else bool(self.feed.stop)
 
     def _due(self, every: int) -> bool:
         """Whether something that happens at the start and every so many steps (0: never) happens now."""
@@ -198,19 +261,19 @@ class _Run:
 
     def save(self) -> None:
         """Starts an asynchronous checkpoint."""
-        self.checkpoints.save(self.step, self.state, self.feed.plan, self.facts)
+        with self.goodput.spent_on("save"):
+            step, losses = self.losses
+            losses = losses if step == self.step else {}
+            self.checkpoints.save(self.step, self.state, self.feed.plan, self.facts, self.settings, losses)
 
     def evaluate(self) -> None:
         """Held-out loss by component, beside the entropy of its answers: what a model that sees nothing reaches."""
         row = {"step": self.step, "samples": self.samples}
-        for name, (batches, answers) in self.held_out.items():
-            total = jnp.zeros(2)
-            for arrays in batches:
-                batch = meshes.put_batch(_local(arrays), meshes.batch_sharding(self.setup.mesh))
-                sums = self.run_evaluate(self.state.params, batch)
-                total += jnp.stack([sums["loss"].sum(), sums["tokens"].sum()])
-            row[f"eval_loss/{name}"] = float(total[0] / total[1])
-            row[f"answer_entropy/{name}"] = answer_entropy(answers)
+        with self.goodput.spent_on("evaluate"):
+            for name, (batches, answers) in self.held_out.items():
+                row[f"eval_loss/{name}"] = self._held_out_loss(batches)
+                row[f"answer_entropy/{name}"] = answer_entropy(answers)
+        self.losses = self.step, {name: value for name, value in row.items() if name.startswith("eval_loss/")}
         if self.held_out:
             self.metrics.write(row, board=True)
             parts = [
@@ -219,7 +282,19 @@ class _Run:
             ]
             self.bar.say(f"step {self.step}: held-out loss, nats a token: {', '.join(parts)}")
 
-    def _record(self, step, seen, samples, metrics, checksum, stats, useful, window) -> None:
+    def _held_out_loss(self, batches) -> float:
+        mine = meshes.process_rows(self.setup.mesh, self.config.data.rows)
+        found = []
+        for arrays in batches:
+            # Every process has the whole batch.
+            local = {key: value[mine] for key, value in arrays.items()}
+            batch = meshes.put_batch(local, meshes.batch_sharding(self.setup.mesh))
+            found.append(self.run_evaluate(self.state.params, batch))
+        sums = [[batch["loss"].sum(), batch["tokens"].sum()] for batch in jax.device_get(found)]
+        loss, tokens = np.sum(sums, 0, np.float64)
+        return float(loss / tokens)
+
+    def _record(self, step, seen, samples, metrics, checksum, stats, lengths, useful, window) -> None:
         metrics = jax.device_get(metrics)
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         broken = bool(metrics["skipped"])
@@ -234,10 +309,13 @@ class _Run:
         row |= {"skipped": self.skipped} if broken else {"loss": loss, "grad_norm": norm}
         if broken:
             self.bar.say(f"step {step}: loss {loss}, gradient's norm {norm}: skipped ({self.skipped} in this run)")
-        window.add(samples, useful, stats, None if broken else metrics["groups"])
+        window.add(samples, lengths, useful, stats, None if broken else metrics["groups"])
         logged = step % self.config.train.log_every == 0
         if logged:
-            row |= window.summary(self.names, self.peak * jax.device_count())
+            row |= window.summary() | self.goodput.row()
+            if news := self.goodput.compilations.news():
+                row["compiled"] = news
+                self.bar.say("\n".join(news))
             self.bar.update(seen, row)
         self.metrics.write(row, board=logged)
 
@@ -253,64 +331,13 @@ class _Run:
 
     def close(self) -> None:
         """Stops the data threads and waits for the checkpoints."""
+        self.profile.close()
         self.feed.close()
         self.bar.close()
         self.metrics.close()
         self.checkpoints.close()
 
 
-class _Window:
-    """Sums since the last logged step."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self) -> None:
-        self.start, self.steps, self.samples, self.useful, self.wait = time.perf_counter(), 0, 0, 0.0, 0.0
-        self.fill, self.groups = [], None
-
-    def add(self, samples, useful, stats, groups) -> None:
-        self.steps += 1
-        self.samples += samples
-        self.useful += useful
-        self.wait += stats["wait_s"]
-        self.fill.append((stats["token_fill"], stats["patch_fill"]))
-        if groups is not None:
-            self.groups = groups if self.groups is None else jax.tree.map(np.add, self.groups, groups)
-
-    def summary(self, names, peak) -> dict:
-        seconds = time.perf_counter() - self.start
-        token_fill, patch_fill = np.mean(self.fill, 0)
-        row = {
-            "samples_per_s": self.samples / seconds,
-            "step_s": seconds / self.steps,
-            "mfu": self.useful / seconds / peak,
-            "data_wait": self.wait / seconds,
-            "token_fill": float(token_fill),
-            "patch_fill": float(patch_fill),
-        }
-        if self.groups:
-            row |= _group_losses(self.groups, names)
-        self.restart()
-        return row
-
-
-def _group_losses(groups: dict, names: dict[int, str]) -> dict[str, float]:
-    """Mean loss of each component, of first and of later turns, where there were any."""
-    loss, tokens, row = groups["loss"], groups["tokens"], {}
-    for group, name in names.items():
-        for later, turn in enumerate(("first", "later")):
-            if tokens[2 * group + later]:
-                row[f"loss/{name}/{turn}"] = float(loss[2 * group + later] / tokens[2 * group + later])
-    return row
-
-
 def _flat(arrays: dict, accumulation: int) -> dict:
     """Rows of all accumulated batches in one axis."""
     return arrays if accumulation == 1 else {k: v.reshape(-1, *v.shape[2:]) for k, v in arrays.items()}
-
-
-def _local(arrays: dict) -> dict:
-    """This host's rows of a batch that every host has whole."""
-    hosts, host = jax.process_count(), jax.process_index()
-    return {k: np.split(v, hosts)[host] for k, v in arrays.items()}

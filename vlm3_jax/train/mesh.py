@@ -1,13 +1,18 @@
 """The device mesh and the one place where logical axes of parameters and batches meet mesh axes."""
 
+import collections
 import dataclasses
+import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vlm3_jax import params as parameters
 from vlm3_jax.errors import UserError
+from vlm3_jax.model.attention import BackEnd
 from vlm3_jax.model.config import VLMConfig
 
 AXES = ("replica", "fsdp", "tensor")
@@ -51,7 +56,36 @@ def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -
         raise UserError(
             f"mesh: replica {replica} x fsdp {fsdp} x tensor {tensor} is not the number of devices, {len(devices)}"
         )
-    return jax.make_mesh((replica, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(arranged(devices, (replica, fsdp, tensor)), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def arranged(devices, shape: tuple[int, int, int]) -> np.ndarray:
+    """All devices as [replica, fsdp, tensor], those that a fast network joins beside each other in the last axes.
+
+    Such a group is a TPU slice or the GPUs of a host (`slice_index`). Replicas are spread over groups first, since they
+    exchange least, then fsdp. UserError where the tensor axis would have to cross from one group to the next.
+    """
+    sizes = collections.Counter(getattr(device, "slice_index", 0) for device in devices).values()
+    groups = len(sizes)
+    replica, fsdp, tensor = shape
+    # v5e's plane cannot hold every mesh without splitting one of its two axes (as in jax.make_mesh).
+    options = {"allow_split_physical_axes": devices[0].device_kind in ("TPU v5 lite", "TPU v5e")}
+    if groups == 1:
+        return mesh_utils.create_device_mesh(shape, devices, **options)
+    if len(set(sizes)) > 1:
+        raise UserError(
+            f"mesh: the slices or hosts have different numbers of devices ({min(sizes)} and {max(sizes)}); "
+            "use as many of each"
+        )
+    outer_replica = math.gcd(replica, groups)
+    outer_fsdp = groups // outer_replica
+    if fsdp % outer_fsdp:
+        raise UserError(
+            f"mesh: replica {replica} x fsdp {fsdp} x tensor {tensor} cannot be laid over {groups} slices or hosts "
+            f"of {len(devices) // groups} devices; make replica x fsdp a multiple of {groups}"
+        )
+    inner = replica // outer_replica, fsdp // outer_fsdp, tensor
+    return mesh_utils.create_hybrid_device_mesh(inner, (outer_replica, outer_fsdp, 1), devices, **options)
 
 
 def resolve(row: parameters.Param, sizes: dict[str, int]) -> tuple[PartitionSpec, list[Fallback]]:
@@ -84,23 +118,46 @@ def batch_sharding(mesh: Mesh, accumulation: int = 1) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS) if accumulation == 1 else PartitionSpec(None, ROWS))
 
 
+def process_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Ascending numbers of the rows of a batch of `rows` that lie on devices of this process.
+
+    These it has to bring; where the tensor axis crosses processes, several bring the same.
+    """
+    held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
+
+
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global arrays."""
+    """This process's rows of a batch (`process_rows`) -> global arrays."""
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def back_end(mesh: Mesh, name: str = "auto") -> BackEnd:
+    """The back end of attention (`train.attention`) for the devices of a mesh."""
+    return BackEnd(name, mesh.devices.flat[0].platform)
 
 
 def locally(mesh: Mesh):
     """Makes every device run a function on its own rows (`model/layers.py` Locally).
 
-    The tensor axis stays with the compiler.
+    The tensor axis stays with the compiler, unless arrays with heads are named: of those, and of the result, each of
+    its devices then gets its own heads (kv heads repeated until there are enough), or all where it cannot cut them.
     """
+    tensor = mesh.shape["tensor"]
 
-    def wrap(f, whole: int = 0):
+    def wrap(f, whole: int = 0, heads: int = 0):
         def call(*args):
-            specs = [PartitionSpec(ROWS)] * (len(args) - whole) + [PartitionSpec()] * whole
+            counts = [x.shape[2] for x in args[:heads]]
+            rows, cut = PartitionSpec(ROWS), PartitionSpec(ROWS, None, "tensor")
+            if not heads or counts[0] % tensor or any(n % tensor and tensor % n for n in counts):
+                cut = rows
+            else:
+                args = *(jnp.repeat(x, max(1, tensor // x.shape[2]), 2) for x in args[:heads]), *args[heads:]
+            specs = [cut] * heads + [rows] * (len(args) - whole - heads) + [PartitionSpec()] * whole
             return jax.shard_map(
-                f, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0], axis_names=set(ROWS), check_vma=False
-            )(*args)
+                f, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0], axis_names=set(AXES if heads else ROWS),
+                check_vma=False,
+            )(*args)  # fmt: skip
 
         return call
 

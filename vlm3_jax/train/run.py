@@ -2,10 +2,10 @@
 
 import dataclasses
 import pathlib
+import zlib
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vlm3_jax.checkpoint import locate, tiny
@@ -15,11 +15,12 @@ from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.loader import Loader
 from vlm3_jax.data.mixture import Mixture, build_components
 from vlm3_jax.data.packing import RowBudget, fits, pack
-from vlm3_jax.data.plan import PlanState, host_streams, open_state
+from vlm3_jax.data.plan import PlanState, open_state
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.train import distributed
 from vlm3_jax.train import mesh as meshes
 
 PROCESSOR = "preprocessor_config.json"
@@ -67,7 +68,8 @@ class Setup:
         if not config.workdir:
             raise UserError("no workdir is given: set --workdir to the folder for checkpoints, metrics and the export")
         workdir = pathlib.Path(config.workdir)
-        model_dir = resolve_model(config.model, workdir, config.seed)
+        with distributed.first_before_others("model"):
+            model_dir = resolve_model(config.model, workdir, config.seed)
         data = config.data
         return cls(
             config=config,
@@ -94,50 +96,75 @@ class Setup:
 
 
 class Feed:
-    """The training data of this process: batches with leading axis `accumulation` where that is above 1."""
+    """The training data of this process: batches with leading axis `accumulation` where that is above 1.
+
+    `stop`: a list that becomes non-empty where this process is to stop.
+    """
 
     def __init__(self, setup: Setup, components: list[Component], saved: PlanState | None):
         config, data = setup.config, setup.config.data
-        hosts, host = jax.process_count(), jax.process_index()
         spread = setup.mesh.shape["replica"] * setup.mesh.shape["fsdp"]
         if data.rows % spread:
             raise UserError(f"data.rows = {data.rows} must be a multiple of replica x fsdp = {spread}")
         lengths = {c.name: len(c) for c in components}
         weights = {c.name: c.entry.weight for c in components}
-        plan = open_state(lengths, weights, data.rows, saved)
-        mine = slice(*host_streams(data.rows, host, hosts))
+        plan = open_state(lengths, weights, data.rows, saved, config.seed)
+        # Stream r fills row r, wherever it lies.
+        self._mine = meshes.process_rows(setup.mesh, data.rows)
+        self.stop: list = []
+        self.stopping = False
         self._phases = plan.phases
         self._accumulation = config.train.accumulation
         self._loader = Loader(
             Mixture(components, config.seed, plan.phases),
-            PlanState(plan.cursors[mine], plan.phases),
+            PlanState(plan.cursors[self._mine], plan.phases),
             data.rows,
             setup.budget,
             setup.spec,
             workers=data.workers,
             prefetch=data.prefetch,
-            quarantine=Quarantine(setup.workdir / "quarantine.jsonl", data.max_bad_fraction),
+            worker_timeout_s=data.worker_timeout_s,
+            quarantine=Quarantine(quarantine_file(setup.workdir), data.max_bad_fraction),
         )
         self.plan = plan
 
     def next(self):
-        """(arrays, sample ids of this process, samples in the global batch, stats); then `plan` lies behind it."""
+        """(arrays of this process's rows, checksum of all sample ids and number of samples in the global batch, stats).
+
+        Then `plan` lies behind it. `stopping`: whether `stop` was not empty in some process, the same in all.
+        """
         parts = [next(self._loader) for _ in range(self._accumulation)]
-        cursors, samples = parts[-1].state.cursors, sum(part.samples for part in parts)
-        if jax.process_count() > 1:
-            gathered = multihost_utils.process_allgather({"cursors": cursors, "samples": np.int64(samples)})
-            cursors, samples = gathered["cursors"].reshape(-1), int(gathered["samples"].sum())
+        ids = [[zlib.crc32("\n".join(row).encode()) for row in part.ids] for part in parts]
+        found = distributed.gather(
+            {
+                "rows": self._mine,
+                "cursors": parts[-1].state.cursors,
+                "ids": np.array(ids, np.uint32).T,
+                "samples": np.array([[len(row) for row in part.ids] for part in parts]).T,
+                "stop": np.array(bool(self.stop)),
+            }
+        )
+        # In the order of the rows; a row that several processes bring counts once.
+        _, order = np.unique(found["rows"], return_index=True)
+        cursors, ids, samples = (np.concatenate(found[key])[order] for key in ("cursors", "ids", "samples"))
         self.plan = PlanState(cursors, self._phases)
+        self.stopping = bool(found["stop"].any())
         arrays = parts[0].arrays
         if len(parts) > 1:
             arrays = {key: np.stack([part.arrays[key] for part in parts]) for key in arrays}
         stats = {key: float(np.mean([part.stats[key] for part in parts])) for key in parts[0].stats}
         stats["wait_s"] = sum(part.stats["wait_s"] for part in parts)
-        return arrays, [i for part in parts for row in part.ids for i in row], samples, stats
+        return arrays, zlib.crc32(ids.T.tobytes()), int(samples.sum()), stats
 
     def close(self) -> None:
         """Stops the decoding threads."""
         self._loader.close()
+
+
+def quarantine_file(workdir: pathlib.Path) -> pathlib.Path:
+    """Where this process notes what it sets aside; the first has the plain name."""
+    number = jax.process_index()
+    return workdir / (f"quarantine-{number}.jsonl" if number else "quarantine.jsonl")
 
 
 def held_out_batches(setup: Setup, component: Component, batches: int) -> tuple[list[dict], list[list[int]]]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vlm3_jax.model.attention import BackEnd
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import run_as_it_is, take_unique
 from vlm3_jax.model.vlm import VLM
@@ -115,14 +116,17 @@ def token_losses(model: VLM, batch: dict) -> tuple[jax.Array, jax.Array, jax.Arr
     return losses, log_sums, balance
 
 
-def loss_sums(cfg: VLMConfig, params: dict, batch: dict, groups: int, dtype, remat: str, mesh=None):
+def loss_sums(
+    cfg: VLMConfig, params: dict, batch: dict, groups: int, dtype, remat: str, mesh=None,
+    back_end: BackEnd | None = None,
+):  # fmt: skip
     """(sum of weighted losses, {"loss": [groups], "tokens": [groups], "balance", "z"}).
 
     The sums of the plain loss by target group, the load-balance loss (0 without experts), and the weighted sum of
     squares of the log of the softmax's denominator.
     """
     locally = meshes.locally(mesh) if mesh is not None and mesh.size > 1 else run_as_it_is
-    losses, log_sums, balance = token_losses(VLM(cfg, params, dtype, remat, locally), batch)
+    losses, log_sums, balance = token_losses(VLM(cfg, params, dtype, remat, locally, back_end), batch)
     member = jax.nn.one_hot(batch["target_group"], groups) * (batch["target_weight"] > 0)[..., None]
     weight = batch["target_weight"]
     sums = {
@@ -136,7 +140,7 @@ def loss_sums(cfg: VLMConfig, params: dict, batch: dict, groups: int, dtype, rem
 
 def make_step(
     cfg: VLMConfig, tx, opt, mesh, *, total_samples, groups, dtype, remat, accumulation=1, trainable=None, balance=0.0,
-    z_loss=0.0,
+    z_loss=0.0, back_end=None,
 ):  # fmt: skip
     """The compiled step: (state, batch, samples in the batch) -> (state, metrics).
 
@@ -146,16 +150,17 @@ def make_step(
     load-balance loss of the batches is added where there are experts, and `z_loss` times the mean square of the log of
     the softmax's denominator; the loss told is without them. Where the loss or the gradient is not finite, parameters
     and moments stay as they are, and metrics["skipped"] says so. Shardings of the results are pinned, so that a
-    restored state compiles to the same program.
+    restored state compiles to the same program. `back_end` of attention; None: "auto".
     """
     trainable = trainable or Trainable.whole(cfg)
+    back_end = back_end or meshes.back_end(mesh)
 
     def gradients(trained, frozen, batch):
         weight = jnp.maximum(batch["target_weight"].sum(), 1e-9)
 
         def loss(trained, rows):
             params = trainable.view(trainable.join(trained, frozen), dtype)
-            total, sums = loss_sums(cfg, params, rows, groups, dtype, remat, mesh)
+            total, sums = loss_sums(cfg, params, rows, groups, dtype, remat, mesh, back_end)
             added = balance / accumulation * sums["balance"] + z_loss * sums["z"] / weight
             return total / weight + added, (total / weight, sums)
 
@@ -190,12 +195,13 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(cfg, tx, mesh, trainable), whole))
 
 
-def make_evaluate(cfg: VLMConfig, mesh, *, groups, dtype, trainable=None):
+def make_evaluate(cfg: VLMConfig, mesh, *, groups, dtype, trainable=None, back_end=None):
     """The compiled held-out loss: (params, batch) -> {"loss": [groups], "tokens": [groups]} sums."""
     trainable, whole = trainable or Trainable.whole(cfg), meshes.replicated(mesh)
+    back_end = back_end or meshes.back_end(mesh)
 
     def sums(params, batch):
-        return loss_sums(cfg, trainable.view(params, dtype), batch, groups, dtype, "none", mesh)[1]
+        return loss_sums(cfg, trainable.view(params, dtype), batch, groups, dtype, "none", mesh, back_end)[1]
 
     return jax.jit(sums, out_shardings=whole)
 
