@@ -1,4 +1,4 @@
-"""What eight fake devices send each other in steps of models of several depths: `plan_worker OUT` (test_planning.py)."""
+"""What eight fake devices send each other in steps of models of several depths: `plan_worker OUT`."""
 
 import dataclasses
 import functools
