@@ -68,7 +68,7 @@ def fullest(samples, block: int, most: int) -> tuple[RowBudget, list[list[int]]]
 
     tokens = min(range(-(-longest // block) * block, most + 1, block), key=lambda size: len(rows_of(size)) * size)
     rows = rows_of(tokens)
-    loose = RowBudget(tokens, 10**6, tokens, pair_block=block, pairs=10**6, patch_pairs=10**6)
+    loose = RowBudget(tokens, 10**4 * block, tokens, pair_block=block, pairs=10**6, patch_pairs=10**6)
     taken = [needs([samples[i] for i in row], loose) for row in rows]
     budget = RowBudget(
         tokens, -(-max(t.patches for t in taken) // block) * block, max(t.targets for t in taken),
