@@ -1,5 +1,6 @@
 """Building a data set: the same files whatever the number of workers, and nothing half-done left behind."""
 
+import dataclasses
 import json
 
 import pytest
@@ -55,6 +56,17 @@ def test_another_data_set_is_refused(tmp_path):
     with pytest.raises(UserError, match="not empty"):
         build(folder, 1, OPTIONS, seed=4, workers=1)
     assert contents(folder) == {k: v for k, v in before.items() if k != "dataset.json"}
+
+
+def test_a_data_set_from_before_an_option_is_kept_while_the_option_is_at_its_default(tmp_path):
+    folder = build(tmp_path / "set", 2, OPTIONS, seed=4, workers=1, progress=False)
+    sidecar = folder / "dataset.json"
+    held = json.loads(sidecar.read_text())
+    del held["options"]["motion"]
+    sidecar.write_text(json.dumps(held))
+    assert build(folder, 2, OPTIONS, seed=4, workers=1, progress=False) == folder
+    with pytest.raises(UserError, match=r"set: holds another data set, motion='orbit' \(wanted 'crane'\); choose"):
+        build(folder, 2, dataclasses.replace(OPTIONS, motion="crane"), seed=4, workers=1, progress=False)
 
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):

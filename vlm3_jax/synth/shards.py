@@ -85,14 +85,23 @@ def _already_built(out_dir: pathlib.Path, description) -> bool:
         held = None
     if not isinstance(held, dict):
         raise UserError(f"{sidecar}: not a data set description; choose another folder or empty this one")
+    held, wanted = _fields(held), _fields(description)
     different = sorted(
-        f"{k}={held.get(k)!r} (wanted {description.get(k)!r})"
-        for k in held.keys() | description.keys()
-        if held.get(k) != description.get(k)
+        f"{k}={held.get(k)!r} (wanted {wanted.get(k)!r})"
+        for k in held.keys() | wanted.keys()
+        if held.get(k) != wanted.get(k)
     )
     if different:
         raise UserError(f"{out_dir}: holds another data set, {'; '.join(different)}; choose another folder or empty it")
     return True
+
+
+def _fields(description: dict) -> dict:
+    """One level deep; an option that the data set is too old to have is at its default, which changed nothing."""
+    options = description.get("options")
+    defaults = json.loads(json.dumps(dataclasses.asdict(SynthOptions())))
+    found = {k: v for k, v in description.items() if k != "options"}
+    return found | defaults | options if isinstance(options, dict) else found
 
 
 def _shard_jobs(folder, count, options, seed, first):
