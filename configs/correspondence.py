@@ -37,15 +37,20 @@ WITHOUT_DEPTH = ("realestate10k",)
 def get_config(argument: str = "4b"):
     """`argument`: the size of Qwen3-VL."""
     config = depth.recipe("correspondence", argument)
-    for name, (pairs, size) in SETS.items():
+    for name, (_, size) in SETS.items():
         if name not in WITHOUT_DEPTH:
-            depth.add_set(
-                config, "pairs", name, pairs, size, task="correspondence", questions=10, policy="per_axis",
-                focal=float(round(LONGEST * size[2] / size[0])), covisibility_min=0.15 if name == "mpsd" else 0.25,
-            )  # fmt: skip
+            focal = float(round(LONGEST * size[2] / size[0]))
+            add_pairs(config, name, task="correspondence", questions=10, focal=focal)
     config.data.row_tokens, config.data.row_patches, config.data.row_targets = 8704, 22528, 768
     config.data.pairs, config.data.patch_pairs = 768, 5632
     config.data.rows, config.train.accumulation = 32, 27
     config.train.samples, config.train.batch = 80_000_000, 2816
     config.optimizer.learning_rate = 2e-5
     return config
+
+
+def add_pairs(config, name: str, **fields) -> None:
+    """One set of pairs, weighed by their number, of views that overlap enough."""
+    pairs, size = SETS[name]
+    overlap = 0.15 if name == "mpsd" else 0.25
+    depth.add_set(config, "pairs", name, pairs, size, policy="per_axis", covisibility_min=overlap, **fields)

@@ -15,11 +15,8 @@ depth, correspondence = base.module("depth"), base.module("correspondence")
 def get_config(argument: str = "4b"):
     """`argument`: the size of Qwen3-VL."""
     config = depth.recipe("pose", argument)
-    for name, (pairs, size) in correspondence.SETS.items():
-        depth.add_set(
-            config, "pairs", name, pairs, size, task="pose", questions=3, policy="per_axis", focal=750.0,
-            covisibility_min=0.15 if name == "mpsd" else 0.25,
-        )  # fmt: skip
+    for name in correspondence.SETS:
+        correspondence.add_pairs(config, name, task="pose", questions=3, focal=750.0)
     config.data.row_tokens, config.data.row_patches, config.data.row_targets = 12288, 45056, 768
     config.data.pairs, config.data.patch_pairs = 3584, 53248
     config.data.rows, config.train.accumulation = 24, 5

@@ -1,7 +1,9 @@
-"""What several test folders share: small records on disk, samples and batches of them, a config of a run."""
+"""What several test folders share: small records, samples and batches of them, a run's config, a full disk."""
 
+import contextlib
 import json
 import pathlib
+import resource
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -19,6 +21,17 @@ from vlm3_jax.data.sources import component_config
 FOCAL = 40.0
 SIZES = ((32, 24), (40, 32), (24, 48), (64, 16))
 """(width, height) of the images, all multiples of the 8 px of a visual token of the model "test"."""
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """Larger ones cannot be written, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def blocks(rng, size) -> np.ndarray:

@@ -49,10 +49,10 @@ def demo(config, scenes: int, name: str = "demo", workers: int = 2) -> bool:
         say(f"[{time.perf_counter() - start:5.0f} s] {text}")
 
     held_out = max(entry.limit or config.eval.records for entry in config.eval.components.values())
-    for name, count, first in (("train", scenes, 0), ("held_out", held_out, HELD_OUT_FIRST)):
-        stage(f"rendering {count} scenes of two views: {workdir / 'data' / name}")
-        scenes_of = options(config.synth.motion)
-        synth.build(workdir / "data" / name, count, scenes_of, seed=config.seed, first=first, workers=workers)
+    kind = options(config.synth.motion)
+    for part, count, first in (("train", scenes, 0), ("held_out", held_out, HELD_OUT_FIRST)):
+        stage(f"rendering {count} scenes of two views: {workdir / 'data' / part}")
+        synth.build(workdir / "data" / part, count, kind, seed=config.seed, first=first, workers=workers)
     before, after = workdir / "eval_before", workdir / "eval_after"
     if not _evaluated(before):
         stage("questions to the untrained model")

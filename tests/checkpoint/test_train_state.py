@@ -1,10 +1,8 @@
 """Checkpoints of a run: which are kept, what damage is noticed, what is refused. Meshes: tests/train/mesh_worker.py."""
 
-import contextlib
 import json
 import os
 import pathlib
-import resource
 import shutil
 
 import jax
@@ -12,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support import files_of_at_most
 from vlm3_jax.checkpoint import settings
 from vlm3_jax.checkpoint.checksums import checksums
 from vlm3_jax.checkpoint.train_state import Checkpoints
@@ -233,17 +232,6 @@ def test_changed_settings_are_told(tmp_path):
     ]
     many = settings.changes({f"a{n}": n for n in range(9)}, {f"a{n}": 0 for n in range(9)})
     assert many == "a1 1 -> 0, a2 2 -> 0, a3 3 -> 0, a4 4 -> 0, and 4 more"
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int):
-    """Larger ones cannot be written, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def check_until_it_fails(checkpoints):

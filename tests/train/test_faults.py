@@ -1,15 +1,13 @@
 """Faults of the machine under a whole run: kills, a full disk, damaged files, workdirs that cannot be written."""
 
-import contextlib
 import importlib.util
 import json
 import pathlib
-import resource
 import shutil
 
 import pytest
 
-from tests.support import rows_of_metrics
+from tests.support import files_of_at_most, rows_of_metrics
 from vlm3_jax import cli
 from vlm3_jax.data.sources import component_config
 from vlm3_jax.errors import UserError
@@ -103,17 +101,6 @@ def test_the_tool_sees_differences(what, tool, killed, tmp_path):
     one, two = (tool.Trainer(tmp_path, name, STEPS) for name in ("undisturbed", "disturbed"))
     found = tool.differences(one, two, STEPS)
     assert [name.split(":")[0] for name, wrong in found.items() if wrong] == [what]
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int):
-    """Larger ones cannot be written, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_full_disk_then_damage(tool, killed, tmp_path, capfd):
