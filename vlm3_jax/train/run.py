@@ -24,6 +24,8 @@ from vlm3_jax.train import distributed
 from vlm3_jax.train import mesh as meshes
 
 PROCESSOR = "preprocessor_config.json"
+# Of the loader's numbers those that add up over accumulated batches; the others are means.
+SUMMED = ("wait_s", "bad", "skipped")
 
 
 def resolve_model(name: str, workdir, seed: int = 0) -> pathlib.Path:
@@ -152,8 +154,8 @@ class Feed:
         arrays = parts[0].arrays
         if len(parts) > 1:
             arrays = {key: np.stack([part.arrays[key] for part in parts]) for key in arrays}
-        stats = {key: float(np.mean([part.stats[key] for part in parts])) for key in parts[0].stats}
-        stats["wait_s"] = sum(part.stats["wait_s"] for part in parts)
+        stats = {key: [part.stats[key] for part in parts] for key in parts[0].stats}
+        stats = {key: float((np.sum if key in SUMMED else np.mean)(values)) for key, values in stats.items()}
         return arrays, zlib.crc32(ids.T.tobytes()), int(samples.sum()), stats
 
     def close(self) -> None:
