@@ -23,7 +23,6 @@ from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.train import distributed
 from vlm3_jax.train import mesh as meshes
 
-PROCESSOR = "preprocessor_config.json"
 # Of the loader's numbers those that add up over accumulated batches; the others are means.
 SUMMED = ("wait_s", "bad", "skipped")
 
