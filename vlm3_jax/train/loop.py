@@ -208,9 +208,12 @@ class _Run:
         pending, window = None, Window(self.names, self.peak)
         if self._due(config.eval_every):
             self.evaluate()
-        while not self._stopping() and not self._complete():
+        while not self._complete():
             with self.goodput.spent_on("wait"):
-                arrays, checksum, samples, stats = self.feed.next()
+                loaded = self.feed.next()
+            if loaded is None:
+                break
+            arrays, checksum, samples, stats = loaded
             lengths = flops.lengths(_flat(arrays, config.accumulation))
             useful = flops.training(self.setup.cfg, lengths, self.trainable.trained_groups, self.trainable.adapters)
             batch = meshes.put_batch(arrays, self.batch_sharding)
@@ -250,10 +253,6 @@ class _Run:
     def _complete(self) -> bool:
         config = self.config.train
         return self.samples >= config.samples or 0 < config.max_steps <= self.step
-
-    def _stopping(self) -> bool:
-        """Whether a stop signal has come; several processes stop at the step before which all know of it."""
-        return self.feed.stopping if jax.process_count() > 1 else bool(self.feed.stop)
 
     def _due(self, every: int) -> bool:
         """Whether something that happens at the start and every so many steps (0: never) happens now."""

@@ -113,7 +113,6 @@ class Feed:
         # Stream r fills row r, wherever it lies.
         self._mine = meshes.process_rows(setup.mesh, data.rows)
         self.stop: list = []
-        self.stopping = False
         self._phases = plan.phases
         self._accumulation = config.train.accumulation
         self._loader = Loader(
@@ -132,8 +131,10 @@ class Feed:
     def next(self):
         """(arrays of this process's rows, checksum of all sample ids and number of samples in the global batch, stats).
 
-        Then `plan` lies behind it. `stopping`: whether `stop` was not empty in some process, the same in all.
+        Then `plan` lies behind it. None in all processes alike if some process is to stop: the batch is left.
         """
+        if self.stop and jax.process_count() == 1:
+            return None
         parts = [next(self._loader) for _ in range(self._accumulation)]
         ids = [[zlib.crc32("\n".join(row).encode()) for row in part.ids] for part in parts]
         found = distributed.gather(
@@ -145,11 +146,12 @@ class Feed:
                 "stop": np.array(bool(self.stop)),
             }
         )
+        if found["stop"].any():
+            return None
         # In the order of the rows; a row that several processes bring counts once.
         _, order = np.unique(found["rows"], return_index=True)
         cursors, ids, samples = (np.concatenate(found[key])[order] for key in ("cursors", "ids", "samples"))
         self.plan = PlanState(cursors, self._phases)
-        self.stopping = bool(found["stop"].any())
         arrays = parts[0].arrays
         if len(parts) > 1:
             arrays = {key: np.stack([part.arrays[key] for part in parts]) for key in arrays}
