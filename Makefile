@@ -31,7 +31,7 @@ demo-long: $(VENV)/.demo
 	$(BIN)/vlm3 demo --config=demo:long --workdir=$(WORKDIR)-long --scenes=12000 --config.seed=$(SEED)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow

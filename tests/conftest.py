@@ -43,3 +43,12 @@ def tiny_model(tmp_path_factory) -> pathlib.Path:
 def rng() -> np.random.Generator:
     """A seeded generator."""
     return np.random.default_rng(0)
+
+
+# Files whose tests wait for other processes, or take longest: first, so that no worker is left with one at the end.
+LONG = ("test_processes.py", "test_faults.py", "test_demo.py", "test_training_run.py", "test_train_step.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; otherwise the order stays."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
