@@ -203,6 +203,6 @@ def test_idle_processes_notice_a_lost_one(processes, victim, number, limit_s):
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_all(place, tmp_path):
     """A second Ctrl-C stops a process at once: it says why, the others that it is lost."""
-    first, second = train(place, tmp_path, 2, {1: "SIGINT@3+SIGINT@4"})
+    first, second = train(place, tmp_path, 2, {1: "SIGINT@3+SIGINT@3"})
     assert (second.code, second.errors.splitlines()[-1]) == (130, "vlm3 train: process 1 of 2: interrupted")
     assert lost(first, "process 1"), first.errors
