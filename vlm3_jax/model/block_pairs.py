@@ -44,7 +44,7 @@ def attend(q_BSHC, k_BSKC, v_BSKC, ids, pairs: Pairs, visible: Callable):
         begin=starts[:, :-1].reshape(-1), end=starts[:, 1:].reshape(-1), keys=(pairs.keys + row * n).reshape(-1),
         ids=jax.tree.map(lambda x: x.reshape(B * n, b), ids),
     )  # fmt: skip
-    out = _attend(functools.partial(_mask, visible, G), q, k, v, work)
+    out = _attend(functools.partial(_mask, visible), q, k, v, work)
     return out.reshape(B * n, K, G, b, C).transpose(0, 3, 1, 2, 4).reshape(B, S, H, C)
 
 
@@ -57,9 +57,9 @@ class _Work(NamedTuple):
     ids: object
 
 
-def _mask(visible, G, ids, i, j):
-    """bool [G * b, b] of a pair."""
-    return jnp.tile(visible(jax.tree.map(lambda x: x[i], ids), jax.tree.map(lambda x: x[j], ids)), (G, 1))
+def _mask(visible, ids, i, j):
+    """bool [b, b] of a pair: queries down, keys across."""
+    return visible(jax.tree.map(lambda x: x[i], ids), jax.tree.map(lambda x: x[j], ids))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -70,6 +70,7 @@ def _attend(mask, q, k, v, work):
 def _forward(mask, q_RKXC, k_RKbC, v_RKbC, work):
     """(output [R, K, X, C], log of the softmax's denominator [R, K, X]); X = G * b queries of a kv head."""
     (R, K, X, C), scale = q_RKXC.shape, q_RKXC.shape[-1] ** -0.5
+    groups = X // k_RKbC.shape[2]
 
     def block(_, item):
         i, q, begin, end = item
@@ -77,7 +78,8 @@ def _forward(mask, q_RKXC, k_RKbC, v_RKbC, work):
         def pair(p, carry):
             total, denominator, top = carry
             j = work.keys[p]
-            scores = jnp.where(mask(work.ids, i, j), _product("kxc,kbc->kxb", q, k_RKbC[j]) * scale, _LOW)
+            seen = jnp.tile(mask(work.ids, i, j), (groups, 1))
+            scores = jnp.where(seen, _product("kxc,kbc->kxb", q, k_RKbC[j]) * scale, _LOW)
             new_top = jnp.maximum(top, scores.max(-1))
             # Where nothing is visible yet all scores are LOW, and their exponentials 1 until a visible one shows.
             weights = jnp.exp(scores - new_top[..., None])
@@ -106,8 +108,13 @@ def _save(mask, q, k, v, work):
 
 
 def _backward(mask, saved, g_RKXC):
+    """Tiles hold keys down and queries across, so that three of the five products add up over rows, which CPUs like.
+
+    Those of dq would not; they are of the transposed keys, and add up the transposed gradient.
+    """
     q_RKXC, k_RKbC, v_RKbC, work, out, log_sum = saved
-    scale = q_RKXC.shape[-1] ** -0.5
+    scale, groups = q_RKXC.shape[-1] ** -0.5, q_RKXC.shape[2] // k_RKbC.shape[2]
+    k_RKCb = k_RKbC.swapaxes(2, 3)
     # The derivative of the softmax's denominator: the sum over values of output times its cotangent.
     delta = (out.astype(jnp.float32) * g_RKXC.astype(jnp.float32)).sum(-1)
 
@@ -115,19 +122,22 @@ def _backward(mask, saved, g_RKXC):
         i, q, g, log_sum, delta, begin, end = item
 
         def pair(p, carry):
-            dq, dk_RKbC, dv_RKbC = carry
+            dq_KCX, dk_RKbC, dv_RKbC = carry
             j = work.keys[p]
-            k, v = k_RKbC[j], v_RKbC[j]
-            scores = jnp.where(mask(work.ids, i, j), _product("kxc,kbc->kxb", q, k) * scale, _LOW)
-            weights = jnp.exp(scores - log_sum[..., None])
-            d_weights = _product("kxc,kbc->kxb", g, v)
-            d_scores = (weights * (d_weights - delta[..., None]) * scale).astype(q.dtype)
-            dk = _product("kxb,kxc->kbc", d_scores, q)
-            dv = _product("kxb,kxc->kbc", weights.astype(q.dtype), g)
-            return dq + _product("kxb,kbc->kxc", d_scores, k), dk_RKbC.at[j].add(dk), dv_RKbC.at[j].add(dv)
+            # Not `tile`, which CPUs compute place by place here.
+            seen = jnp.concatenate([mask(work.ids, i, j).T] * groups, 1)
+            scores = jnp.where(seen, _product("kbc,kxc->kbx", k_RKbC[j], q) * scale, _LOW)
+            weights = jnp.exp(scores - log_sum[:, None])
+            d_weights = _product("kbc,kxc->kbx", v_RKbC[j], g)
+            d_scores = (weights * (d_weights - delta[:, None]) * scale).astype(q.dtype)
+            dk = _product("kbx,kxc->kbc", d_scores, q)
+            dv = _product("kbx,kxc->kbc", weights.astype(q.dtype), g)
+            dq = _product("kcb,kbx->kcx", k_RKCb[j], d_scores)
+            return dq_KCX + dq, dk_RKbC.at[j].add(dk), dv_RKbC.at[j].add(dv)
 
-        dq, dk, dv = jax.lax.fori_loop(begin, end, pair, (jnp.zeros(q.shape, jnp.float32), *carry))
-        return (dk, dv), dq.astype(q.dtype)
+        zero_KCX = jnp.zeros(q.swapaxes(1, 2).shape, jnp.float32)
+        dq_KCX, dk, dv = jax.lax.fori_loop(begin, end, pair, (zero_KCX, *carry))
+        return (dk, dv), dq_KCX.swapaxes(1, 2).astype(q.dtype)
 
     items = jnp.arange(len(q_RKXC), dtype=jnp.int32), q_RKXC, g_RKXC, log_sum, delta, work.begin, work.end
     zero = jnp.zeros(k_RKbC.shape, jnp.float32)
