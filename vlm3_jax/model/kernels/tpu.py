@@ -86,7 +86,7 @@ def _run(kernel, call, order, *, ids, outer, inner, outs, scratch):
 
     shapes = [jax.ShapeDtypeStruct((B, n, K, *shape), dtype) for *shape, dtype in outs]
     found = pl.pallas_call(
-        functools.partial(kernel, call, n, N),
+        functools.partial(kernel, functools.partial(_each_pair, call, n, N)),
         out_shape=shapes,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
@@ -109,11 +109,27 @@ def _run(kernel, call, order, *, ids, outer, inner, outs, scratch):
     return [jnp.where(listed, x, 0) for x in found]
 
 
-def _place(n: int, N: int, starts, outer):
-    """(whether this step is the first of its outer block, has a pair at all, is the last of its outer block)."""
+def _each_pair(call, n, N, starts, outer, query_ids, key_ids, q, *, sums, add, write):
+    """What a kernel does at a step: it adds to the sums of the outer block by pairs, and writes them after the last.
+
+    `sums`: (scratch, value at first); `add`(mask [b, X], head), `write`(head).
+    """
     row, p = pl.program_id(0), pl.program_id(2)
     at = row * (n + 1) + outer[row * N + p]
-    return p == starts[at], p < starts[at + 1], p == starts[at + 1] - 1
+
+    @pl.when(p == starts[at])
+    def _():
+        for ref, value in sums:
+            ref[...] = jnp.full_like(ref, value)
+
+    @pl.when(p < starts[at + 1])
+    def _():
+        mask = call.mask(query_ids[...], [key_ids[i].T for i in range(key_ids.shape[0])])
+        _each_head(q, functools.partial(add, mask))
+
+    @pl.when(p == starts[at + 1] - 1)
+    def _():
+        _each_head(q, write)
 
 
 def _each_head(q, body):
@@ -129,11 +145,6 @@ def _each_head(q, body):
             body(i * together + h)
 
     jax.lax.fori_loop(0, heads // together, some, None)
-
-
-def _mask(call, query_ids, key_ids):
-    """bool [b, X]."""
-    return call.mask(query_ids[...], [key_ids[i].T for i in range(key_ids.shape[0])])
 
 
 def _over_channels(a_bC, b_XC):
@@ -154,32 +165,19 @@ def _over_queries(weights_bX, a_XC):
 
 
 def _forward_kernel(
-    call, n, N, starts, outer, inner, query_ids, key_ids, q, k, v, out, log_sum, sums_CX, top, total
+    each_pair, starts, outer, inner, query_ids, key_ids, q, k, v, out, log_sum, sums_CX, top, total
 ):  # fmt: skip
-    first, used, last = _place(n, N, starts, outer)
+    def add(mask, h):
+        scores = softmax.scores(_over_channels(k[h], q[h]), mask, q.shape[-1])
+        weights, fade, top[h], total[h] = softmax.fold(scores, top[h], total[h], axis=0)
+        sums_CX[h] = sums_CX[h] * fade + _over_keys(v[h], weights)
 
-    @pl.when(first)
-    def _():
-        sums_CX[...] = jnp.zeros_like(sums_CX)
-        total[...] = jnp.zeros_like(total)
-        top[...] = jnp.full_like(top, softmax.LOW)
+    def write(h):
+        factor, log_sum[h] = softmax.finish(top[h], total[h])
+        out[h] = (sums_CX[h] * factor).T.astype(out.dtype)
 
-    @pl.when(used)
-    def _():
-        mask = _mask(call, query_ids, key_ids)
-
-        @functools.partial(_each_head, q)
-        def _(h):
-            scores = softmax.scores(_over_channels(k[h], q[h]), mask, q.shape[-1])
-            weights, fade, top[h], total[h] = softmax.fold(scores, top[h], total[h], axis=0)
-            sums_CX[h] = sums_CX[h] * fade + _over_keys(v[h], weights)
-
-    @pl.when(last)
-    def _():
-        @functools.partial(_each_head, q)
-        def _(h):
-            factor, log_sum[h] = softmax.finish(top[h], total[h])
-            out[h] = (sums_CX[h] * factor).T.astype(out.dtype)
+    sums = (sums_CX, 0.0), (total, 0.0), (top, softmax.LOW)
+    each_pair(starts, outer, query_ids, key_ids, q, sums=sums, add=add, write=write)
 
 
 def _gradient(mask, h, q, g, log_sum, delta, k, v):
@@ -188,53 +186,27 @@ def _gradient(mask, h, q, g, log_sum, delta, k, v):
     return softmax.weights_and_gradient(scores, log_sum[h], _over_channels(v[h], g[h]), delta[h])
 
 
-def _query_kernel(
-    call, n, N, starts, outer, inner, query_ids, key_ids, q, g, log_sum, delta, k, v, dq, sums_CX
-):  # fmt: skip
-    first, used, last = _place(n, N, starts, outer)
+def _query_kernel(each_pair, starts, outer, inner, query_ids, key_ids, q, g, log_sum, delta, k, v, dq, sums_CX):
+    def add(mask, h):
+        _, d_scores = _gradient(mask, h, q, g, log_sum, delta, k, v)
+        sums_CX[h] += _over_keys(k[h], d_scores)
 
-    @pl.when(first)
-    def _():
-        sums_CX[...] = jnp.zeros_like(sums_CX)
+    def write(h):
+        dq[h] = (sums_CX[h] * q.shape[-1] ** -0.5).T.astype(dq.dtype)
 
-    @pl.when(used)
-    def _():
-        mask = _mask(call, query_ids, key_ids)
-
-        @functools.partial(_each_head, q)
-        def _(h):
-            _, d_scores = _gradient(mask, h, q, g, log_sum, delta, k, v)
-            sums_CX[h] += _over_keys(k[h], d_scores)
-
-    @pl.when(last)
-    def _():
-        @functools.partial(_each_head, q)
-        def _(h):
-            dq[h] = (sums_CX[h] * q.shape[-1] ** -0.5).T.astype(dq.dtype)
+    each_pair(starts, outer, query_ids, key_ids, q, sums=((sums_CX, 0.0),), add=add, write=write)
 
 
 def _key_kernel(
-    call, n, N, starts, outer, inner, key_ids, query_ids, k, v, q, g, log_sum, delta, dk, dv, k_sums, v_sums
+    each_pair, starts, outer, inner, key_ids, query_ids, k, v, q, g, log_sum, delta, dk, dv, k_sums, v_sums
 ):  # fmt: skip
-    first, used, last = _place(n, N, starts, outer)
+    def add(mask, h):
+        weights, d_scores = _gradient(mask, h, q, g, log_sum, delta, k, v)
+        k_sums[h] += _over_queries(d_scores, q[h])
+        v_sums[h] += _over_queries(weights, g[h])
 
-    @pl.when(first)
-    def _():
-        k_sums[...], v_sums[...] = jnp.zeros_like(k_sums), jnp.zeros_like(v_sums)
+    def write(h):
+        dk[h] = (k_sums[h] * q.shape[-1] ** -0.5).astype(dk.dtype)
+        dv[h] = v_sums[h].astype(dv.dtype)
 
-    @pl.when(used)
-    def _():
-        mask = _mask(call, query_ids, key_ids)
-
-        @functools.partial(_each_head, q)
-        def _(h):
-            weights, d_scores = _gradient(mask, h, q, g, log_sum, delta, k, v)
-            k_sums[h] += _over_queries(d_scores, q[h])
-            v_sums[h] += _over_queries(weights, g[h])
-
-    @pl.when(last)
-    def _():
-        @functools.partial(_each_head, q)
-        def _(h):
-            dk[h] = (k_sums[h] * q.shape[-1] ** -0.5).astype(dk.dtype)
-            dv[h] = v_sums[h].astype(dv.dtype)
+    each_pair(starts, outer, query_ids, key_ids, q, sums=((k_sums, 0.0), (v_sums, 0.0)), add=add, write=write)
