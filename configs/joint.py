@@ -16,7 +16,8 @@ def get_config(argument: str = "4b"):
     """`argument`: the size of Qwen3-VL."""
     config = depth.recipe("joint", argument)
     for task, share in SHARES.items():
-        data, evaluation = (group.components for group in (base.load(task).data, base.load(task).eval))
+        recipe = base.load(task)
+        data, evaluation = recipe.data.components, recipe.eval.components
         total = sum(entry.weight for entry in data.values())
         for name, entry in data.items():
             entry.weight = evaluation[name].weight = share * entry.weight / total

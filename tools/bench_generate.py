@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from random_inputs import image_plan, random_patches, torch_model, vision_spec
+from random_inputs import image_plan, random_patches, torch_model
 
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.data.chat import Encoding
@@ -81,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         cfg, params = hf.load(pathlib.Path(folder))
-    spec = vision_spec(cfg)
+    spec = VisionSpec.of(cfg)
     prompts, patches = make_prompts(cfg, spec, args)
     inputs = their_inputs(cfg, spec, prompts, patches)
     params = jax.tree.map(jnp.asarray, params)

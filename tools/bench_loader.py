@@ -101,9 +101,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=12, help="batches of four rows")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the comparison of threads")
     args = parser.parse_args()
-    data = configs.load("depth").data
-    lists = {name: data[name] for name in ("pair_block", "pairs", "patch_pairs")}
-    budget = RowBudget(data.row_tokens, data.row_patches, data.row_targets, **lists)
+    budget = RowBudget.from_config(configs.load("depth").data)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         write_qwen(folder)

@@ -18,10 +18,11 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_inputs import image_plan, random_patches, supervised_sample, vision_spec
+from random_inputs import image_plan, random_patches, supervised_sample
 
 from vlm3_jax import flops
 from vlm3_jax import params as parameters
+from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.packing import RowBudget, fits, needs, pack
 from vlm3_jax.model.attention import BACK_ENDS
 from vlm3_jax.model.config import VLMConfig
@@ -41,7 +42,7 @@ OPTIMIZER = types.SimpleNamespace(
 
 def random_batch(cfg: VLMConfig, args) -> tuple[dict, int]:
     """Full rows of equal samples, and how many samples they hold."""
-    rng, spec = np.random.default_rng(0), vision_spec(cfg)
+    rng, spec = np.random.default_rng(0), VisionSpec.of(cfg)
     budget = RowBudget(
         args.tokens, args.patches, args.targets, pair_block=args.pair_block, pairs=args.pairs or 1 << 30,
         patch_pairs=args.patch_pairs or 1 << 30,

@@ -11,12 +11,6 @@ from vlm3_jax.data.samples import Sample, positions
 from vlm3_jax.model.config import VLMConfig
 
 
-def vision_spec(cfg: VLMConfig) -> VisionSpec:
-    """What the model's tower expects, without bounds on an image's area."""
-    v = cfg.vision
-    return VisionSpec(v.patch_size, v.merge_size, v.temporal_patch_size, 1, 2**30, cfg.mean, cfg.std, v.table_side)
-
-
 def image_plan(spec: VisionSpec, visual: float, aspect: float = 4 / 3) -> ImagePlan:
     """An image of about `visual` tokens."""
     rows = max(1, round(math.sqrt(visual / aspect)))

@@ -189,13 +189,14 @@ def _plan(args, fields) -> None:
 
     wanted = topology.parse(args.topology)
     shapes = [topology.parse_mesh(text, wanted) for text in args.mesh] or None
-    if not 0 < args.reached <= 1:
-        raise UserError(f"--reached={args.reached}: give the share of the bound that is reached, above 0 and at most 1")
+    reached = plan.REACHED if args.reached is None else args.reached
+    if not 0 < reached <= 1:
+        raise UserError(f"--reached={reached}: give the share of the bound that is reached, above 0 and at most 1")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    found = plan.make_plan(read_config(args, fields), wanted, shapes, args.compile, args.reached, say)
+    found = plan.make_plan(read_config(args, fields), wanted, shapes, args.compile, reached, say)
     if args.json:
         print(json.dumps(found.to_json(), indent=2))
     else:
@@ -275,7 +276,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--compile", type=int, default=1, metavar="N", help="TPU: compile the N best (minutes each; 0: estimates only)"
     )
-    sub.add_argument("--reached", type=float, default=0.6, help="share of the bound on speed that a run reaches")
+    sub.add_argument("--reached", type=float, help="share of the bound on speed that a run reaches (default 0.6)")
     sub.add_argument("--json", action="store_true", help="print all figures as JSON")
     sub = command("demo", _demo, "render, train, evaluate and report on two cores in minutes; resumable")
     with_config(sub, required=False)

@@ -34,6 +34,9 @@ class Lengths:
     text_pairs: float
     vision_pairs: int
 
+    def __add__(self, other: "Lengths") -> "Lengths":
+        return Lengths(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
 
 def lengths(batch: dict[str, np.ndarray]) -> Lengths:
     """Counts of a packed batch. Causal pairs: n (n + 1) / 2 a segment; a question of its own sees prefix and itself."""

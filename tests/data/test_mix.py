@@ -14,7 +14,7 @@ from vlm3_jax import config as configs
 from vlm3_jax.data import mix
 from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.component import SampleSettings
-from vlm3_jax.data.packing import RowBudget, batch_stats, fits, pack
+from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, pack
 from vlm3_jax.data.plan import Planner
 from vlm3_jax.data.samples import unsupervised
 
@@ -70,13 +70,14 @@ def test_rows_of_the_depth_recipe_are_full(depth, planned):
     assert sorted(visual)[:2] == [551, 858]
     assert max(visual) == 1296
     for batch in planned:
-        stats = batch_stats(batch.rows, budget)
+        stats = batch_stats(batch.rows, lengths(batch.rows), budget)
         assert stats["token_fill"] >= 0.9
         assert stats["patch_fill"] >= 0.7
         assert stats["text_work"] <= 1.3
         assert stats["vision_work"] <= 1.3
     # Attention over whole rows would be far from that.
-    dense = batch_stats(planned[0].rows, dataclasses.replace(budget, pair_block=0))
+    rows = planned[0].rows
+    dense = batch_stats(rows, lengths(rows), dataclasses.replace(budget, pair_block=0))
     assert dense["text_work"] > 5
     assert dense["vision_work"] > 4
 
@@ -85,7 +86,7 @@ def test_the_work_reported_is_that_of_the_lists(depth, planned):
     """Pairs of blocks of two packed rows, against pairs that see each other counted one by one."""
     budget, rows = depth[1].budget, planned[0].rows[:2]
     batch = pack(rows, [[[None]] * len(row) for row in rows], budget, QWEN_VISION)
-    stats = batch_stats(rows, budget)
+    stats = batch_stats(rows, lengths(rows), budget)
     tokens = [len(s.tokens) for row in rows for s in row]
     patches = [len(s.visual_slot) * 4 for row in rows for s in row]
     area = budget.pair_block**2
@@ -116,7 +117,7 @@ def test_proposed_rows_of_the_depth_recipe(depth, planned):
     """Proposed from one draw, they do for another."""
     drawn = [s for batch in planned for row in batch.rows for s in row]
     for fill in mix.propose(drawn[:250], 4):
-        again = mix.row_fill(drawn[250:], fill.budget)
+        again = mix.row_fill(mix.in_rows(drawn[250:], fill.budget), fill.budget)
         assert again.token_fill > 0.9
         assert max(again.text_work, again.vision_work) <= 1.3
         assert again.samples == pytest.approx(fill.samples, rel=0.03)
@@ -175,20 +176,22 @@ def plain(tokens: int):
 
 
 def test_rows_as_measured_by_hand():
-    fill = mix.row_fill([plain(40)] * 80, RowBudget(100, 32, 10))
+    budget = RowBudget(100, 32, 10)
+    fill = mix.row_fill(mix.in_rows([plain(40)] * 80, budget), budget)
     assert (fill.samples, fill.token_fill, fill.patch_fill) == (2, 0.8, 0)
     assert fill.text_work == pytest.approx(100**2 / (2 * 40 * 41 / 2))
     # A sample that is too large will be cropped to a full row.
-    fill = mix.row_fill([plain(150)] * 80, RowBudget(100, 32, 10))
+    fill = mix.row_fill(mix.in_rows([plain(150)] * 80, budget), budget)
     assert (fill.samples, fill.token_fill) == (1, 1)
 
 
 def test_lists_for_long_samples():
     """Two samples of nine blocks each in a row, causal in themselves; a third starts the next row."""
     block, samples = mix.PAIR_BLOCK, [plain(9 * mix.PAIR_BLOCK)] * 24
-    budget = mix._with_lists(samples, RowBudget(19 * block, block, 10))
+    rows = mix.in_rows(samples, plain_budget := RowBudget(19 * block, block, 10))
+    budget = mix._with_lists(rows, plain_budget)
     assert (budget.pair_block, budget.pairs, budget.patch_pairs) == (block, 128, 0)
-    fill = mix.row_fill(samples, budget)
+    fill = mix.row_fill(rows, budget)
     n = 9 * block
     assert (fill.samples, fill.text_work) == (2, pytest.approx(45 * block**2 / (n * (n + 1) / 2)))
 

@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 
+from vlm3_jax import flops
 from vlm3_jax.camera import Camera
 from vlm3_jax.data import image, records
-from vlm3_jax.data.packing import Needs, RowBudget, batch_stats, check_fits, fits, needs, pack
+from vlm3_jax.data.packing import Needs, RowBudget, batch_stats, check_fits, fits, lengths, needs, pack
 from vlm3_jax.data.samples import Sample, unsupervised
 from vlm3_jax.errors import BadRecord
 
@@ -157,10 +158,11 @@ def test_budget(rng):
 
 def test_stats(rng):
     rows = make_rows(rng)
-    stats = batch_stats(rows, BUDGET)
+    stats = batch_stats(rows, lengths(rows), BUDGET)
     batch = pack(rows, [load(samples) for samples in rows], BUDGET, SPEC)
     assert stats["token_fill"] == pytest.approx((batch["segments"] > 0).mean())
     assert stats["patch_fill"] == pytest.approx((batch["patch_images"] > 0).mean())
+    assert lengths(rows) == flops.lengths(batch)
 
 
 def test_packing_is_fast(rng):

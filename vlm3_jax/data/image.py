@@ -45,6 +45,12 @@ class VisionSpec:
         return self.patch_size * self.merge_size
 
     @classmethod
+    def of(cls, cfg, low: int = 1, high: int = 2**30) -> "VisionSpec":
+        """Of a VLMConfig, with bounds on an image's area in pixels."""
+        v = cfg.vision
+        return cls(v.patch_size, v.merge_size, v.temporal_patch_size, low, high, cfg.mean, cfg.std, v.table_side)
+
+    @classmethod
     def from_dir(cls, model_dir) -> "VisionSpec":
         """From the config.json and image processor settings of an HF directory; UserError if one is missing."""
         model_dir = pathlib.Path(model_dir)

@@ -16,12 +16,13 @@ import numpy as np
 
 from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.mixture import Mixture
-from vlm3_jax.data.packing import RowBudget, batch_stats, fits, pack
+from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, pack
 from vlm3_jax.data.plan import BadSample, PlannedBatch, Planner, PlanState
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.data.workers import Workers
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.flops import Lengths
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,14 +30,27 @@ class LoadedBatch:
     """One batch of this host's rows.
 
     `arrays`: see `packing.pack`. `ids`: sample ids, row by row. `samples`: their number, those with broken pixels
-    (masked) included. `state`: go on from here after this batch; its cursors are those of this loader's streams.
-    `stats`: those of `packing.batch_stats`, wait_s (time the caller waited for it), bad, skipped.
+    (masked) included. `lengths`: what they hold. `state`: go on from here after this batch; its cursors are those of
+    this loader's streams. `stats`: those of `packing.batch_stats`, wait_s (time the caller waited for the batch), bad,
+    skipped.
     """
 
     arrays: dict[str, np.ndarray]
     ids: list[list[str]]
     samples: int
+    lengths: Lengths
     state: PlanState
+    stats: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Ready:
+    """A packed batch, from the planning thread."""
+
+    arrays: dict[str, np.ndarray]
+    planned: PlannedBatch
+    bad: list[BadSample]
+    lengths: Lengths
     stats: dict[str, float]
 
 
@@ -79,14 +93,14 @@ class Loader:
 
     def __next__(self) -> LoadedBatch:
         start = time.perf_counter()
-        arrays, planned, bad = self._wait() if self._ahead else self._assemble(*self._begin(self._state.cursors))
+        ready = self._wait() if self._ahead else self._assemble(*self._begin(self._state.cursors))
+        planned, bad, stats = ready.planned, ready.bad, dict(ready.stats)
         self._state = dataclasses.replace(self._state, cursors=planned.cursors)
         self._quarantine.add(planned.n_samples + len(planned.bad), planned.bad + bad)
         self._quarantine.check()
-        stats = batch_stats(planned.rows, self._budget)
         stats |= {"wait_s": time.perf_counter() - start, "bad": len(planned.bad) + len(bad), "skipped": planned.skipped}
         ids = [[sample.id for sample in row] for row in planned.rows]
-        return LoadedBatch(arrays, ids, planned.n_samples, self._state, stats)
+        return LoadedBatch(ready.arrays, ids, planned.n_samples, ready.lengths, self._state, stats)
 
     def close(self) -> None:
         """Stops the threads; batches that were prepared are dropped."""
@@ -101,7 +115,7 @@ class Loader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _wait(self) -> tuple[dict, PlannedBatch, list[BadSample]]:
+    def _wait(self) -> "_Ready":
         """The next prepared batch; what went wrong in the threads is raised here."""
         if self._stop.is_set():
             raise RuntimeError("the loader is closed")
@@ -176,10 +190,14 @@ class Loader:
     def _set_aside(self, sample: Sample, file: str, error: BadRecord) -> BadSample:
         return BadSample(sample.id, self._mixture.components[sample.group].name, file, str(error))
 
-    def _assemble(self, planned: PlannedBatch, fills: list[list[Callable]]) -> tuple[dict, PlannedBatch, list]:
+    def _assemble(self, planned: PlannedBatch, fills: list[list[Callable]]) -> "_Ready":
         filled = [
             [self._filled(sample, fill) for sample, fill in zip(row, row_fills, strict=True)]
             for row, row_fills in zip(planned.rows, fills, strict=True)
         ]
         arrays = pack(planned.rows, [[patches for patches, _ in row] for row in filled], self._budget, self._spec)
-        return arrays, planned, [item for row in filled for _, bad in row for item in bad]
+        held = lengths(planned.rows)
+        # Those with broken pixels have their targets masked.
+        held = dataclasses.replace(held, targets=int((arrays["target_weight"] > 0).sum()))
+        bad = [item for row in filled for _, bad in row for item in bad]
+        return _Ready(arrays, planned, bad, held, batch_stats(planned.rows, held, self._budget))

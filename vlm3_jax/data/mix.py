@@ -12,7 +12,7 @@ import rich.text
 
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.mixture import Mixture, build_components, first_phase
-from vlm3_jax.data.packing import RowBudget, batch_stats, fits, needs
+from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, needs
 from vlm3_jax.data.plan import BadSample
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.samples import Sample
@@ -214,7 +214,7 @@ def mix_report(
         oversize=sum(not fits([s], settings.budget) for s in drawn),
         skipped=skipped,
         bad=bad,
-        configured=row_fill(drawn, settings.budget),
+        configured=row_fill(in_rows(drawn, settings.budget), settings.budget),
         proposed=propose(drawn, settings.vision.merge_size**2),
         run=run,
     )
@@ -253,8 +253,11 @@ def propose(samples: Sequence[Sample], merge_area: int, count: int = 3) -> list[
         patch_unit = -(-4 * unit // merge_area) * merge_area
         limit = np.array([tokens, -(-patches // patch_unit) * patch_unit, -(-targets // 16) * 16])
         found.append((-round(_sums(sizes, limit)[:, 0].mean() / tokens, 2), *limit.tolist()))
-    budgets = [RowBudget(*limit) for _, *limit in sorted(found)[:count]]
-    return [row_fill(samples, _with_lists(samples, b) if unit >= PAIR_BLOCK else b) for b in budgets]
+    proposed = []
+    for _, *limit in sorted(found)[:count]:
+        rows = in_rows(samples, budget := RowBudget(*limit))
+        proposed.append(row_fill(rows, _with_lists(rows, budget) if unit >= PAIR_BLOCK else budget))
+    return proposed
 
 
 def _sums(sizes: np.ndarray, limit: np.ndarray) -> np.ndarray:
@@ -263,24 +266,24 @@ def _sums(sizes: np.ndarray, limit: np.ndarray) -> np.ndarray:
     return np.array([sizes[row].sum(0) for row in rows])
 
 
-def _with_lists(samples: Sequence[Sample], budget: RowBudget) -> RowBudget:
+def _with_lists(rows: Sequence[Sequence[Sample]], budget: RowBudget) -> RowBudget:
     """The budget with lists of pairs of blocks that any of its rows fits."""
-    rows = _members(len(samples), lambda row: fits([samples[i] for i in row], budget))
     counting = dataclasses.replace(budget, pair_block=PAIR_BLOCK)
-    taken = [needs([samples[i] for i in row], counting) for row in rows]
+    taken = [needs(row, counting) for row in rows]
     longest = [max(getattr(t, name) for t in taken) for name in ("pairs", "patch_pairs")]
     pairs, patch_pairs = (-(-n // 64) * 64 for n in longest)
     return dataclasses.replace(counting, pairs=pairs, patch_pairs=patch_pairs)
 
 
-def row_fill(samples: Sequence[Sample], budget: RowBudget) -> RowFill:
-    """How rows of `budget` come out with these samples; one that is too large fills a row alone."""
+def in_rows(samples: Sequence[Sample], budget: RowBudget) -> list[list[Sample]]:
+    """The samples of each full row; one that is too large fills a row alone."""
+    rows = _members(len(samples), lambda row: fits([samples[i] for i in row], budget))
+    return [[samples[i] for i in row] for row in rows]
 
-    def fit(row):
-        return fits([samples[i] for i in row], budget)
 
-    rows = [[samples[i] for i in row] for row in _members(len(samples), fit)]
-    stats = batch_stats(rows, budget)
+def row_fill(rows: Sequence[Sequence[Sample]], budget: RowBudget) -> RowFill:
+    """How full these rows of `budget` are, and what they cost."""
+    stats = batch_stats(rows, lengths(rows), budget)
     # Larger samples will be cropped to a full row.
     limit = np.array([budget.tokens, budget.patches, budget.targets])
     filled = np.array([np.minimum(_sizes(row).sum(0), limit) for row in rows]).mean(0) / np.maximum(limit, 1)

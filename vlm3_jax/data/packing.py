@@ -12,6 +12,7 @@ from vlm3_jax.data.block_pairs import sparse_rows, visible_blocks, visible_pairs
 from vlm3_jax.data.image import VisionSpec, patch_positions, table_lookup
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.flops import Lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,12 @@ class RowBudget:
                 raise UserError(f"data.row_{rows} = {length} must be a multiple of data.{blocks} = {size}")
         if self.reach and self.pair_block:
             raise UserError("data.reach and data.pair_block are two ways for the same; set one of them to 0")
+
+    @classmethod
+    def from_config(cls, data) -> "RowBudget":
+        """That of the `data` part of a config."""
+        rows = data.row_tokens, data.row_patches, data.row_targets
+        return cls(*rows, data.block, data.reach, data.pair_block, data.pairs, data.patch_pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,26 +237,34 @@ def _pack_targets(row: dict[str, np.ndarray], samples: Sequence[Sample], pixels,
         start = here.stop
 
 
-def batch_stats(rows: Sequence[Sequence[Sample]], budget: RowBudget) -> dict[str, float]:
-    """How full the rows are and what they cost.
+def lengths(rows: Sequence[Sequence[Sample]]) -> Lengths:
+    """What `flops.lengths` counts in the packed rows, from the samples."""
+    samples = [sample for row in rows for sample in row]
+    return Lengths(
+        tokens=sum(len(s.tokens) for s in samples),
+        patches=sum(s.n_patches for s in samples),
+        targets=sum(int((s.target_weight > 0).sum()) for s in samples),
+        text_pairs=float(sum(visible_pairs(s.questions) for s in samples)),
+        vision_pairs=sum(plan.n_patches**2 for s in samples for plan in s.images),
+    )
+
+
+def batch_stats(rows: Sequence[Sequence[Sample]], held: Lengths, budget: RowBudget) -> dict[str, float]:
+    """How full the rows are, whose samples have the lengths `held`, and what they cost.
 
     `token_fill` and `patch_fill`: shares of the budget. `text_work` and `vision_work`: pairs of tokens (patches) that
     attention looks at, over those that have to be looked at: not later in the same sample, all of the same image.
     """
-    tokens = sum(len(s.tokens) for samples in rows for s in samples)
-    patches = sum(s.n_patches for samples in rows for s in samples)
-    text = sum(visible_pairs(s.questions) for samples in rows for s in samples)
-    vision = sum(plan.n_patches**2 for samples in rows for s in samples for plan in s.images)
-    looked_at = np.sum([_looked_at(samples, budget) for samples in rows], 0)
+    text, vision = np.sum([looked_at(samples, budget) for samples in rows], 0)
     return {
-        "token_fill": tokens / (len(rows) * budget.tokens),
-        "patch_fill": patches / (len(rows) * budget.patches) if budget.patches else 0.0,
-        "text_work": float(looked_at[0] / max(1, text)),
-        "vision_work": float(looked_at[1] / max(1, vision)),
+        "token_fill": held.tokens / (len(rows) * budget.tokens),
+        "patch_fill": held.patches / (len(rows) * budget.patches) if budget.patches else 0.0,
+        "text_work": float(text / max(1, held.text_pairs)),
+        "vision_work": float(vision / max(1, held.vision_pairs)),
     }
 
 
-def _looked_at(samples: Sequence[Sample], budget: RowBudget) -> tuple[int, int]:
+def looked_at(samples: Sequence[Sample], budget: RowBudget) -> tuple[int, int]:
     """Pairs of tokens and pairs of patches that attention looks at in a row (`model/attention.py`)."""
     if budget.pair_block:
         taken, area = needs(samples, budget), budget.pair_block**2

@@ -8,6 +8,7 @@ import errno
 import json
 import pathlib
 import signal
+import time
 
 import jax
 import numpy as np
@@ -103,6 +104,14 @@ def _check(setup: Setup, components) -> None:
     for group, field in (("train", "accumulation"), ("train", "log_every"), ("train", "keep"), ("data", "rows")):
         if config[group][field] < 1:
             raise UserError(f"{group}.{field} is {config[group][field]}, but must be at least 1")
+    rows, spread = config.data.rows, setup.mesh.shape["replica"] * setup.mesh.shape["fsdp"]
+    if rows % spread:
+        more = -(-rows // spread) * spread
+        steps = max(1, round(rows * config.train.accumulation / more))
+        raise UserError(
+            f"data.rows = {rows} must be a multiple of replica x fsdp = {spread}; set data.rows to {more} and "
+            f"train.accumulation to {steps} for about as many rows an update"
+        )
     best = config.train.keep_best
     measured = "", *(f"eval_loss/{name}" for name in config.eval.components)
     if best not in measured:
@@ -159,30 +168,15 @@ class _Run:
             self.state, plan = self.checkpoints.restore(abstract, self.facts, self.settings)
         self.step, self.samples = int(self.state.step), int(self.state.samples)
         self.skipped = self.skipped_in_a_row = 0
-        dtype = DTYPES[config.train.dtype]
-        self.run_step = steps.make_step(
-            cfg,
-            tx,
-            config.optimizer,
-            mesh,
-            total_samples=config.train.samples,
-            groups=self.groups,
-            dtype=dtype,
-            remat=config.train.remat,
-            accumulation=config.train.accumulation,
-            trainable=trainable,
-            balance=config.train.balance,
-            z_loss=config.train.z_loss,
-            back_end=meshes.back_end(mesh, config.train.attention),
-        )
+        self.run_step = steps.from_config(cfg, config, tx, mesh, trainable, self.groups)
         held_out = self._held_out_components()
         self.held_out = {c.name: held_out_batches(setup, c, config.eval.loss_batches) for c in held_out}
         for name, (_, answers) in self.held_out.items():
             if not answers:
                 raise UserError(f"eval.components.{name}: none of its records gives a sample; check its path and task")
         self.run_evaluate = steps.make_evaluate(
-            cfg, mesh, groups=2 * (1 + len(held_out)), dtype=dtype, trainable=trainable,
-            back_end=meshes.back_end(mesh, config.train.attention),
+            cfg, mesh, groups=2 * (1 + len(held_out)), dtype=DTYPES[train.dtype], trainable=trainable,
+            back_end=meshes.back_end(mesh, train.attention),
         )  # fmt: skip
         self.batch_sharding = meshes.batch_sharding(mesh, config.train.accumulation)
         self.peak, self.peak_source = flops.peak(jax.local_devices()[0])
@@ -213,8 +207,7 @@ class _Run:
                 loaded = self.feed.next()
             if loaded is None:
                 break
-            arrays, checksum, samples, stats = loaded
-            lengths = flops.lengths(_flat(arrays, config.accumulation))
+            arrays, lengths, stats, samples, checksum = loaded
             useful = flops.training(self.setup.cfg, lengths, self.trainable.trained_groups, self.trainable.adapters)
             batch = meshes.put_batch(arrays, self.batch_sharding)
             self.profile.before(self.step + 1)
@@ -234,11 +227,12 @@ class _Run:
                 # Before the save: a state with a broken loss must not become the one that the run goes on from.
                 self._record(*pending, window)
                 pending = None
+            start = time.perf_counter()
             if evaluate:
                 self.evaluate()
-                window.restart()
             if save:
                 self.save()
+            window.leave_out(time.perf_counter() - start)
         if pending:
             self._record(*pending, window)
         complete = self._complete()
@@ -282,13 +276,8 @@ class _Run:
             self.bar.say(f"step {self.step}: held-out loss, nats a token: {', '.join(parts)}")
 
     def _held_out_loss(self, batches) -> float:
-        mine = meshes.process_rows(self.setup.mesh, self.config.data.rows)
-        found = []
-        for arrays in batches:
-            # Every process has the whole batch.
-            local = {key: value[mine] for key, value in arrays.items()}
-            batch = meshes.put_batch(local, meshes.batch_sharding(self.setup.mesh))
-            found.append(self.run_evaluate(self.state.params, batch))
+        sharding = meshes.batch_sharding(self.setup.mesh)
+        found = [self.run_evaluate(self.state.params, meshes.put_batch(arrays, sharding)) for arrays in batches]
         sums = [[batch["loss"].sum(), batch["tokens"].sum()] for batch in jax.device_get(found)]
         loss, tokens = np.sum(sums, 0, np.float64)
         return float(loss / tokens)
@@ -335,8 +324,3 @@ class _Run:
         self.bar.close()
         self.metrics.close()
         self.checkpoints.close()
-
-
-def _flat(arrays: dict, accumulation: int) -> dict:
-    """Rows of all accumulated batches in one axis."""
-    return arrays if accumulation == 1 else {k: v.reshape(-1, *v.shape[2:]) for k, v in arrays.items()}

@@ -1,6 +1,8 @@
 """What a run is made of, built from its config: model directory, chat format, data, mesh."""
 
 import dataclasses
+import functools
+import operator
 import pathlib
 import zlib
 
@@ -71,7 +73,6 @@ class Setup:
         workdir = pathlib.Path(config.workdir)
         with distributed.first_before_others("model"):
             model_dir = resolve_model(config.model, workdir, config.seed)
-        data = config.data
         return cls(
             config=config,
             workdir=workdir,
@@ -79,10 +80,7 @@ class Setup:
             cfg=VLMConfig.from_dir(model_dir),
             chat=ChatFormat.from_dir(model_dir),
             spec=VisionSpec.from_dir(model_dir),
-            budget=RowBudget(
-                *(data.row_tokens, data.row_patches, data.row_targets, data.block, data.reach),
-                *(data.pair_block, data.pairs, data.patch_pairs),
-            ),
+            budget=RowBudget.from_config(config.data),
             mesh=meshes.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor, devices),
         )
 
@@ -104,9 +102,6 @@ class Feed:
 
     def __init__(self, setup: Setup, components: list[Component], saved: PlanState | None):
         config, data = setup.config, setup.config.data
-        spread = setup.mesh.shape["replica"] * setup.mesh.shape["fsdp"]
-        if data.rows % spread:
-            raise UserError(f"data.rows = {data.rows} must be a multiple of replica x fsdp = {spread}")
         lengths = {c.name: len(c) for c in components}
         weights = {c.name: c.entry.weight for c in components}
         plan = open_state(lengths, weights, data.rows, saved, config.seed)
@@ -129,14 +124,22 @@ class Feed:
         self.plan = plan
 
     def next(self):
-        """(arrays of this process's rows, checksum of all sample ids and number of samples in the global batch, stats).
+        """The next batch, and then `plan` lies behind it. None in all processes alike if some process is to stop.
 
-        Then `plan` lies behind it. None in all processes alike if some process is to stop: the batch is left.
+        (Arrays of this process's rows, what these hold, the loader's stats, and of the global batch the number of
+        samples and the checksum of their ids.)
         """
         if self.stop and jax.process_count() == 1:
             return None
         parts = [next(self._loader) for _ in range(self._accumulation)]
+        arrays = parts[0].arrays
+        if len(parts) > 1:
+            arrays = {key: np.stack([part.arrays[key] for part in parts]) for key in arrays}
+        held = functools.reduce(operator.add, [part.lengths for part in parts])
+        stats = {key: [part.stats[key] for part in parts] for key in parts[0].stats}
+        stats = {key: float((np.sum if key in SUMMED else np.mean)(values)) for key, values in stats.items()}
         ids = [[zlib.crc32("\n".join(row).encode()) for row in part.ids] for part in parts]
+        # Last, since with several processes it waits for the step under way.
         found = distributed.gather(
             {
                 "rows": self._mine,
@@ -152,12 +155,7 @@ class Feed:
         _, order = np.unique(found["rows"], return_index=True)
         cursors, ids, samples = (np.concatenate(found[key])[order] for key in ("cursors", "ids", "samples"))
         self.plan = PlanState(cursors, self._phases)
-        arrays = parts[0].arrays
-        if len(parts) > 1:
-            arrays = {key: np.stack([part.arrays[key] for part in parts]) for key in arrays}
-        stats = {key: [part.stats[key] for part in parts] for key in parts[0].stats}
-        stats = {key: float((np.sum if key in SUMMED else np.mean)(values)) for key, values in stats.items()}
-        return arrays, zlib.crc32(ids.T.tobytes()), int(samples.sum()), stats
+        return arrays, held, stats, int(samples.sum()), zlib.crc32(ids.T.tobytes())
 
     def close(self) -> None:
         """Stops the decoding threads."""
@@ -171,39 +169,42 @@ def quarantine_file(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def held_out_batches(setup: Setup, component: Component, batches: int) -> tuple[list[dict], list[list[int]]]:
-    """At most `batches` full-shape batches of a component's first records, and the tokens of their answers.
+    """This process's rows of at most `batches` batches of a component's first records, and the tokens of all answers.
 
     The same records give the same questions every time, so losses of different steps can be compared.
     """
-    rows: list[list] = []
-    answers = []
+    rows: list[list[Sample]] = []
     for index in range(len(component)):
         try:
             sample = component.sample(index, (setup.config.seed, index), f"{component.name}/{index}")
-            pixels = [plan.load(setup.spec) for plan in sample.images] if sample else None
         except BadRecord:
             # Answers are scored on the same records, and there the reason is counted and reported.
             continue
         if sample is None:
             continue
-        if not rows or not fits([*(s for s, _ in rows[-1]), sample], setup.budget):
+        if not rows or not fits([*rows[-1], sample], setup.budget):
             if len(rows) == batches * setup.config.data.rows:
                 break
             rows.append([])
-        rows[-1].append((sample, pixels))
-        answers += answer_tokens(sample)
+        rows[-1].append(sample)
+    answers = [answer for row in rows for sample in row for answer in answer_tokens(sample)]
     size = setup.config.data.rows
     rows += [[] for _ in range(-len(rows) % size)]
-    packed = [
-        pack(
-            [[s for s, _ in row] for row in rows[i : i + size]],
-            [[p for _, p in row] for row in rows[i : i + size]],
-            setup.budget,
-            setup.spec,
-        )
-        for i in range(0, len(rows), size)
-    ]
+    mine = meshes.process_rows(setup.mesh, size)
+    packed = []
+    for start in range(0, len(rows), size):
+        own = [rows[start + i] for i in mine]
+        pixels = [[[_load_or_none(plan, setup.spec) for plan in sample.images] for sample in row] for row in own]
+        packed.append(pack(own, pixels, setup.budget, setup.spec))
     return packed, answers
+
+
+def _load_or_none(plan, spec) -> np.ndarray | None:
+    """The image's patches; None if it cannot be read, which masks its sample."""
+    try:
+        return plan.load(spec)
+    except BadRecord:
+        return None
 
 
 def answer_tokens(sample: Sample) -> list[list[int]]:

@@ -14,7 +14,7 @@ from vlm3_jax.model.layers import run_as_it_is, take_unique
 from vlm3_jax.model.vlm import VLM
 from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
-from vlm3_jax.train.trainable import Trainable
+from vlm3_jax.train.trainable import DTYPES, Trainable
 
 TARGET_CHUNK = 256
 
@@ -193,6 +193,16 @@ def make_step(
 
     whole = meshes.replicated(mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(cfg, tx, mesh, trainable), whole))
+
+
+def from_config(cfg: VLMConfig, config, tx, mesh, trainable: Trainable, groups: int, accumulation: int | None = None):
+    """`make_step` as the config of a run has it; `accumulation` in place of its own."""
+    train = config.train
+    return make_step(
+        cfg, tx, config.optimizer, mesh, total_samples=train.samples, groups=groups, dtype=DTYPES[train.dtype],
+        remat=train.remat, accumulation=accumulation or train.accumulation, trainable=trainable,
+        balance=train.balance, z_loss=train.z_loss, back_end=meshes.back_end(mesh, train.attention),
+    )  # fmt: skip
 
 
 def make_evaluate(cfg: VLMConfig, mesh, *, groups, dtype, trainable=None, back_end=None):

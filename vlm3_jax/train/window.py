@@ -20,10 +20,9 @@ class Window:
 
     def __init__(self, names: Mapping[int, tuple[str, str]], peak: float):
         self.names, self.peak = names, peak
-        self.restart()
+        self._restart()
 
-    def restart(self) -> None:
-        """Forgets everything; the clock starts anew."""
+    def _restart(self) -> None:
         self.start, self.steps, self.samples, self.useful, self.wait = time.perf_counter(), 0, 0, 0.0, 0.0
         self.tokens = self.patches = 0
         self.stats, self.groups = [], None
@@ -41,6 +40,10 @@ class Window:
         self.stats.append(stats)
         if groups is not None:
             self.groups = groups if self.groups is None else jax.tree.map(np.add, self.groups, groups)
+
+    def leave_out(self, seconds: float) -> None:
+        """Time since the window's start that was not spent on steps."""
+        self.start += seconds
 
     def summary(self) -> dict[str, float]:
         """The row of numbers (docs/training.md says what each is); starts the next window."""
@@ -61,7 +64,7 @@ class Window:
         row |= {COUNTS[name]: float(np.sum(values)) for name, values in of.items() if name in COUNTS}
         if self.groups:
             row |= _losses(self.groups, self.names)
-        self.restart()
+        self._restart()
         return row
 
 
