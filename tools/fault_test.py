@@ -220,8 +220,10 @@ def differences(one: Trainer, two: Trainer, steps: int) -> dict[str, list]:
     for key in ("ids", "loss"):
         a, b = ([(row["step"], row.get(key)) for row in trainer.rows()] for trainer in (one, two))
         whole = list(range(1, steps + 1))
-        wrong = sorted(set(a) ^ set(b)) or [t for t in (one, two) if [row["step"] for row in t.rows()] != whole]
-        result[f"{key}: {len(a)} steps"] = wrong
+        # A loss may be None, which compares with nothing.
+        wrong = sorted(set(a) ^ set(b), key=lambda pair: (pair[0], str(pair[1])))
+        done = ([step for step, _ in pairs] for pairs in (a, b))
+        result[f"{key}: {len(a)} steps"] = wrong or [steps for steps in done if steps != whole]
     metas = [json.loads((t.workdir / f"checkpoints/{steps}/meta/metadata").read_text()) for t in (one, two)]
     result["data cursors"] = [key for key in ("cursors", "phases") if metas[0][key] != metas[1][key]]
     result["damaged checkpoints"] = sorted(path.name for path in two.workdir.glob("checkpoints/*.damaged*"))

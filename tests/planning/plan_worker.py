@@ -48,8 +48,9 @@ def lower(layers: int):
 
 def measure(lowered) -> dict[str, float]:
     """Bytes that a device receives, by kind and in all."""
-    found = traffic(lowered.compile().as_text(), MESH)
-    return {kind: found.of(kind) for kind in KINDS} | {"total": found.total}
+    found = traffic(lowered.compile().as_text(), MESH).bytes
+    kinds = {kind: sum(size for (name, _), size in found.items() if name == kind) for kind in KINDS}
+    return kinds | {"total": sum(found.values())}
 
 
 def main(out: pathlib.Path) -> None:

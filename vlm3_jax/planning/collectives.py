@@ -41,21 +41,12 @@ class Traffic:
 
     bytes: dict[tuple[str, tuple[str, ...]], float]
 
-    @property
-    def total(self) -> float:
-        """Bytes of all collectives."""
-        return sum(self.bytes.values())
-
     def over(self) -> dict[tuple[str, ...], float]:
         """Bytes by the mesh axes they cross."""
         total = collections.Counter()
         for (_, axes), size in self.bytes.items():
             total[axes] += size
         return dict(total)
-
-    def of(self, kind: str) -> float:
-        """Bytes of one kind."""
-        return sum(size for (name, _), size in self.bytes.items() if name == kind)
 
 
 def traffic(hlo: str, shape: tuple[int, int, int]) -> Traffic:
@@ -156,11 +147,12 @@ def _constant(line: str) -> int | None:
 
 def _received(kind: str, result: str, operation: str, n: int) -> float:
     """Bytes that one device gets, from the type of the result; n devices."""
-    sizes = [math.prod(map(int, filter(None, d.split(",")))) * _BITS[t] / 8 for t, d in _ARRAY.findall(result)]
+    arrays = _ARRAY.findall(result)
     if operation in ("all-gather-start", "collective-permute-start"):
-        # The result names what goes in, what comes out, and for a permutation two counters.
-        sizes = sizes[1:2] if len(sizes) in (2, 4) else sizes[len(sizes) // 2 :]
-    size = sum(sizes)
+        # The result names all that goes in, all that comes out, and for a permutation two counters.
+        arrays = [array for array in arrays if array != ("u32", "")]
+        arrays = arrays[len(arrays) // 2 :]
+    size = sum(math.prod(map(int, filter(None, dims.split(",")))) * _BITS[dtype] / 8 for dtype, dims in arrays)
     if kind == "collective-permute":
         return size
     if kind == "reduce-scatter" and operation.startswith("reduce-scatter"):

@@ -16,7 +16,7 @@ from vlm3_jax.planning.collectives import Traffic, traffic
 from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
-from vlm3_jax.train.trainable import DTYPES, Trainable
+from vlm3_jax.train.trainable import Trainable
 
 # The compiler looks for the machine that it would run on; these answers keep it quiet and off the network.
 _ALONE = {
@@ -59,15 +59,18 @@ def tpu_devices(name: str) -> list:
         raise UserError(f"--topology={name}: the TPU compiler refuses it ({str(error).splitlines()[0]})") from None
 
 
+def empty_row(cfg: VLMConfig, budget: RowBudget) -> dict[str, np.ndarray]:
+    """A batch of one empty row, as `data/packing.py` makes it."""
+    return pack([[]], [[]], budget, VisionSpec.of(cfg))
+
+
 def abstract_batch(cfg: VLMConfig, budget: RowBudget, rows: int, accumulation: int, mesh) -> dict:
-    """Shapes, dtypes and shardings of a global batch, as `data/packing.py` makes it."""
-    v = cfg.vision
-    spec = VisionSpec(v.patch_size, v.merge_size, v.temporal_patch_size, 1, 2**30, cfg.mean, cfg.std, v.table_side)
+    """Shapes, dtypes and shardings of a global batch."""
     lead = (rows,) if accumulation == 1 else (accumulation, rows)
     sharding = meshes.batch_sharding(mesh, accumulation)
     return {
         name: jax.ShapeDtypeStruct((*lead, *array.shape[1:]), array.dtype, sharding=sharding)
-        for name, array in pack([[]], [[]], budget, spec).items()
+        for name, array in empty_row(cfg, budget).items()
     }
 
 
@@ -75,12 +78,8 @@ def lower(cfg: VLMConfig, config, budget: RowBudget, rows: int, accumulation: in
     """The step of `config` for a mesh, traced but not compiled."""
     trainable = Trainable.from_config(cfg, config)
     tx = optimizers.make(cfg, config.optimizer, trainable.trained_rows)
-    train = config.train
-    step = steps.make_step(
-        cfg, tx, config.optimizer, mesh, total_samples=train.samples, groups=2 * max(1, len(config.data.components)),
-        dtype=DTYPES[train.dtype], remat=train.remat, accumulation=accumulation, trainable=trainable,
-        balance=train.balance, z_loss=train.z_loss, back_end=meshes.back_end(mesh, train.attention),
-    )  # fmt: skip
+    groups = 2 * max(1, len(config.data.components))
+    step = steps.from_config(cfg, config, tx, mesh, trainable, groups, accumulation)
     state = steps.abstract_state(cfg, tx, mesh, trainable)
     batch = abstract_batch(cfg, budget, rows, accumulation, mesh)
     return step.lower(state, batch, jax.ShapeDtypeStruct((), np.int32, sharding=meshes.replicated(mesh)))

@@ -5,8 +5,6 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from jax.sharding import AbstractMesh
-
 from vlm3_jax import params as parameters
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.errors import UserError
@@ -165,12 +163,11 @@ def make_plan(
         raise UserError(f"train.dtype: {config.train.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if config.train.samples < 1:
         raise UserError("train.samples is 0: set the length of the run in samples")
-    cfg, d = model_config(config.model), config.data
-    budget = RowBudget(
-        d.row_tokens, d.row_patches, d.row_targets, d.block, d.reach, d.pair_block, d.pairs, d.patch_pairs
-    )
+    cfg, budget = model_config(config.model), RowBudget.from_config(config.data)
     typical = typical_rows(config, cfg, budget)
-    base = Load(cfg, Trainable.from_config(cfg, config), budget, typical, (1, 1, 1), 1, 1, config.train.remat)
+    trainable = Trainable.from_config(cfg, config)
+    row_bytes = sum(array.nbytes for array in compiler.empty_row(cfg, budget).values())
+    base = Load(cfg, trainable, budget, typical, row_bytes, (1, 1, 1), 1, 1, config.train.remat)
     options = [_estimate(config, base, topology, shape, reached) for shape in shapes or topology.meshes()]
     options = _ranked([option for option in options if option])
     if not options:
@@ -212,9 +209,7 @@ def _estimate(config, base: Load, topology: Topology, shape, reached: float) -> 
             break
         accumulation = accumulation_for(wanted, rows * spread)
         load = dataclasses.replace(base, mesh=shape, rows=rows, accumulation=accumulation)
-        mesh = AbstractMesh(shape, meshes.AXES)
-        batch = compiler.abstract_batch(load.cfg, load.budget, rows * spread, accumulation, mesh)
-        found.append(Option(load, topology, reached, load.arguments(batch), load.temporaries(), load.exchange()))
+        found.append(Option(load, topology, reached, load.arguments(), load.temporaries(), load.exchange()))
     fitting = [option for option in found if option.fits]
     if not fitting:
         return found[0] if found else None

@@ -8,7 +8,7 @@ looks at, plus what the backward pass makes again: attention's scores always, th
 "full" each layer without its last product, under "minimal" its output projections.
 Memory traffic: the weights in bf16 read once in each of three passes and written twice as gathered; the inputs and
 outputs of every product, in bf16, in each pass; attention's keys and values once a pair of blocks; at the end of the
-update 32 bytes a parameter (moments, weights, gradient).
+update 32 bytes a trained value (moments, weights, gradient).
 Exchange, where no compiled program says it: bf16 weights gathered over fsdp in each pass (three under "full", else two)
 and their gradients scattered; the token table gathered once, its gradient summed in float32; gradients summed over
 replica; two sums of activations a layer and pass over tensor.
@@ -19,7 +19,6 @@ the largest layer's intermediate values; two gathered layers; the token table wi
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 
 from vlm3_jax import flops
@@ -36,12 +35,16 @@ PASSES = {"none": 3, "minimal": 3.3, "full": 4, "offload": 3.3}
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """One device's part of an update: `rows` at once, `accumulation` times, on a mesh (replica, fsdp, tensor)."""
+    """One device's part of an update: `rows` at once, `accumulation` times, on a mesh (replica, fsdp, tensor).
+
+    `row_bytes`: of one row of a batch.
+    """
 
     cfg: VLMConfig
     trainable: Trainable
     budget: object
     typical: Rows
+    row_bytes: int
     mesh: tuple[int, int, int]
     rows: int
     accumulation: int
@@ -96,7 +99,7 @@ class Load:
         block = b.pair_block or 128
         attention = t.layers * pairs / block * 2 * t.kv_heads * C + v.depth * patch_pairs / block * 2 * v.hidden_size
         once = passes * 2 * (activations + attention) / tensor * self.rows + weights
-        return once * self.accumulation + 32 * self._local(4) / 4
+        return once * self.accumulation + 8 * self._local(trained=True)
 
     def exchange(self) -> Traffic:
         """What the model says devices receive in an update."""
@@ -129,26 +132,26 @@ class Load:
 
     def state(self) -> float:
         """Bytes of parameters and moments on one device, each by its sharding."""
-        return self._local(4) + 2 * self._local(4, trained=True)
+        return self._local() + 2 * self._local(trained=True)
 
-    def _local(self, width: int, trained: bool = False) -> float:
-        total = 0.0
-        for row in self.trainable.rows:
-            if not trained or row.path in self.trainable.trained:
-                spec = meshes.resolve(row, self.sizes)[0]
-                bytes_each = jnp.dtype(self.trainable.dtype(row)).itemsize if not trained else width
-                total += row.size * bytes_each / math.prod(self.sizes[axis] for axis in spec if axis)
-        return total
+    def _local(self, trained: bool = False) -> float:
+        """Bytes of the parameters, or of the trained ones, on one device."""
+        rows = self.trainable.trained_rows if trained else self.trainable.rows
+        return sum(self._held(row) * jnp.dtype(self.trainable.dtype(row)).itemsize for row in rows)
 
-    def arguments(self, batch: dict) -> float:
-        """Bytes of state and batch on one device; `batch` of `compile.abstract_batch`."""
-        inputs = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in jax.tree.leaves(batch))
-        return self.state() + inputs / (self.mesh[0] * self.mesh[1])
+    def _held(self, row: parameters.Param) -> float:
+        """Values of a parameter on one device."""
+        spec = meshes.resolve(row, self.sizes)[0]
+        return row.size / math.prod(self.sizes[axis] for axis in spec if axis)
+
+    def arguments(self) -> float:
+        """Bytes of state and batch on one device."""
+        return self.state() + self.row_bytes * self.rows * self.accumulation
 
     def temporaries(self) -> float:
         """Bytes alive at the fullest moment beside the arguments: an estimate, see above."""
         t, v, b, tensor = self.cfg.text, self.cfg.vision, self.budget, self.mesh[2]
-        gradients = self._local(4, trained=True) * (2 if self.accumulation > 1 else 1)
+        gradients = self._local(trained=True) * (2 if self.accumulation > 1 else 1)
         tokens, patches = b.tokens * self.rows, b.patches * self.rows
         kept = t.layers * tokens * t.hidden_size + v.depth * patches * v.hidden_size
         named = t.layers * tokens * ((2 * t.heads + 2 * t.kv_heads) * t.head_dim + 2 * t.intermediate_size)
@@ -164,9 +167,8 @@ class Load:
 
     def fallbacks(self) -> list[tuple[meshes.Fallback, float]]:
         """Parameter axes that no mesh axis divides, with the float32 bytes of that parameter on every device."""
-        found = []
-        for row in self.trainable.rows:
-            spec, whole = meshes.resolve(row, self.sizes)
-            local = 4 * row.size / math.prod(self.sizes[axis] for axis in spec if axis)
-            found += [(fallback, local) for fallback in whole]
-        return found
+        return [
+            (fallback, 4 * self._held(row))
+            for row in self.trainable.rows
+            for fallback in meshes.resolve(row, self.sizes)[1]
+        ]

@@ -11,9 +11,8 @@ import numpy as np
 
 from vlm3_jax import flops
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.block_pairs import visible_pairs
 from vlm3_jax.data.image import VisionSpec, fit_camera, plan_image
-from vlm3_jax.data.packing import RowBudget, fits, needs
+from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, looked_at, needs
 from vlm3_jax.data.plan import Planner
 from vlm3_jax.data.records import ImageRef, View
 from vlm3_jax.data.samples import Sample
@@ -57,14 +56,11 @@ def vision_spec(model: str, cfg: VLMConfig) -> VisionSpec:
     """What the tower expects: as a model's folder says, else with the pixel bounds of Qwen's processor."""
     if pathlib.Path(model).is_dir():
         return VisionSpec.from_dir(model)
-    v = cfg.vision
-    return VisionSpec(
-        v.patch_size, v.merge_size, v.temporal_patch_size, 65_536, 16_777_216, cfg.mean, cfg.std, v.table_side
-    )
+    return VisionSpec.of(cfg, 65_536, 16_777_216)
 
 
 def sample_of(name: str, entry, budget: RowBudget, spec: VisionSpec) -> Sample:
-    """A sample of a mixture entry, cropped as in training; UserError if the entry names no `size`."""
+    """A sample of a mixture entry, cropped as in training; UserError if the entry names no `size` or fits no row."""
     if len(entry.size) != 3:
         raise UserError(
             f"mixture entry {name!r}: size is {entry.size!r}, but a plan needs (width, height, focal) in px"
@@ -72,14 +68,20 @@ def sample_of(name: str, entry, budget: RowBudget, spec: VisionSpec) -> Sample:
     width, height, focal = map(float, entry.size)
     images, (turn, answer) = IMAGES[entry.task], TEXT.get((entry.task, entry.style), SHORT)
     camera = Camera(focal, focal, width / 2, height / 2, round(width), round(height)).unify(entry.focal, entry.policy)
-    n_text = turn * entry.questions + 2 * images
-    unit = spec.merge_size**2
-    camera = fit_camera(camera, spec, min(budget.patches, (budget.tokens - n_text) * unit) // images // unit * unit)
+    n_text, n_targets, unit = turn * entry.questions + 2 * images, answer * entry.questions, spec.merge_size**2
+    patches = min(budget.patches, (budget.tokens - n_text) * unit) // images
+    if patches < unit or n_targets > budget.targets:
+        raise UserError(
+            f"mixture entry {name!r}: {n_text} tokens of text ({n_targets} supervised) and its images do not fit a "
+            f"row; raise data.row_tokens ({budget.tokens}), data.row_patches ({budget.patches}) or data.row_targets "
+            f"({budget.targets}), or ask fewer questions"
+        )
+    camera = fit_camera(camera, spec, patches)
     ref = ImageRef(camera.width, camera.height, name, data=b"")
     plans = (plan_image(View(ref, camera), spec),) * images
     visual = sum(plan.n_visual for plan in plans)
     tokens = np.zeros(visual + n_text, np.int32)
-    targets = np.zeros(answer * entry.questions, np.int32)
+    targets = np.zeros(n_targets, np.int32)
     return Sample(
         name, 0, tokens, np.zeros((3, len(tokens)), np.int32), np.zeros_like(tokens), np.arange(visual), plans,
         targets, targets, np.ones(len(targets), np.float32), targets > 0,
@@ -96,46 +98,31 @@ def typical_rows(config, cfg: VLMConfig, budget: RowBudget, count: int = 512) ->
     weights = np.array([entry.weight for entry in entries.values()])
     drawn = np.random.default_rng(config.seed).choice(len(samples), 1 << 16, p=weights / weights.sum())
     # Lists of blocks are sized to what rows need, so they are no bound here.
-    wide = dataclasses.replace(budget, pairs=2**30, patch_pairs=2**30)
+    loose = dataclasses.replace(budget, pair_block=0, reach=0)
     planner = Planner(
-        lambda i: samples[drawn[i % len(drawn)]], lambda i: ("", "", ""), lambda row: _within(row, wide), STREAMS
+        lambda i: samples[drawn[i % len(drawn)]], lambda i: ("", "", ""), lambda row: fits(row, loose), STREAMS
     )
     cursors, rows = np.arange(STREAMS), []
     while len(rows) < count:
         batch = planner.plan(cursors)
         cursors = batch.cursors
         rows += batch.rows
-    taken: dict = {}
-    for row in rows:
-        key = tuple(sorted(sample.id for sample in row))
-        taken[key] = taken.get(key) or needs(row, wide)
-    found = [taken[tuple(sorted(sample.id for sample in row))] for row in rows]
-    everything = [sample for row in rows for sample in row]
-    mean = 1 / len(rows)
-    tokens, patches = sum(len(s.tokens) for s in everything), sum(s.n_patches for s in everything)
-    area = budget.pair_block**2
-    dense = budget.tokens**2, budget.patches**2
+    held, found, mean = lengths(rows), [needs(row, budget) for row in rows], 1 / len(rows)
+    stats = batch_stats(rows, held, budget)
     return Rows(
-        samples=len(everything) * mean,
-        token_fill=tokens * mean / budget.tokens,
-        patch_fill=patches * mean / max(1, budget.patches),
+        samples=sum(map(len, rows)) * mean,
+        token_fill=stats["token_fill"],
+        patch_fill=stats["patch_fill"],
         lengths=flops.Lengths(
-            tokens=round(tokens * mean),
-            patches=round(patches * mean),
-            targets=round(sum(len(s.target_tokens) for s in everything) * mean),
-            text_pairs=sum(visible_pairs(s.questions) for s in everything) * mean,
-            vision_pairs=round(sum(p.n_patches**2 for s in everything for p in s.images) * mean),
+            tokens=round(held.tokens * mean),
+            patches=round(held.patches * mean),
+            targets=round(held.targets * mean),
+            text_pairs=held.text_pairs * mean,
+            vision_pairs=round(held.vision_pairs * mean),
         ),
-        looked_at=(sum(t.pairs for t in found) * mean * area, sum(t.patch_pairs for t in found) * mean * area)
-        if area
-        else dense,
+        looked_at=tuple(np.mean([looked_at(row, budget) for row in rows], 0).tolist()),
         needs=tuple(max(getattr(t, name) for t in found) for name in ("pairs", "patch_pairs", "targets")),
     )
-
-
-def _within(row: list[Sample], budget: RowBudget) -> bool:
-    """As `packing.fits` where lists of blocks are no bound, without counting them."""
-    return fits(row, dataclasses.replace(budget, pair_block=0, reach=0))
 
 
 def total_rows(config) -> int:
