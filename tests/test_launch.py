@@ -26,12 +26,13 @@ def jobset() -> dict:
     return yaml.safe_load((LAUNCH / "gke" / "jobset.yaml").read_text())
 
 
-def accepted(arguments) -> None:
-    """The arguments are those of `vlm3 train`, and its config takes them."""
+def accepted(arguments, devices: int) -> None:
+    """The arguments are those of `vlm3 train`, its config takes them, and so do as many devices."""
     args = cli.make_parser().parse_args(["train", *(a for a in arguments if not a.startswith("--config."))])
     config = cli.read_config(args, [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")])
     assert args.stopped_code == 75
     assert config.workdir.startswith("/runs/")
+    assert config.data.rows % (devices // config.mesh.tensor) == 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -53,6 +54,7 @@ def test_jobset_fits_its_schema(jobset):
         (("spec", "replicatedJobs", 0, "replicas"), "2"),
         (("spec", "replicatedJobs", 0, "template", "spec", "completionMode"), "indexed"),
         (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "restartPolicy"), "OnFailure"),
+        (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "shareProcessNamespace"), "yes"),
         (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0, "arguments"), []),
     ],
 )
@@ -81,7 +83,7 @@ def test_jobset_numbers_belong_together(jobset):
     assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == container["name"]
     program, _, *command = container["command"]
     assert program == "vlm3"
-    accepted([*command, *container["args"]])
+    accepted([*command, *container["args"]], chips * spec["parallelism"] * job["replicas"])
     assert f"--config.mesh.replica={job['replicas']}" in container["args"]
 
 
@@ -96,7 +98,7 @@ def fake(folder, name, text) -> dict[str, str]:
 def test_xpk_gets_one_command(tmp_path):
     """The tool itself is not here; its options are those of its parser (AI-Hypercomputer/xpk, workload create)."""
     environment = fake(tmp_path, "xpk", 'printf "%s\\n" "$@"\n') | {"CLUSTER": "c", "IMAGE": "i"}
-    arguments = ["--config=depth", "--workdir=/runs/a b", "--config.mesh.replica=2"]
+    arguments = ["--config=depth", "--workdir=/runs/a b", "--config.mesh.replica=2", "--config.data.rows=128"]
     done = subprocess.run([LAUNCH / "gke" / "xpk.sh", *arguments], env=environment, capture_output=True, check=True)
     words = done.stdout.decode().splitlines()
     options = dict(word.removeprefix("--").split("=", 1) for word in words[2:] if "=" in word)
@@ -107,9 +109,73 @@ def test_xpk_gets_one_command(tmp_path):
     shown = subprocess.run(
         ["bash", "-c", 'exec() { printf "%s\\n" "$@"; }; ' + options["command"]], capture_output=True
     )
-    program, train, *rest = shown.stdout.decode().splitlines()
-    assert (program, train) == ("vlm3", "train")
-    accepted(rest)
+    *program, train, rest = shown.stdout.decode().split("\n", 4)
+    assert (program, train) == (["env", "VLM3_DATA=/runs/data", "vlm3"], "train")
+    accepted(rest.splitlines(), 128)
+
+
+SRUN = """
+while [[ $1 == --* ]]; do shift; done
+for SLURM_PROCID in 0 1; do
+  export SLURM_PROCID
+  "$@"
+  code=$?
+  highest=$((code > ${highest:-0} ? code : ${highest:-0}))
+done
+exit "$highest"
+"""
+VLM3 = """
+echo "$@"
+((${SIGNAL:-0})) && kill -TERM $PPID
+codes=($CODES)
+exit "${codes[SLURM_PROCID]}"
+"""
+
+
+def batch(tmp_path, codes, **environment) -> tuple[int, str, bool]:
+    """(exit code, last line, whether the job is requeued) of train.sbatch with two tasks that end with these codes."""
+    for name, text in (("srun", SRUN), ("vlm3", VLM3), ("scontrol", 'echo "$@" >requeued')):
+        path = fake(tmp_path, name, text)
+    requeued = tmp_path / "requeued"
+    requeued.unlink(missing_ok=True)
+    environment = path | {"SLURM_JOB_ID": "7", "CODES": codes} | environment
+    command = [LAUNCH / "slurm" / "train.sbatch", "--config=a b"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, **pipes)
+    first, *_, last = done.stdout.splitlines()
+    assert first == "train --stopped-code=75 --config=a b"
+    assert not requeued.exists() or requeued.read_text() == "requeue 7\n"
+    return done.returncode, last, requeued.exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "ended"),
+    [
+        ("0 0", (0, "train.sbatch: the run is complete", False)),
+        ("75 75", (0, "train.sbatch: exit code 75: back into the queue", True)),
+        ("1 134", (0, "train.sbatch: exit code 134: back into the queue", True)),
+        ("2 2", (2, "train.sbatch: given up, exit code 2", False)),
+        ("2 134", (2, "train.sbatch: given up, exit code 2", False)),
+        ("139 2", (2, "train.sbatch: given up, exit code 2", False)),
+    ],
+)
+def test_a_batch_job_goes_by_the_codes_of_its_tasks(tmp_path, codes, ended):
+    assert batch(tmp_path, codes) == ended
+
+
+def test_a_batch_job_gives_up_what_only_fails(tmp_path):
+    """Clean stops are not counted, however many there were."""
+    assert batch(tmp_path, "75 75", SLURM_RESTART_COUNT="99")[2]
+    assert all(batch(tmp_path, "1 1", SLURM_RESTART_COUNT="99")[2] for _ in range(5))
+    assert batch(tmp_path, "75 75")[2]
+    assert all(batch(tmp_path, "1 1")[2] for _ in range(19))
+    assert batch(tmp_path, "134 1") == (134, "train.sbatch: given up, exit code 134", False)
+    # Submitted again it starts with nothing.
+    assert batch(tmp_path, "1 1")[2]
+
+
+def test_a_signal_does_not_end_the_shell_of_a_task(tmp_path):
+    assert batch(tmp_path, "75 75", SIGNAL="1") == (0, "train.sbatch: exit code 75: back into the queue", True)
 
 
 SSH = """
@@ -122,7 +188,8 @@ flags = [a for a in sys.argv if a.startswith("--")]
 print(os.environ["host"], os.getcwd(), *flags, sep="|", flush=True)
 signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(0)))
 time.sleep(20 if "--wait" in flags else 0)
-sys.exit(3 if "--fail" in flags and "--process=1" in flags else 0)
+codes = next((a[8:].split(",") for a in flags if a.startswith("--codes=")), "00")
+sys.exit(int(codes["--process=1" in flags]))
 """
 
 
@@ -143,9 +210,12 @@ def test_ssh_starts_a_process_on_each_host(tmp_path):
     ]
 
 
-def test_ssh_tells_which_process_failed(tmp_path):
-    _, errors = (process := launched(tmp_path, "--fail")).communicate(timeout=30)
-    assert (process.returncode, errors) == (3, "launch.sh: process 1 on two: exit code 3\n")
+@pytest.mark.parametrize(("first", "second", "code"), [(0, 3, 3), (2, 134, 2), (134, 2, 2), (134, 1, 134)])
+def test_ssh_tells_which_process_failed(tmp_path, first, second, code):
+    _, errors = (process := launched(tmp_path, f"--codes={first},{second}")).communicate(timeout=30)
+    ended = {"0 on me@one": first, "1 on two": second}
+    lines = [f"launch.sh: process {who}: exit code {each}\n" for who, each in ended.items() if each]
+    assert (process.returncode, errors) == (code, "".join(lines))
 
 
 def test_ssh_hands_a_signal_on(tmp_path):

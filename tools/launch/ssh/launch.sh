@@ -2,12 +2,14 @@
 # Trains on a list of hosts through ssh, a process on each; what follows `--` is run there with the flags that say which
 # process it is:
 #
-#   tools/launch/ssh/launch.sh host1 host2 host3 -- vlm3 train --config=depth --workdir=/shared/runs/depth
+#   tools/launch/ssh/launch.sh host1 host2 -- env VLM3_DATA=/shared/data \
+#     vlm3 train --config=depth --workdir=/shared/runs/depth
 #
-# The hosts need the same installation and a workdir that all see; host1 is process 0. Output comes back with the host's
-# name before every line. SIGTERM and Ctrl-C here reach every process: the run saves and ends, and the same command goes
-# on. When a process fails, the others end by themselves within a minute. PORT (default 8476) must be free on host1;
-# DIRECTORY (default: this one) is where the command runs.
+# The hosts (of 8 devices here) need the same installation, and a workdir and data that all see; host1 is process 0.
+# Output comes back with the host's name before every line. SIGTERM and Ctrl-C here reach every process: the run saves
+# and ends, and the same command goes on. When a process fails, the others end by themselves within a minute; the exit
+# code is the highest, but 2 (do not try again) if any process ends with that. PORT (default 8476) must be free on
+# host1; DIRECTORY (default: this one) is where the command runs.
 set -u
 
 hosts=()
@@ -64,7 +66,8 @@ for each in "${!processes[@]}"; do
   done
   if ((code)); then
     echo "launch.sh: process $each on ${hosts[each]}: exit code $code" >&2
-    failed=$((failed > code ? failed : code))
+    # Where one process ends with 2, the runtime aborts the others.
+    failed=$((failed == 2 || code == 2 ? 2 : failed > code ? failed : code))
   fi
   remote "${hosts[each]}" "rm -f /tmp/$run-$each.pid"
 done
