@@ -11,7 +11,7 @@ from vlm3_jax.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; a UserError becomes one line on stderr and exit code 2."""
+    """Runs one command; a UserError becomes one line on stderr and its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     fields = [arg.removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
     parser = make_parser()
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         return args.run(args, fields) or 0
     except UserError as error:
         print(f"vlm3 {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return error.code
     except KeyboardInterrupt:
         print(f"vlm3 {args.command}: interrupted", file=sys.stderr)
         return 130

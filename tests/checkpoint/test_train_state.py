@@ -1,8 +1,12 @@
 """Checkpoints of a run: which are kept, what damage is noticed, what is refused. Meshes: tests/train/mesh_worker.py."""
 
+import asyncio
+import contextlib
+import errno
 import json
 import os
 import pathlib
+import resource
 import shutil
 
 import jax
@@ -11,11 +15,11 @@ import numpy as np
 import pytest
 
 from tests.support import files_of_at_most
-from vlm3_jax.checkpoint import settings
+from vlm3_jax.checkpoint import settings, train_state
 from vlm3_jax.checkpoint.checksums import checksums
 from vlm3_jax.checkpoint.train_state import Checkpoints
 from vlm3_jax.data.plan import PlanState
-from vlm3_jax.errors import UserError
+from vlm3_jax.errors import Again, UserError
 from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train.step import TrainState
 
@@ -168,6 +172,109 @@ def test_none_can_be_read(saved, tmp_path):
     line = f"{folder}: no checkpoint can be read ({reasons}); put back a copy, or use another --workdir"
     assert str(caught.value) == line
     assert sorted(path.name for path in folder.iterdir()) == ["2", "5"]
+
+
+@contextlib.contextmanager
+def few_open_files():
+    """Three more than there are now: as many as Orbax takes before it opens the first file of an item."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 4, limits[1]))
+    opened = []
+    with contextlib.suppress(OSError):
+        while True:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    for number in opened[-3:]:
+        os.close(number)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for number in opened[:-3]:
+            os.close(number)
+
+
+class Several:
+    """jax as a process among others sees it."""
+
+    process_count = staticmethod(lambda: 2)
+
+    def __getattr__(self, name):
+        return getattr(jax, name)
+
+
+def test_a_process_among_others_ends_to_try_again(saved, tmp_path, monkeypatch):
+    """It cannot go on by itself with an older checkpoint; without one, the next start would begin anew."""
+    folder = shutil.copytree(saved, tmp_path / "run") / "checkpoints"
+    for step in ("2", "5"):
+        (folder / step / "params/manifest.ocdbt").unlink()
+    monkeypatch.setattr(train_state, "jax", Several())
+    with pytest.raises(Again, match=r"step 5 is damaged \(.*kept aside as 5\.damaged; the same command goes on from"):
+        restore(tmp_path / "run")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no checkpoint can be read \(step 2: ") as caught:
+            restore(tmp_path / "run")
+        assert not isinstance(caught.value, Again)
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "5.damaged"]
+
+
+def test_too_many_open_files_are_no_damage(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "run") / "checkpoints"
+    line = rf"{folder}: step 5 cannot be read \(Too many open files\); once that is mended, the same command goes on"
+    checkpoints = Checkpoints(tmp_path / "run")
+    with few_open_files(), pytest.raises(UserError, match=line):
+        checkpoints.restore(abstract(), FACTS)
+    checkpoints.close()
+    assert_is(*restore(tmp_path / "run")[:2], 5)
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "5"]
+
+
+def wrapped(error: BaseException) -> Exception:
+    """As Orbax raises what happens while an array is read."""
+    outer = Exception("Encountered error while reading array index: (slice(0, 96, 1),). See full TensorStore details:")
+    outer.__cause__ = error
+    return outer
+
+
+def stored(number: int) -> Exception:
+    return wrapped(
+        ValueError(
+            'PERMISSION_DENIED: Error reading "text.embed/0.0" in OCDBT database at local file "/run/5/params/": '
+            f"Failed to open: \"/run/5/params/d/53\": Permission denied [os_error_code='{number}']"
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (wrapped(asyncio.CancelledError()), KeyboardInterrupt),
+        (wrapped(MemoryError()), MemoryError),
+        (stored(errno.EACCES), UserError),
+        (PermissionError(errno.EACCES, "Permission denied"), UserError),
+        (OSError(errno.ESTALE, "Stale file handle"), Again),
+        (stored(errno.ETIMEDOUT), Again),
+        (stored(errno.ENOMEM), Again),
+        (stored(errno.EIO), train_state.Damaged),
+        (OSError(errno.EIO, "Input/output error"), train_state.Damaged),
+        (stored(errno.ENOENT), train_state.Damaged),
+        (ValueError("no number"), train_state.Damaged),
+    ],
+)
+def test_what_an_error_says_of_a_checkpoint(saved, monkeypatch, error, kind):
+    def fail(*_, **__):
+        raise error
+
+    checkpoints = Checkpoints(saved)
+    meta = checkpoints._meta(5)
+    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    with pytest.raises(kind) as caught:
+        checkpoints._state(5, meta, abstract())
+    assert type(caught.value) is kind
+    if isinstance(error, OSError):
+        monkeypatch.setattr(pathlib.Path, "read_bytes", fail)
+        with pytest.raises(kind):
+            checkpoints._meta(5)
 
 
 def test_intact_checkpoints_are_told_nothing_about(saved):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from vlm3_jax.errors import UserError
+from vlm3_jax.errors import Again, UserError
 from vlm3_jax.train import distributed
 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_STEP_NODELIST": "node[1-4]"}
@@ -67,6 +67,7 @@ def test_a_batch_script_is_no_task(environment):
         (("one:1234", None, None), r"--processes, --process: missing, and no launcher \(SLURM, Open MPI\) says it"),
         (("one:1234", 4, None), r"--process: missing, and no launcher"),
         ((None, 4, 0), r"--coordinator: missing; give HOST:PORT of process 0"),
+        ((None, None, 1), r"--coordinator: missing; give HOST:PORT of process 0"),
         (("one:1234", 4, 4), r"--process=4 is not one of 0 to 3 \(--processes=4\)"),
         (("one", 4, 0), r"--coordinator=one: not of the form HOST:PORT"),
     ],
@@ -75,6 +76,25 @@ def test_flags_that_do_not_belong_together(environment, flags, message):
     environment({})
     with pytest.raises(UserError, match=message):
         distributed._place(*flags)
+
+
+@pytest.mark.parametrize("variables", [SLURM, SLURM | {"SLURM_NTASKS": "1"}])
+def test_a_number_alone_is_no_place(environment, variables):
+    """Also in a launcher's environment: a job of one task each would be two runs in one workdir."""
+    environment(variables)
+    for flags in ((None, None, 1), (None, 2, 1)):
+        with pytest.raises(UserError, match="--coordinator: missing"):
+            distributed._place(*flags)
+
+
+def test_the_config_of_a_process_alone_says_how_many_devices(environment, tmp_path):
+    environment({})
+    command = [sys.executable, "-m", "vlm3_jax.cli", "train", "--config=depth", f"--workdir={tmp_path}"]
+    command += ["--model=tiny:none", "--config.mesh.cpu_devices=2"]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("vlm3 train: tiny checkpoint: unknown size 'none'")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_launcher_that_hides_the_first_process(environment):
@@ -98,10 +118,32 @@ def test_gather_keeps_every_bit():
         np.testing.assert_array_equal(found[key], value[None])
 
 
+ENDING = """
+import os
+from vlm3_jax.train import distributed, lookout
+distributed._joined = 0, 2
+lookout.start("name")
+with distributed.ends_together():
+    # What may begin a report of the runtime is held back for seconds.
+    os.write(2, b"E1122 19:09:09.564316   15272 coordination_service_agent.cc:289] Polled an error\\n")
+    raise KeyboardInterrupt
+"""
+
+
+def test_a_process_ends_after_its_last_words():
+    """The first process of a container takes the lookout along."""
+    with subprocess.Popen([sys.executable, "-c", ENDING], stderr=subprocess.PIPE) as process:
+        assert process.wait() == 130
+        os.set_blocking(process.stderr.fileno(), False)
+        errors = os.read(process.stderr.fileno(), 500)
+    assert errors.endswith(b"Polled an error\nvlm3 train: process 0 of 2: interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
         (UserError("a\n file"), 2, "a file"),
+        (Again("a\n file"), 1, "a file"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (
             ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"),

@@ -1,6 +1,7 @@
 """The line that stands for the runtime's report of a lost process; the reports are those of jaxlib 0.10.2."""
 
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -77,3 +78,35 @@ def test_a_prompt_is_not_held_back():
         assert os.read(read, 100) == b"continue? "
     os.close(read)
     os.close(write)
+
+
+ENDING = """
+import os, subprocess, sys
+from vlm3_jax.train import lookout
+lookout.start("name")
+# Holds the pipe for longer than anybody waits.
+subprocess.Popen(["sleep", "3"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+print("last words", file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.parametrize("end", ["sys.exit(3)", "lookout.finish(); os._exit(3)"])
+def test_a_process_ends_after_its_lookout(end):
+    """Where a container or a job's task ends with its process, so does the lookout: what it has not written is lost."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    with subprocess.Popen([sys.executable, "-c", ENDING + end], stderr=subprocess.PIPE, cwd=root) as process:
+        assert process.wait() == 3
+        os.set_blocking(process.stderr.fileno(), False)
+        assert os.read(process.stderr.fileno(), 100) == b"last words\n"
+        # The end of the file: nobody is there who might write.
+        assert os.read(process.stderr.fileno(), 100) == b""
+
+
+def test_the_last_words_of_a_report_are_not_held_back():
+    """What may begin a report waits for more; the end of the process does not, though others hold the pipe."""
+    command = [sys.executable, "-I", "-S", lookout.__file__, "name"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(POLLED + b"last words\n" + lookout.END)
+        process.stdin.flush()
+        assert process.wait(lookout.HOLD_S / 2) == 0
+        assert process.stderr.read() == POLLED + b"last words\n"

@@ -5,8 +5,10 @@ checkpoints/STEP/meta                   JSON: cursors, config, held-out losses, 
 checkpoints/STEP.damaged                a checkpoint that cannot be read, kept aside
 """
 
+import asyncio
 import contextlib
 import dataclasses
+import errno
 import gc
 import json
 import logging
@@ -27,11 +29,18 @@ from vlm3_jax.checkpoint.checksums import checksums, described
 from vlm3_jax.checkpoint.layouts import CHUNK_BYTES
 from vlm3_jax.checkpoint.locate import CHECKPOINTS, PARAMS
 from vlm3_jax.data.plan import PlanState
-from vlm3_jax.errors import UserError
+from vlm3_jax.errors import Again, UserError
 from vlm3_jax.train.step import TrainState
 
 # Not signs of a damaged file: the next checkpoint would fare no better.
-_NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+_NOT_DAMAGE = (UserError, MemoryError, jax.errors.JaxRuntimeError)
+# Of the system's errors these say that the files are bad or gone; others that the machine or the storage is in trouble,
+# and of those again some pass by themselves.
+_BAD_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG)
+_PASSING = (
+    *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT),
+    *(errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN, errno.ESHUTDOWN),
+)
 
 
 class Damaged(Exception):
@@ -119,7 +128,8 @@ class Checkpoints:
     def restore(self, abstract: TrainState, facts: dict, config: dict | None = None) -> tuple[TrainState, PlanState]:
         """The newest state that can be read, in the shardings of `abstract`.
 
-        Damaged checkpoints behind it are set aside. UserError if none can be read, or if the run was another one.
+        Damaged checkpoints behind it are set aside. UserError if none can be read, or if the run was another one; Again
+        if the same call may succeed in a new process.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self._manager.all_steps()):
@@ -137,8 +147,11 @@ class Checkpoints:
                 self.notes.append(f"settings changed since step {step}, and are used as they are now: {changed}")
             cursors = np.asarray(meta["cursors"], np.int64)
             return state, PlanState.from_tree({"cursors": cursors, "phases": meta["phases"]})
+        raise self._none_left(damaged)
+
+    def _none_left(self, damaged: dict[int, str]) -> UserError:
         reasons = ", ".join(f"step {step}: {reason}" for step, reason in damaged.items())
-        raise UserError(
+        return UserError(
             f"{self.folder}: no checkpoint can be read ({reasons}); put back a copy, or use another --workdir"
         )
 
@@ -172,9 +185,10 @@ class Checkpoints:
 
     def _meta(self, step: int) -> dict:
         try:
-            meta = json.loads((self.folder / str(step) / "meta" / "metadata").read_bytes())
+            with self._reading(step):
+                meta = json.loads((self.folder / str(step) / "meta" / "metadata").read_bytes())
             stored = meta.pop("crc32", None)
-        except (ValueError, TypeError, AttributeError, FileNotFoundError, NotADirectoryError):
+        except (ValueError, TypeError, AttributeError, OSError):
             raise Damaged("meta is missing or no JSON object") from None
         # Earlier versions kept no checksums.
         if stored == _crc32(meta) or (stored is None and "arrays" not in meta and "facts" in meta):
@@ -221,17 +235,14 @@ class Checkpoints:
             optimizer=ocp.args.StandardRestore(_numbered(abstract)),
         )
         try:
-            found = self._manager.restore(step, args=restore)
+            with self._reading(step):
+                found = self._manager.restore(step, args=restore)
         except _NOT_DAMAGE:
             raise
         # Damaged files make Orbax raise whatever its parsers stumble over: KeyError, AttributeError, Exception.
         except Exception as error:
             if jax.process_count() > 1:
-                # The other hosts may have read their parts, and wait for this one.
-                raise UserError(
-                    f"{self.folder}: step {step} is damaged ({_first_line(error)}), kept aside as "
-                    f"{self._set_aside(step)}; the same command goes on from the one before"
-                ) from None
+                raise self._damaged_for_all(step, _first_line(error)) from None
             raise Damaged(_first_line(error)) from None
         others = jax.tree.unflatten(jax.tree.structure(_others(abstract)), jax.tree.leaves(found.optimizer))
         state = dataclasses.replace(others, params=found.params)
@@ -241,6 +252,16 @@ class Checkpoints:
                 more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
                 raise Damaged(f"{wrong[0]}{more} not what was saved")
         return state
+
+    def _damaged_for_all(self, step: int, reason: str) -> UserError:
+        """What ends this process: the others may have read their parts, and wait for it."""
+        if not any(other < step for other in self._manager.all_steps()):
+            # Without it the same command would start anew.
+            return self._none_left({step: reason})
+        return Again(
+            f"{self.folder}: step {step} is damaged ({reason}), kept aside as {self._set_aside(step)}; "
+            "the same command goes on from the one before"
+        )
 
     def _set_aside(self, step: int) -> str:
         """Renames a damaged checkpoint, unless another host has done so; returns its name."""
@@ -258,16 +279,33 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            # tensorstore names the system's error in the text of a ValueError.
-            named = re.search(r"os_error_code='(\d+)'", str(error))
-            number = int(named[1]) if named else getattr(error, "errno", None)
+            number = _errno(error)
             if not number:
                 raise
             complete = locate.steps(self.folder.parent)
             rest = f"goes on from step {complete[-1]}" if complete else "starts anew"
-            raise UserError(
+            raise _kind(number)(
                 f"{self.folder}: step {self._pending} cannot be saved ({os.strerror(number)}); "
                 f"once that is mended, the same command {rest}"
+            ) from None
+
+    @contextlib.contextmanager
+    def _reading(self, step: int):
+        """What says nothing of the files: Ctrl-C and lack of memory as they are, system errors as a UserError."""
+        try:
+            yield
+        except Exception as error:
+            for cause in _causes(error):
+                if isinstance(cause, asyncio.CancelledError | KeyboardInterrupt):
+                    raise KeyboardInterrupt from None
+                if isinstance(cause, _NOT_DAMAGE):
+                    raise cause from None
+            number = _errno(error)
+            if not number or number in _BAD_FILE:
+                raise
+            raise _kind(number)(
+                f"{self.folder}: step {step} cannot be read ({os.strerror(number)}); "
+                "once that is mended, the same command goes on from there"
             ) from None
 
 
@@ -311,6 +349,26 @@ def _crc32(meta: dict) -> str:
 
 def _text(arrays: dict[str, list], name: str) -> str:
     return "{} {}".format(*arrays[name]) if name in arrays else "missing"
+
+
+def _causes(error: BaseException | None):
+    """The error and those behind it: Orbax wraps all that is raised while an array is read, Ctrl-C too."""
+    while error:
+        yield error
+        error = error.__cause__
+
+
+def _errno(error: Exception) -> int | None:
+    """The number of the system's error; tensorstore names it in the text of a ValueError."""
+    for each in _causes(error):
+        named = re.search(r"os_error_code='(\d+)'", str(each))
+        if number := int(named[1]) if named else getattr(each, "errno", None):
+            return number
+    return None
+
+
+def _kind(number: int) -> type[UserError]:
+    return Again if number in _PASSING else UserError
 
 
 def _first_line(error: Exception) -> str:

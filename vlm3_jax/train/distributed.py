@@ -52,7 +52,8 @@ def joined(command: str, coordinator: str | None = None, processes: int | None =
         _initialize(*where)
         import jax
 
-        if _joined is None and jax.process_count() > 1:
+        # A process that is alone must not start its devices yet: the config may say how many.
+        if _joined is None and jax.distributed.is_initialized() and jax.process_count() > 1:
             _joined = jax.process_index(), jax.process_count()
             lookout.start(_name(command))
         yield
@@ -73,7 +74,10 @@ def ends_together(command: str = "train"):
         code, text = _verdict(error)
         sys.stdout.flush()
         print(f"{_name(command)}: {text}", file=sys.stderr, flush=True)
-        os._exit(code)
+        try:
+            lookout.finish()
+        finally:
+            os._exit(code)
 
 
 def gather(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -118,6 +122,8 @@ def _place(coordinator, processes, process):
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     if processes == 1:
         return None
+    if coordinator is None and (processes, process) != (None, None):
+        raise UserError("--coordinator: missing; give HOST:PORT of process 0, with a free port")
     size, number = _launched()
     if processes is None and process is None:
         processes, process = size, number
@@ -126,8 +132,6 @@ def _place(coordinator, processes, process):
     missing = [name for name, value in given.items() if value is None]
     if coordinator is not None and (processes is None or process is None):
         raise UserError(f"{', '.join(missing)}: missing, and no launcher (SLURM, Open MPI) says it; give all three")
-    if coordinator is None and given["--processes"] is not None:
-        raise UserError("--coordinator: missing; give HOST:PORT of process 0, with a free port")
     if process is not None and not 0 <= process < processes:
         raise UserError(f"--process={process} is not one of 0 to {processes - 1} (--processes={processes})")
     if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
@@ -177,7 +181,7 @@ def _initialize(coordinator, processes, process) -> None:
 def _verdict(error: BaseException) -> tuple[int, str]:
     """The exit code and what to print for an error that ends a process among others."""
     if isinstance(error, UserError):
-        return 2, " ".join(str(error).split())
+        return error.code, " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, SystemExit):

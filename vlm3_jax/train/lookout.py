@@ -5,11 +5,14 @@ reach of Python), with a report of many lines and a stack. This one puts a line 
 library only, since it is started as a script.
 """
 
+import atexit
+import contextlib
 import os
 import re
 import select
 import signal
 import sys
+import time
 
 # Lines with which the runtime's report begins, in some order; FATAL ends the process.
 BEGIN = re.compile(rb"^[EF]\d{4} [\d:.]+ +\d+ (?:coordination_service\w*\.cc|client\.h):", re.M)
@@ -18,6 +21,11 @@ STACK = b"*** Check failure"
 UNHEALTHY = re.compile(rb"tasks are unhealthy[^:]*:\s*((?:\d+[,\s]*)+)")
 # An error may be told of seconds before it ends the process; after FATAL the rest comes at once.
 HOLD_S, REST_S = 5.0, 0.2
+# The last that a process writes: others that it has started may hold the pipe for longer.
+END = b"\0end\0"
+WAIT_S = 1.0
+# The lookout's process, and where this one's stderr went before.
+_started: tuple[int, int] | None = None
 
 
 def lost(who: str, are: str = "is") -> str:
@@ -27,13 +35,35 @@ def lost(who: str, are: str = "is") -> str:
 
 def start(name: str) -> None:
     """Puts the lookout between this process's stderr and where it goes; `name` begins the line it may print."""
+    global _started
     read, write = os.pipe()
     arguments = [sys.executable, "-I", "-S", __file__, name]
-    os.posix_spawn(sys.executable, arguments, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, read, 0)])
+    child = os.posix_spawn(sys.executable, arguments, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, read, 0)])
     sys.stderr.flush()
+    _started = child, os.dup(2)
     os.dup2(write, 2)
     os.close(read)
     os.close(write)
+
+
+# Registered before jax is imported, so called after it has taken leave of the others.
+@atexit.register
+def finish() -> None:
+    """Waits, a second at most, until the lookout has handed on everything: it may be killed when this process ends.
+
+    The kernel does so where this is the first process of a container, SLURM and the container's runtime elsewhere.
+    """
+    global _started
+    if _started is None:
+        return
+    (child, target), _started = _started, None
+    sys.stderr.flush()
+    end = time.monotonic() + WAIT_S
+    with contextlib.suppress(OSError):
+        os.write(2, END)
+        while not os.waitpid(child, os.WNOHANG)[0] and time.monotonic() < end:
+            time.sleep(0.005)
+    os.dup2(target, 2)
 
 
 def summary(report: bytes) -> str:
@@ -59,7 +89,9 @@ def watch(source: int, target: int, name: str) -> None:
         wait = (REST_S if FATAL.search(buffer) else HOLD_S) if reporting else (REST_S if buffer else None)
         if select.select([source], [], [], wait)[0]:
             data = os.read(source, 1 << 16)
-            buffer, open_, quiet = buffer + data, bool(data), not data
+            buffer, end, _ = (buffer + data).partition(END)
+            open_ = bool(data) and not end
+            quiet = not open_
         else:
             quiet = True
         if not reporting and (begin := BEGIN.search(buffer)):
