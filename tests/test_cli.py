@@ -15,6 +15,7 @@ from tests.support import rows_of_metrics, small_run, write_depthlm, write_recor
 from vlm3_jax import cli
 from vlm3_jax import config as configs
 from vlm3_jax.checkpoint import tiny
+from vlm3_jax.errors import Again
 
 
 def commands(parser=None, path=()):
@@ -289,3 +290,14 @@ def test_ctrl_c_is_no_traceback(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(configs, "load", interrupt)
     assert cli.main(["train", "--config=demo", f"--workdir={tmp_path}"]) == 130
     assert capsys.readouterr().err == "vlm3 train: interrupted\n"
+
+
+def test_what_may_succeed_again_has_a_code_of_its_own(monkeypatch, capsys, tmp_path):
+    """Launchers start the same command again after 1, not after 2."""
+
+    def passing(*_):
+        raise Again("the storage does not answer")
+
+    monkeypatch.setattr(cli, "read_config", passing)
+    assert cli.main(["train", f"--config={tmp_path / 'none.py'}"]) == 1
+    assert capsys.readouterr().err == "vlm3 train: the storage does not answer\n"
