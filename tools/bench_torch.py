@@ -1,7 +1,7 @@
 r"""Our training step beside transformers + torch AdamW: one model, the same samples, both sides in one run on a CPU.
 
-    python tools/bench_torch.py                      (25 minutes on two idle cores; needs the test extra)
-    python tools/bench_torch.py --samples 24 --scale 0.5 --tokens 3072     (three minutes)
+    python tools/bench_torch.py                                             (25 minutes and 20 GB on two idle cores; the test extra)
+    python tools/bench_torch.py --samples 24 --scale 0.5                    (three minutes)
 
 The model: text 8 x 512 (8 heads, 4 kv heads, mlp 1,536), vision 6 x 384, vocabulary 8,192; float32. The samples: one
 image and --text text tokens each, a tenth of them supervised. Images have the sizes of the paper's depth mixture at
@@ -94,7 +94,7 @@ def arguments() -> argparse.Namespace:
         ("samples", 64, "samples in all"),
         ("batch", 4, "samples of a padded batch"),
         ("text", 400, "text tokens of a sample"),
-        ("tokens", 4864, "largest row of ours, tokens"),
+        ("tokens", 3328, "largest row of ours, tokens"),
         ("block", 128, "block of our attention"),
         ("threads", 2, "threads of torch, and devices of jax"),
     ):
