@@ -92,9 +92,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
         ("samples", 64, "samples in all"),
-        ("batch", 4, "samples of a padded batch"),
+        ("batch", 3, "samples of a padded batch"),
         ("text", 400, "text tokens of a sample"),
-        ("tokens", 3328, "largest row of ours, tokens"),
+        ("tokens", 4864, "largest row of ours, tokens"),
         ("block", 128, "block of our attention"),
         ("threads", 2, "threads of torch, and devices of jax"),
     ):
