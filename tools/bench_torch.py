@@ -1,6 +1,6 @@
 r"""Our training step beside transformers + torch AdamW: one model, the same samples, both sides in one run on a CPU.
 
-    python tools/bench_torch.py                            25 minutes, 20 GB, two idle cores; needs the test extra
+    python tools/bench_torch.py                            25 minutes, 23 GB, two idle cores; needs the test extra
     python tools/bench_torch.py --samples 24 --scale 0.5   three minutes
 
 The model: text 8 x 512 (8 heads, 4 kv heads, mlp 1,536), vision 6 x 384, vocabulary 8,192; float32. The samples: one
