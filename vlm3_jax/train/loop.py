@@ -18,6 +18,7 @@ from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import convert, hf, locate
 from vlm3_jax.checkpoint.checksums import checksums
 from vlm3_jax.checkpoint.train_state import Checkpoints
+from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.statistics import answer_entropy
 from vlm3_jax.model.vlm import REMAT
@@ -28,7 +29,7 @@ from vlm3_jax.train import step as steps
 from vlm3_jax.train.goodput import Compilations, Goodput
 from vlm3_jax.train.metrics import Bar, Metrics
 from vlm3_jax.train.profile import Profile
-from vlm3_jax.train.run import Feed, Setup, held_out_batches
+from vlm3_jax.train.run import Feed, Setup, held_out_batches, quarantine_file
 from vlm3_jax.train.trainable import DTYPES, Trainable
 from vlm3_jax.train.window import Window
 
@@ -170,10 +171,12 @@ class _Run:
         self.skipped = self.skipped_in_a_row = 0
         self.run_step = steps.from_config(cfg, config, tx, mesh, trainable, self.groups)
         held_out = self._held_out_components()
-        self.held_out = {c.name: held_out_batches(setup, c, config.eval.loss_batches) for c in held_out}
+        self.aside = aside = Quarantine(quarantine_file(setup.workdir), config.data.max_bad_fraction)
+        self.held_out = {c.name: held_out_batches(setup, c, config.eval.loss_batches, aside) for c in held_out}
         for name, (_, answers) in self.held_out.items():
             if not answers:
                 raise UserError(f"eval.components.{name}: none of its records gives a sample; check its path and task")
+        aside.check()
         self.run_evaluate = steps.make_evaluate(
             cfg, mesh, groups=2 * (1 + len(held_out)), dtype=DTYPES[train.dtype], trainable=trainable,
             back_end=meshes.back_end(mesh, train.attention),
@@ -187,6 +190,8 @@ class _Run:
         # The step at which held-out losses were measured last.
         self.losses: tuple[int, dict[str, float]] = (-1, {})
         self.bar.say("\n".join([self._introduction(plan is not None), *self.checkpoints.notes]))
+        if aside.bad:
+            self.bar.say(f"{aside.bad} of {aside.samples} held-out samples are set aside; {aside.path} says why")
 
     def _held_out_components(self):
         """The held-out components with at most as many questions a record as training has: they share its rows."""
@@ -264,7 +269,7 @@ class _Run:
         row = {"step": self.step, "samples": self.samples}
         with self.goodput.spent_on("evaluate"):
             for name, (batches, answers) in self.held_out.items():
-                row[f"eval_loss/{name}"] = self._held_out_loss(batches)
+                row[f"eval_loss/{name}"] = self._held_out_loss(name, batches)
                 row[f"answer_entropy/{name}"] = answer_entropy(answers)
         self.losses = self.step, {name: value for name, value in row.items() if name.startswith("eval_loss/")}
         if self.held_out:
@@ -275,11 +280,13 @@ class _Run:
             ]
             self.bar.say(f"step {self.step}: held-out loss, nats a token: {', '.join(parts)}")
 
-    def _held_out_loss(self, batches) -> float:
+    def _held_out_loss(self, name: str, batches: list[dict]) -> float:
         sharding = meshes.batch_sharding(self.setup.mesh)
         found = [self.run_evaluate(self.state.params, meshes.put_batch(arrays, sharding)) for arrays in batches]
         sums = [[batch["loss"].sum(), batch["tokens"].sum()] for batch in jax.device_get(found)]
         loss, tokens = np.sum(sums, 0, np.float64)
+        if not tokens:
+            raise UserError(f"eval.components.{name}: none of its images can be read; {self.aside.path} says why")
         return float(loss / tokens)
 
     def _record(self, step, seen, samples, metrics, checksum, stats, lengths, useful, window) -> None:

@@ -17,8 +17,8 @@ from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.loader import Loader
 from vlm3_jax.data.mixture import Mixture, build_components
 from vlm3_jax.data.packing import RowBudget, fits, pack
-from vlm3_jax.data.plan import PlanState, open_state
-from vlm3_jax.data.quarantine import Quarantine
+from vlm3_jax.data.plan import BadSample, PlanState, open_state
+from vlm3_jax.data.quarantine import Quarantine, bad_lines
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.model.config import VLMConfig
@@ -168,17 +168,24 @@ def quarantine_file(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / (f"quarantine-{number}.jsonl" if number else "quarantine.jsonl")
 
 
-def held_out_batches(setup: Setup, component: Component, batches: int) -> tuple[list[dict], list[list[int]]]:
+def held_out_batches(
+    setup: Setup, component: Component, batches: int, quarantine: Quarantine
+) -> tuple[list[dict], list[list[int]]]:
     """This process's rows of at most `batches` batches of a component's first records, and the tokens of all answers.
 
-    The same records give the same questions every time, so losses of different steps can be compared.
+    The same records give the same questions every time, so losses of different steps can be compared. What is broken
+    goes to `quarantine`: lines and labels that all processes meet (the first notes them), and samples of this process's
+    rows with an image that cannot be read, which are masked.
     """
+    first = jax.process_index() == 0
+    quarantine.write(bad_lines(component) if first else [])
     rows: list[list[Sample]] = []
     for index in range(len(component)):
         try:
             sample = component.sample(index, (setup.config.seed, index), f"{component.name}/{index}")
-        except BadRecord:
-            # Answers are scored on the same records, and there the reason is counted and reported.
+        except BadRecord as error:
+            bad = BadSample(f"{component.name}/{index}", component.name, str(component.source.path), str(error))
+            quarantine.add(1, [bad] if first else [])
             continue
         if sample is None:
             continue
@@ -187,6 +194,7 @@ def held_out_batches(setup: Setup, component: Component, batches: int) -> tuple[
                 break
             rows.append([])
         rows[-1].append(sample)
+        quarantine.add(1, [])
     answers = [answer for row in rows for sample in row for answer in answer_tokens(sample)]
     size = setup.config.data.rows
     rows += [[] for _ in range(-len(rows) % size)]
@@ -194,17 +202,22 @@ def held_out_batches(setup: Setup, component: Component, batches: int) -> tuple[
     packed = []
     for start in range(0, len(rows), size):
         own = [rows[start + i] for i in mine]
-        pixels = [[[_load_or_none(plan, setup.spec) for plan in sample.images] for sample in row] for row in own]
+        pixels = [[_pixels(sample, component.name, setup.spec, quarantine) for sample in row] for row in own]
         packed.append(pack(own, pixels, setup.budget, setup.spec))
     return packed, answers
 
 
-def _load_or_none(plan, spec) -> np.ndarray | None:
-    """The image's patches; None if it cannot be read, which masks its sample."""
-    try:
-        return plan.load(spec)
-    except BadRecord:
-        return None
+def _pixels(sample: Sample, source: str, spec: VisionSpec, quarantine: Quarantine) -> list[np.ndarray | None]:
+    """The patches of a sample's images; None, which masks the sample, for one that cannot be read."""
+    pixels, bad = [], []
+    for plan in sample.images:
+        try:
+            pixels.append(plan.load(spec))
+        except BadRecord as error:
+            pixels.append(None)
+            bad.append(BadSample(sample.id, source, plan.ref.name, str(error)))
+    quarantine.add(0, bad[:1])
+    return pixels
 
 
 def answer_tokens(sample: Sample) -> list[list[int]]:
