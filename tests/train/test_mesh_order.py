@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vlm3_jax.errors import UserError
+from vlm3_jax.planning.topology import parse
 from vlm3_jax.train import mesh as meshes
 
 
@@ -18,6 +19,8 @@ class Device:
     process_index: int = 0
     device_kind: str = "a GPU"
     platform: str = "gpu"
+    coords: tuple[int, ...] = ()
+    core_on_chip: int = 0
 
 
 def slices(mesh_shape, counts, shuffled=None) -> np.ndarray:
@@ -57,6 +60,25 @@ def test_one_slice_keeps_its_order():
     devices = [Device(number, 0, number // 2) for number in range(8)]
     placed = meshes.arranged(devices, (2, 2, 2))
     assert [device.id for device in placed.flat] == list(range(8))
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("name", ["v5e:8x8", "v5p:4x4x4", "v5p:4x4x12", "v6e:2x4", "v6e:8x8"])
+def test_every_mesh_that_a_plan_names_can_be_laid_over_a_torus(name, slices):
+    topology = parse(name)
+    torus = list(np.ndindex(*topology.shape))
+    devices = [
+        Device(len(torus) * number + place, number, 0, topology.chip.kind, "tpu", (*coords, 0, 0)[:3])
+        for number in range(slices)
+        for place, coords in enumerate(torus)
+    ]
+    for replica, fsdp, tensor in topology.meshes():
+        placed = meshes.arranged(devices, (slices * replica, fsdp, tensor))
+        assert placed.shape == (slices * replica, fsdp, tensor)
+        assert {device.id for device in placed.flat} == set(range(len(devices)))
+        # Tensor parallel devices are neighbours: no two of them further apart than as a line.
+        coords = np.array([device.coords for device in placed.flat]).reshape(*placed.shape, 3)
+        assert np.ptp(coords, 2).sum(-1).max() < max(tensor, 2)
 
 
 @pytest.mark.parametrize(
