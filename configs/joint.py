@@ -1,4 +1,4 @@
-"""All four tasks in one model: depth 40 %, correspondence 30 %, pose 20 % and objects 10 % of the samples.
+"""All four tasks in one model: depth 40 %, correspondence 30 %, pose 20 % and objects 10 % of the draws.
 
 Run: vlm3 train --config=joint --workdir=runs/joint    (4B; joint:2b, joint:8b and joint:32b are the other sizes)
      vlm3 plan --config=joint --topology=v5p:2x2x2

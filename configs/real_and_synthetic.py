@@ -1,4 +1,4 @@
-"""The demo's mixture with real photographs in it: every fourth sample is an iBims-1 image, at the same focal target.
+"""The demo's mixture with real photographs in it: every fourth draw is an iBims-1 image, at the same focal target.
 
 Run: vlm3 train --config=real_and_synthetic --workdir=runs/mixed   (after `make demo`, whose scenes it uses)
 The images are found through VLM3_SAMPLES (default ../shared/data); the last ten are held out.
@@ -8,7 +8,7 @@ from vlm3_jax import config as base
 
 
 def get_config():
-    """The demo, with 60 images of iBims-1 at a quarter of the samples."""
+    """The demo, with 60 images of iBims-1 at a quarter of the draws."""
     config = base.load("demo")
     images = base.load("ibims1_overfit").data.components.ibims1
     depth = config.data.components.synth_depth

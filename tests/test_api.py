@@ -62,6 +62,9 @@ def test_errors_are_one_line(model, tmp_path, rng):
         vlm3_jax.load(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"missing.png: cannot be read"):
         model.ask(tmp_path / "missing.png", "what?")
+    Image.fromarray(np.full((9, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(UserError, match=r"deep.png: I;16 has more than 8 bits a pixel; convert it to 8 bits"):
+        model.ask(tmp_path / "deep.png", "what?")
     with pytest.raises(UserError, match="the image has 8 x 9"):
         model.depth(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8), Camera(10, 10, 5, 5, 20, 20))
 

@@ -120,6 +120,28 @@ def test_mistakes_in_the_config(made, fails, tmp_path):
     assert not (tmp_path / "w" / "export").exists()
 
 
+def test_numbers_that_cannot_be(made, fails, tmp_path):
+    """Whichever command reads them: each is named before anything is computed."""
+    config = (f"--config={made / 'records.py'}", f"--workdir={tmp_path / 'w'}")
+    for command in (("train",), ("data", "mix"), ("data", "show"), ("data", "check")):
+        line = fails(*command, *config, "--config.data.max_bad_fraction=nan")
+        assert line == "data.max_bad_fraction is nan, but must be from 0 to 1"
+        assert fails(*command, *config, "--config.seed=-1").startswith("seed is -1, but must be at least 0")
+        assert fails(*command, *config, "--config.data.block=0") == "data.block is 0, but must be at least 1"
+    assert fails("data", "mix", *config, "--config.data.row_tokens=0") == "data.row_tokens is 0, but must be at least 1"
+    line = fails("data", "show", *config, "--config.data.components.depth.weight=inf")
+    assert line == "mixture entry 'depth': weight = inf is out of range"
+    assert fails("data", "mix", *config, "--samples=0") == "--samples=0: draw at least 1"
+    assert fails("data", "show", *config, "--index=-1") == "--index=-1: draws of a mixture are counted from 0"
+    line = fails("data", "show", *config, f"--picture={tmp_path}/missing/x.png")
+    assert line == f"--picture={tmp_path}/missing/x.png: no folder {tmp_path}/missing"
+    (tmp_path / "folder.png").mkdir()
+    assert fails("data", "show", *config, f"--picture={tmp_path}/folder.png").endswith("folder.png: it is a folder")
+    for name in ("x.foo", "x", "x.png.gz"):
+        line = fails("data", "show", *config, f"--picture={name}")
+        assert line == f"--picture={name}: give a file that ends in .png or .jpg or .jpeg or .webp"
+
+
 def test_a_command_without_config_refuses_its_fields(capsys):
     with pytest.raises(SystemExit) as done:
         cli.main(["ask", "--model=x", "--question=y", "--config.seed=1"])

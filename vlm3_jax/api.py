@@ -15,7 +15,7 @@ from vlm3_jax.checkpoint import hf
 from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.conversation import conversation_images, conversation_prompt
 from vlm3_jax.data.image import ImagePlan, VisionSpec, plan_image
-from vlm3_jax.data.records import View, encode_image
+from vlm3_jax.data.records import FORMATS, View, encode_image
 from vlm3_jax.errors import UserError
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.sampling import GREEDY, Sampling, stored_max_new_tokens
@@ -160,7 +160,11 @@ class VLM3:
         """The image's plan, its camera as given (or assumed) and the unified one."""
         if not isinstance(image, np.ndarray):
             try:
-                with contextlib.nullcontext(image) if isinstance(image, Image.Image) else Image.open(image) as opened:
+                own = isinstance(image, Image.Image)
+                with contextlib.nullcontext(image) if own else Image.open(image, formats=FORMATS) as opened:
+                    if opened.mode[0] in "IF":
+                        # Converting would clip nearly all of them to white.
+                        raise UserError(f"{image}: {opened.mode} has more than 8 bits a pixel; convert it to 8 bits")
                     image = np.asarray(opened.convert("RGB"))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise UserError(f"{image}: cannot be read as an image ({error})") from None

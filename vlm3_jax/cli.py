@@ -9,6 +9,9 @@ import sys
 from vlm3_jax import config as configs
 from vlm3_jax.errors import UserError
 
+# What `vlm3 data show` saves.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; a UserError becomes one line on stderr and its exit code."""
@@ -29,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_config(args, fields):
-    """The config of --config with the overrides of the command line, locked."""
+    """The config of --config with the overrides of the command line, checked and locked."""
     config = configs.load(args.config)
     for name in ("workdir", "model"):
         if getattr(args, name, None):
@@ -37,6 +40,7 @@ def read_config(args, fields):
     if getattr(args, "profile", None):
         config.train.profile = args.profile
     configs.override(config, fields)
+    configs.check(config)
     if config.mesh.cpu_devices:
         import jax
 
@@ -147,37 +151,59 @@ def _data_build(args, _) -> None:
     print(synth.build(args.out, args.count, options, seed=args.seed, first=args.first, workers=args.workers))
 
 
-def _data(action):
-    def run(args, fields) -> None:
-        import rich.console
+def _data_mix(args, fields) -> None:
+    import rich.console
 
-        from vlm3_jax.data import inspect, mix
-        from vlm3_jax.data.mixture import Mixture, build_components, first_phase
-        from vlm3_jax.data.quarantine import Quarantine
-        from vlm3_jax.train.run import Setup
+    from vlm3_jax.data import mix
+    from vlm3_jax.train.run import Setup
 
-        config = read_config(args, fields)
-        setup, table = Setup.from_config(config), config.data.components
-        if action == "mix":
-            run = mix.Run(config.train.samples, config.data.rows * config.train.accumulation, config.train.batch)
-            found = mix.mix_report(
-                table, setup.settings(), config.seed, args.samples, config.data.max_bad_fraction, run
-            )
-            if args.json:
-                print(json.dumps(found.to_json(), indent=2))
-            else:
-                rich.console.Console().print(found)
-        elif action == "show":
-            components = setup.components(table)
-            phase = first_phase({c.name: len(c) for c in components}, {c.name: c.entry.weight for c in components})
-            print(inspect.show(Mixture(components, config.seed, [phase]), args.index, args.picture))
-        else:
-            quarantine = Quarantine(None, config.data.max_bad_fraction)
-            report = inspect.check(build_components(table, setup.settings(), 1.0), quarantine)
-            print(report.text())
-            quarantine.check(final=True)
+    if args.samples < 1:
+        raise UserError(f"--samples={args.samples}: draw at least 1")
+    config = read_config(args, fields)
+    data, settings = config.data, Setup.from_config(config).settings()
+    run = mix.Run(config.train.samples, data.rows * config.train.accumulation, config.train.batch)
+    found = mix.mix_report(data.components, settings, config.seed, args.samples, data.max_bad_fraction, run)
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        rich.console.Console().print(found)
 
-    return run
+
+def _data_show(args, fields) -> None:
+    from vlm3_jax.data import inspect
+    from vlm3_jax.data.mixture import Mixture, first_phase
+    from vlm3_jax.train.run import Setup
+
+    if args.index < 0:
+        raise UserError(f"--index={args.index}: draws of a mixture are counted from 0")
+    picture = args.picture and _picture(args.picture)
+    config = read_config(args, fields)
+    components = Setup.from_config(config).components(config.data.components)
+    phase = first_phase({c.name: len(c) for c in components}, {c.name: c.entry.weight for c in components})
+    print(inspect.show(Mixture(components, config.seed, [phase]), args.index, picture))
+
+
+def _picture(name: str) -> pathlib.Path:
+    """Where a picture can be saved; UserError if it is no place for one, before anything is computed."""
+    path = pathlib.Path(name)
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"--picture={name}: give a file that ends in {' or '.join(PICTURES)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--picture={name}: {'it is a folder' if path.is_dir() else f'no folder {path.parent}'}")
+    return path
+
+
+def _data_check(args, fields) -> None:
+    from vlm3_jax.data import inspect
+    from vlm3_jax.data.mixture import build_components
+    from vlm3_jax.data.quarantine import Quarantine
+    from vlm3_jax.train.run import Setup
+
+    config = read_config(args, fields)
+    quarantine = Quarantine(None, config.data.max_bad_fraction)
+    components = build_components(config.data.components, Setup.from_config(config).settings(), 1.0)
+    print(inspect.check(components, quarantine).text())
+    quarantine.check(final=True)
 
 
 def _plan(args, fields) -> None:
@@ -290,16 +316,16 @@ def make_parser() -> argparse.ArgumentParser:
     for name, default in (("count", 1000), ("seed", 0), ("first", 0), ("width", 160), ("height", 120), ("workers", 2)):
         sub.add_argument(f"--{name}", type=int, default=default)
     sub.add_argument("--focal", type=float, default=160.0, help="nominal focal length, px")
-    sub = command("mix", _data("mix"), "print a mixture's shares, epochs, fill and attention work; propose rows", data)
+    sub = command("mix", _data_mix, "print a mixture's shares, epochs, fill and attention work; propose rows", data)
     with_config(sub)
     sub.add_argument("--samples", type=int, default=1000, help="samples to draw")
     sub.add_argument("--json", action="store_true", help="print all figures as JSON")
-    sub = command("show", _data("show"), "print one sample of a mixture, and draw it", data)
+    sub = command("show", _data_show, "print one sample of a mixture, and draw it", data)
     with_config(sub)
-    sub.add_argument("--index", type=int, default=0, help="mixture index")
-    sub.add_argument("--picture", help="PNG file to draw the images and labels into")
+    sub.add_argument("--index", type=int, default=0, help="which draw of the mixture, from 0")
+    sub.add_argument("--picture", help="file (.png) to draw the images and labels into")
     with_config(
-        command("check", _data("check"), "read every record and image of a mixture; exit 2 if too many are bad", data)
+        command("check", _data_check, "read every record and image of a mixture; exit 2 if too many are bad", data)
     )
     return parser
 

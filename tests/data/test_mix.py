@@ -2,21 +2,23 @@ import dataclasses
 import io
 import json
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
 import rich.console
-from small_data import QWEN_VISION, Opened, blank_depthlm, depth_mixture, load
+from small_data import QWEN_VISION, Opened, blank_depthlm, depth_mixture, load, small_record, write_shard
 
 from tests.support import write_records
 from vlm3_jax import cli
 from vlm3_jax import config as configs
-from vlm3_jax.data import mix
+from vlm3_jax.data import mix, records
 from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.component import SampleSettings
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, pack
 from vlm3_jax.data.plan import Planner
 from vlm3_jax.data.samples import unsupervised
+from vlm3_jax.errors import UserError
 
 # The recipe's step, and its run, on an eighth of the rows.
 PART = 8
@@ -151,6 +153,51 @@ def test_skipped_records_cost_draws(settings, tmp_path):
     report = mix.mix_report(table, settings, samples=100, max_bad_fraction=0.5, run=mix.Run(20))
     assert report.skipped == pytest.approx(100, abs=10)
     assert report.shares[0].epochs == pytest.approx(2, abs=0.1)
+
+
+def test_no_sample_at_all_says_why(settings, tmp_path):
+    write_shard(tmp_path / "a.array_record", [small_record(k, covisibility=0.1) for k in range(3)])
+    entry = {"path": str(tmp_path), "style": "short", "focal": 100.0}
+    why = r"none of 1040 draws gave a sample; a record is passed over if .* covisibility_min, .*labels"
+    for unused in ({"covisibility_min": 0.25}, {"task": "objects"}):
+        with pytest.raises(UserError, match=why):
+            mix.mix_report({"x": {**entry, **unused}}, settings, samples=20)
+
+
+def test_the_largest_sample_is_named_for_the_lists_in_use(table, settings):
+    """What it needs is what fits: one block less does not."""
+    for fields in ({"block": 16, "reach": 9}, {"pair_block": 16, "pairs": 200, "patch_pairs": 90}):
+        budget = RowBudget(1024, 512, 512, **fields)
+        own = dataclasses.replace(settings, budget=budget, mode="independent")
+        report = mix.mix_report(table, own, samples=60)
+        lists = {name: n for name, n in fields.items() if name not in ("block", "pair_block")}
+        assert report.longest.keys() == lists.keys() == report.to_json()["longest"].keys()
+        assert f"{lists.popitem()[1]:,}; the largest sample needs {list(report.longest.values())[-1]:,}" in printed(
+            report
+        )
+        opened = Opened(table, dataclasses.replace(own, budget=mix.UNBOUNDED), 1)
+        drawn = [opened.mixture.sample(index) for index in range(60)]
+        for name, most in report.longest.items():
+            loose = dataclasses.replace(budget, **dict.fromkeys(report.longest, 10**6))
+            assert all(fits([s], dataclasses.replace(loose, **{name: most})) for s in drawn)
+            assert not all(fits([s], dataclasses.replace(loose, **{name: most - 1})) for s in drawn)
+    assert mix.mix_report(table, settings, samples=20).longest == {}
+
+
+def test_the_images_drawn_are_not_kept(settings, tmp_path):
+    """200 samples of 300 kB of noise: all images together would be 60 MB."""
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 400, 3), dtype=np.uint8)
+    record = small_record(0, (400, 256))
+    view = dataclasses.replace(record.views[0], image=records.encode_image(pixels, "noise"))
+    assert len(view.image.data) > 300_000
+    write_shard(tmp_path / "a.array_record", [dataclasses.replace(record, views=(view,))] * 4)
+    entry = {"path": str(tmp_path), "style": "short", "focal": 50.0, "questions": 6}
+    tracemalloc.start()
+    report = mix.mix_report({"x": entry}, settings, samples=200)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report.samples == 200
+    assert peak < 20_000_000
 
 
 def test_proposed_rows_hold_every_sample(table, settings):

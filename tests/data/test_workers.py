@@ -221,3 +221,34 @@ def test_a_closed_loader_says_so(opened, settings):
 def test_the_timeout_must_be_positive(opened, settings):
     with pytest.raises(UserError, match=r"data\.worker_timeout_s is 0, but must be above 0"):
         load(opened, settings, 1, workers=2, worker_timeout_s=0.0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_name_that_cannot_be_made_stops_nothing(workers, caplog):
+    """A thread that died of it would leave its call, and whoever waits for it, waiting for ever."""
+    stop = threading.Event()
+    pool, failures = module.Workers(workers, 5.0, stop), []
+
+    def read(item):
+        if not failures:
+            failures.append(item)
+            raise OSError("lost")
+        return item
+
+    def name():
+        raise AttributeError("no such entry")
+
+    # Set by hand if it hangs, so that the test ends.
+    timer = threading.Timer(20, stop.set)
+    timer.start()
+    try:
+        assert pool.submit(read, 7, name)() == 7
+    finally:
+        timer.cancel()
+        pool.close()
+    assert lines(caplog) == ["data: 7: OSError: lost; trying once more"]
+
+
+def test_a_number_of_workers_below_zero_is_refused(opened, settings):
+    with pytest.raises(UserError, match=r"^data\.workers is -1, but must be at least 0$"):
+        Loader(opened.mixture, opened.state, 4, settings.budget, settings.vision, workers=-1)

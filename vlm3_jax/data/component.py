@@ -1,5 +1,6 @@
 """A component of a mixture: a source joined with the task it trains, up to the finished sample."""
 
+import bisect
 import dataclasses
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from vlm3_jax import tasks
 from vlm3_jax.data import image, records
 from vlm3_jax.data.chat import ChatFormat
-from vlm3_jax.data.packing import RowBudget, fits, needs
+from vlm3_jax.data.packing import RowBudget, enough, excess, fits
 from vlm3_jax.data.records import MAX_IMAGE_PIXELS, Record
 from vlm3_jax.data.samples import Sample, build_sample
 from vlm3_jax.data.sources import Source, check_entry
@@ -15,6 +16,13 @@ from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.tasks.base import PromptStyle
 
 OVERSIZE = ("crop", "error")
+# What `Component.sample` gives None for.
+PASSED_OVER = (
+    "a record is passed over if its source has set it aside, its views overlap less than covisibility_min, or it has "
+    "no labels that its task can ask about (a crop may leave none)"
+)
+# Visual tokens that a crop must leave of an image: a row that has room for fewer is too small for the text.
+LEAST = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +90,9 @@ class Component:
         """The sample of record `index`: a function of (index, key) only.
 
         `key` seeds the choice of questions and the mirroring. None if the record is not to be used: its source has set
-        it aside, its views overlap too little, or it has nothing that the task could ask about. BadRecord if the labels
-        are unusable; UserError if the sample is larger than a row and may not, or cannot, be cropped.
+        it aside, its views overlap too little, or it has nothing that the task could ask about, perhaps because a crop
+        has left no labels. BadRecord if the labels are unusable; UserError if the sample is larger than a row and may
+        not, or cannot, be cropped.
         """
         made = self.make(index, key, id)
         return made and made[1]
@@ -113,30 +122,53 @@ class Component:
         return build_sample(record, examples, s.chat, s.vision, s.mode, s.first_answer_weight, id, self.group)
 
     def _cropped(self, record: Record, sample: Sample) -> Record:
-        """The record with its images cut so that a sample with as much text fits; labels outside are removed."""
-        budget, merge = self.settings.budget, self.settings.vision.merge_size
-        visual = sum(plan.n_visual for plan in sample.images)
-        text = len(sample.tokens) - visual
-        answers = len(sample.target_tokens)
-        size = (
-            f"{len(sample.tokens)} tokens, {visual * merge**2} patches and {answers} supervised tokens; "
-            f"a row holds {budget.tokens}, {budget.patches} and {budget.targets}"
-        )
-        room = budget.tokens - budget.block + 1 - text
-        patches = min(budget.patches, room * merge**2) // max(1, len(sample.images))
-        taken = needs([sample], budget)
-        for field in ("reach", "pairs", "patch_pairs"):
-            if getattr(taken, field) > getattr(budget, field):
-                raise UserError(
-                    f"{self.name}: record {record.id} needs data.{field} = {getattr(taken, field)} and the "
-                    f"configuration has {getattr(budget, field)}; raise it"
-                )
-        no_crop_helps = answers > budget.targets or patches < 4 * merge**2
-        if self.settings.oversize == "error" or no_crop_helps:
-            remedy = "ask fewer questions a record or raise the row" if no_crop_helps else 'raise the row or set "crop"'
-            raise UserError(f"{self.name}: record {record.id} is larger than a row ({size}); {remedy}")
-        cameras = [image.fit_camera(view.camera, self.settings.vision, patches) for view in record.views]
+        """The record with its images cut so that a sample with as much text fits; labels outside are removed.
+
+        UserError, with numbers that would do for the whole sample, if it may not be cropped or no crop helps.
+        """
+        s = self.settings
+        patches = self._room(record, sample)
+        if s.oversize == "error" or not patches:
+            wanted = enough([sample], s.budget, s.vision.merge_size)
+            fields = ", ".join(f"data.{name} = {value}" for name, value in wanted.items())
+            other = 'set data.oversize = "crop"' if patches else "ask fewer questions a record"
+            raise UserError(
+                f"{self.name}: record {record.id} is larger than a row ({'; '.join(excess([sample], s.budget))}); "
+                f"set {fields}, or {other}"
+            )
+        cameras = [image.fit_camera(view.camera, s.vision, patches) for view in record.views]
         return keep_inside(records.with_cameras(record, cameras))
+
+    def _room(self, record: Record, sample: Sample) -> int:
+        """The most patches that every image may keep for a sample with as much text to fit; 0 if they are too few."""
+        budget, area = self.settings.budget, self.settings.vision.merge_size**2
+        text = len(sample.tokens) - sum(plan.n_visual for plan in sample.images)
+        # Of tokens and patches every image gets the same part; of the lists of blocks it is tried out what is left.
+        room = min(budget.tokens - budget.block + 1 - text, budget.patches // area) // max(1, len(sample.images))
+
+        def too_large(visual: int) -> bool:
+            try:
+                return not fits([_with_crops(record, sample, visual * area, self.settings.vision)], budget)
+            except BadRecord:
+                # So small an image would be enlarged again: who crops to it is told.
+                return False
+
+        if room >= LEAST and too_large(room):
+            room = LEAST - 1 + bisect.bisect_left(range(LEAST, room), True, key=too_large)
+        return room * area if room >= LEAST else 0
+
+
+def _with_crops(record: Record, sample: Sample, patches: int, spec: image.VisionSpec) -> Sample:
+    """What a sample with images of at most so many patches takes of a row: its text with fewer visual tokens before it.
+
+    (Not its positions.) BadRecord if an image cannot be cropped to so few patches.
+    """
+    views = [record.views[number] for number in sample.views]
+    views = [view.seen_by(image.fit_camera(view.camera, spec, patches)) for view in views]
+    plans = tuple(image.plan_image(view, spec) for view in views)
+    # All images stand in the prefix, which is for all questions.
+    cut = sum(plan.n_visual for plan in sample.images) - sum(plan.n_visual for plan in plans)
+    return dataclasses.replace(sample, images=plans, tokens=sample.tokens[cut:], questions=sample.questions[cut:])
 
 
 def keep_inside(record: Record) -> Record:

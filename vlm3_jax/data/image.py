@@ -237,7 +237,8 @@ def fit_camera(camera: Camera, spec: VisionSpec, max_patches: int) -> Camera:
     if _count_patches(crop, spec) > max_patches:
         raise BadRecord(
             f"an image of {camera.width} x {camera.height} pixels cannot be cropped to {max_patches} patches: the "
-            f"image processor enlarges small images to {spec.min_pixels} pixels; give rows more patches"
+            f"image processor enlarges small images to {spec.min_pixels} pixels; give rows more room "
+            "(data.row_tokens, data.row_patches, and the lists of blocks where they are used)"
         )
     return crop
 

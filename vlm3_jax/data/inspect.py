@@ -23,10 +23,11 @@ RED = (230, 40, 40)
 
 def show(mixture: Mixture, index: int, picture: pathlib.Path | str | None = None) -> str:
     """Sample `index` of a mixture as text; with `picture`, a PNG of its images and labels as the model sees them."""
-    made = mixture.make(index)
-    component = mixture.components[mixture.draw(index).component]
+    made, draw = mixture.make(index), mixture.draw(index)
+    component = mixture.components[draw.component]
     if made is None:
-        return f"index {index}: a record of {component.name} that is skipped (covisibility)"
+        why = no_sample(component, draw.record)
+        return f"index {index}: record {draw.record} of {component.name} gives no sample: {why}"
     record, sample = made
     lines = [f"{sample.id}: record {record.id}, task {component.task.name}"]
     for number, plan in zip(sample.views, sample.images, strict=True):
@@ -43,6 +44,16 @@ def show(mixture: Mixture, index: int, picture: pathlib.Path | str | None = None
     if picture is not None:
         draw_sample(record, sample, component.settings.vision).save(picture)
     return "\n".join(lines)
+
+
+def no_sample(component: Component, index: int) -> str:
+    """Why record `index`, which can be read, gives no sample."""
+    record, least = component.source[index], component.entry.covisibility_min
+    if record is None:
+        return "its line was set aside when the file was opened (vlm3 data check says why)"
+    if record.covisibility is not None and record.covisibility < least:
+        return f"its covisibility, {record.covisibility:.3g}, is below covisibility_min = {least:g}"
+    return f"it has no labels that task {component.task.name} can ask about, or a crop has removed them"
 
 
 def conversation(sample: Sample, component: Component) -> str:

@@ -19,6 +19,7 @@ from vlm3_jax.data.mixture import Mixture
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, pack
 from vlm3_jax.data.plan import BadSample, PlannedBatch, Planner, PlanState
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
+from vlm3_jax.data.reading import Unreadable
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.data.workers import Workers
 from vlm3_jax.errors import BadRecord, UserError
@@ -60,7 +61,7 @@ class Loader:
     `state`: cursors of this loader's streams (all, or a host's share of the `total_streams`) and the phases.
     `workers`: reading and decoding threads; 0 does all work in the caller's thread. `prefetch`: batches prepared ahead.
     `worker_timeout_s`: reading a record, or the pixels of a sample, that fails or takes longer is reported and tried
-    again, then set aside. UserError from `next` if the data are broken: see `Quarantine`.
+    again, then set aside. UserError for settings out of range; from `next` if the data are broken: see `Quarantine`.
     """
 
     def __init__(
@@ -174,6 +175,9 @@ class Loader:
         for plan in sample.images:
             try:
                 patches.append(plan.load(self._spec))
+            except Unreadable:
+                # The workers count these: many in a row are no fault of the images.
+                raise
             except BadRecord as error:
                 patches.append(None)
                 bad.append(self._set_aside(sample, plan.ref.name, error))

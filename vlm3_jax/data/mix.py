@@ -10,9 +10,9 @@ import rich.box
 import rich.table
 import rich.text
 
-from vlm3_jax.data.component import Component, SampleSettings
+from vlm3_jax.data.component import PASSED_OVER, Component, SampleSettings
 from vlm3_jax.data.mixture import Mixture, build_components, first_phase
-from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, needs
+from vlm3_jax.data.packing import FIELDS, RowBudget, batch_stats, fits, lengths, needs
 from vlm3_jax.data.plan import BadSample
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.samples import Sample
@@ -71,12 +71,14 @@ class Share:
 class MixReport:
     """The report on a draw of `samples` samples, of which `oversize` are larger than a configured row.
 
-    `skipped` records were passed over because their entry does not use them, `bad` because they are broken.
+    `longest`: what the largest sample needs of the lists of blocks that the configuration uses, by field of `data`.
+    `bad` records were passed over because they are broken, `skipped` ones for another reason (`component.PASSED_OVER`).
     """
 
     shares: list[Share]
     samples: int
     oversize: int
+    longest: dict[str, int]
     skipped: int
     bad: list[BadSample]
     configured: RowFill
@@ -94,6 +96,8 @@ class MixReport:
         if self.oversize:
             n += f"; {self.oversize} samples are larger than a configured row (data.oversize)"
         lines = [n, *(f"  bad: {item.id}: {item.reason}" for item in self.bad[:5])]
+        for name, most in self.longest.items():
+            lines.append(f"data.{name} = {getattr(self.configured.budget, name):,}; the largest sample needs {most:,}")
         if self.run.rows:
             line = f"samples per step: mean {self.samples_per_step:,.1f}"
             if self.run.batch:
@@ -136,9 +140,7 @@ class MixReport:
         def line(name, value, form=""):
             table.add_row(name, *(f"{value(fill):{form}}" for fill in fills))
 
-        names = {"row_tokens": "tokens", "row_patches": "patches", "row_targets": "targets"}
-        names |= {name: name for name in ("block", "reach", "pair_block", "pairs", "patch_pairs")}
-        for name, field in names.items():
+        for field, name in FIELDS.items():
             line(f"data.{name}", lambda fill, field=field: getattr(fill.budget, field), ",")
         line("samples a row", lambda fill: fill.samples, ".2f")
         line("tokens filled", lambda fill: fill.token_fill, ".1%")
@@ -163,6 +165,7 @@ class MixReport:
             "shares": shares,
             "samples": self.samples,
             "oversize": self.oversize,
+            "longest": self.longest,
             "skipped": self.skipped,
             "bad": [dataclasses.asdict(item) for item in self.bad],
             "configured": dataclasses.asdict(self.configured),
@@ -199,7 +202,7 @@ def mix_report(
             sample = mixture.sample(index)
             skipped += sample is None
             if sample is not None:
-                drawn.append(sample)
+                drawn.append(_lengths_only(sample))
         except BadRecord as error:
             bad.append(BadSample(*mixture.describe(index), str(error)))
         index += 1
@@ -207,17 +210,32 @@ def mix_report(
     quarantine.add(index, bad)
     quarantine.check(final=True)
     if not drawn:
-        raise UserError(f"none of {index} draws gave a sample; covisibility_min leaves every pair out")
+        why = f"the last broken one: {bad[-1].reason}" if bad else PASSED_OVER
+        raise UserError(f"none of {index} draws gave a sample; {why}")
     return MixReport(
         shares=_shares(components, drawn, run.samples * index / len(drawn)),
         samples=len(drawn),
         oversize=sum(not fits([s], settings.budget) for s in drawn),
+        longest=_longest(drawn, settings.budget),
         skipped=skipped,
         bad=bad,
         configured=row_fill(in_rows(drawn, settings.budget), settings.budget),
         proposed=propose(drawn, settings.vision.merge_size**2),
         run=run,
     )
+
+
+def _lengths_only(sample: Sample) -> Sample:
+    """The sample without what would fill the memory and no length depends on: encoded images and positions."""
+    plans = (dataclasses.replace(plan, ref=dataclasses.replace(plan.ref, data=b"")) for plan in sample.images)
+    return dataclasses.replace(sample, images=tuple(plans), positions=np.zeros((3, 0), np.int32))
+
+
+def _longest(samples: Sequence[Sample], budget: RowBudget) -> dict[str, int]:
+    """The most that one of the samples needs of each list of blocks that `budget` has."""
+    names = ["reach"] * bool(budget.reach) + ["pairs", "patch_pairs"] * bool(budget.pair_block)
+    taken = [needs([sample], budget) for sample in samples] if names else []
+    return {name: max(getattr(t, name) for t in taken) for name in names}
 
 
 def _shares(components: Sequence[Component], drawn: Sequence[Sample], draws: float) -> list[Share]:

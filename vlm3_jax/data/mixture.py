@@ -1,7 +1,9 @@
 """The mixture: which record of which component the i-th draw is, for any i, as a function of the seed.
 
-Grain interleaves the components in exact proportion; nothing here depends on what was drawn before. A component's
-draws go through its records in passes: one after the other, each in an order of its own.
+Grain interleaves the components in proportion to their weights, which it scales to a smallest one of 100 and cuts to
+integers: shares of draws are within 1 % of the shares asked. A record that is passed over costs its component a draw.
+Nothing here depends on what was drawn before. A component's draws go through its records in passes: one after the
+other, each in an order of its own.
 A *phase* is a stretch of the run with constant weights. A new phase starts at the first index that no stream has
 reached, and each component goes on where it stops there; slower streams finish the old phase. So a change of weights
 neither repeats nor loses a record.
@@ -10,6 +12,7 @@ neither repeats nor loses a record.
 import bisect
 import dataclasses
 import functools
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -105,8 +108,9 @@ class _Order:
         # Each part is its own range of integers, so that the number drawn names the part and the position.
         parts = [grain.MapDataset.range(n * _SPAN, (n + 1) * _SPAN) for n in range(len(weights))]
         self._mix = grain.MapDataset.mix(parts, list(weights))
-        self._parts, self._key = len(weights), key
-        self._window = functools.lru_cache(WINDOWS)(self._make_window)
+        self._weights, self._key = _integers(weights), key
+        self._cached = functools.lru_cache(WINDOWS)(self._make_window)
+        self._lock = threading.Lock()
 
     def __getitem__(self, draw: int) -> tuple[int, int]:
         window, place = divmod(draw, WINDOW)
@@ -117,8 +121,14 @@ class _Order:
     def counts(self, draws: int) -> list[int]:
         """How many of the first `draws` draws each part gets."""
         window, rest = divmod(draws, WINDOW)
-        taken = np.bincount(self._window(window)[0][:rest], minlength=self._parts)
-        return [before + int(own) for before, own in zip(self._before(window), taken, strict=True)]
+        parts, _, before = self._window(window)
+        taken = np.bincount(parts[:rest], minlength=len(before))
+        return [first + int(own) for first, own in zip(before, taken, strict=True)]
+
+    def _window(self, window: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        # One at a time: the cache has no lock, and threads that read side by side would all make the same window.
+        with self._lock:
+            return self._cached(window)
 
     def _make_window(self, window: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Part of each draw of a window and its rank among those of the same part, uint16 [WINDOW]; draws before."""
@@ -128,18 +138,27 @@ class _Order:
         for part in np.unique(parts):
             here = np.flatnonzero(parts == part)
             ranks[here] = np.arange(len(here))
-        return parts, ranks, self._before(window)
+        return parts, ranks, _drawn_before(window * WINDOW, self._weights)
 
-    def _before(self, window: int) -> list[int]:
-        """How many draws of each part come before a window."""
-        last = [-1] * self._parts
-        found, draw = 0, window * WINDOW - 1
-        while draw >= 0 and found < self._parts:
-            part, position = divmod(self._mix[draw], _SPAN)
-            if last[part] < 0:
-                last[part], found = position, found + 1
-            draw -= 1
-        return [position + 1 for position in last]
+
+def _integers(weights: Sequence[float]) -> list[int]:
+    """Weights as grain's mix takes them."""
+    scale = 100 / min(weights)
+    return [int(weight * scale) for weight in weights]
+
+
+def _drawn_before(draw: int, weights: Sequence[int]) -> list[int]:
+    """How many of grain's first `draw` draws each part gets (before the windows are permuted).
+
+    Grain counts so itself: of the draws that the parts before have left, each part takes its share of what is left of
+    the weights, rounded up. A draw goes to the part whose count it raises.
+    """
+    left, total, counts = draw, sum(weights), []
+    for weight in weights:
+        passed_on = left * (total - weight) // total
+        counts.append(left - passed_on)
+        left, total = passed_on, total - weight
+    return counts
 
 
 class Mixture:

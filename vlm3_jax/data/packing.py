@@ -4,6 +4,7 @@ Letters: B rows, S tokens and P patches a row, V = P / merge**2 visual tokens, T
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,10 @@ from vlm3_jax.data.samples import Sample
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.flops import Lengths
 
+# What the fields of a RowBudget are called in the `data` part of a config, in their order.
+FIELDS = {"tokens": "row_tokens", "patches": "row_patches", "targets": "row_targets"}
+FIELDS |= {name: name for name in ("block", "reach", "pair_block", "pairs", "patch_pairs")}
+
 
 @dataclasses.dataclass(frozen=True)
 class RowBudget:
@@ -22,7 +27,8 @@ class RowBudget:
     Attention looks at every pair of the row, unless one of two lists says which blocks see each other. Many short
     questions: with `reach` above 0 samples start at multiples of `block` tokens (S is one), and a block of queries sees
     at most `reach` blocks of keys. Long samples: with `pair_block` above 0 a row has at most `pairs` pairs of blocks of
-    so many tokens, and `patch_pairs` of so many patches.
+    so many tokens, and `patch_pairs` of so many patches. UserError, naming the field of the config, for numbers that
+    cannot be.
     """
 
     tokens: int
@@ -35,9 +41,13 @@ class RowBudget:
     patch_pairs: int = 0
 
     def __post_init__(self):
+        for field, name in FIELDS.items():
+            value, least = getattr(self, field), int(field in ("tokens", "targets", "block"))
+            if value < least:
+                raise UserError(f"data.{name} is {value}, but must be at least {least}")
         for rows, blocks in (("tokens", "block"), ("tokens", "pair_block"), ("patches", "pair_block")):
             length, size = getattr(self, rows), getattr(self, blocks)
-            if size < 0 or length % max(1, size):
+            if length % max(1, size):
                 raise UserError(f"data.row_{rows} = {length} must be a multiple of data.{blocks} = {size}")
         if self.reach and self.pair_block:
             raise UserError("data.reach and data.pair_block are two ways for the same; set one of them to 0")
@@ -45,8 +55,7 @@ class RowBudget:
     @classmethod
     def from_config(cls, data) -> "RowBudget":
         """That of the `data` part of a config."""
-        rows = data.row_tokens, data.row_patches, data.row_targets
-        return cls(*rows, data.block, data.reach, data.pair_block, data.pairs, data.patch_pairs)
+        return cls(*(data[name] for name in FIELDS.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,24 +107,34 @@ def _sees(questions: np.ndarray, block: int) -> np.ndarray:
 
 def fits(samples: Sequence[Sample], budget: RowBudget) -> bool:
     """Whether the samples fit into one row."""
-    return not _excess(samples, budget)
+    return not excess(samples, budget)
 
 
 def check_fits(samples: Sequence[Sample], budget: RowBudget) -> None:
     """BadRecord that says what is too large, and the budget, if the samples do not fit into one row."""
-    if excess := _excess(samples, budget):
-        raise BadRecord(f"{', '.join(s.id for s in samples)}: too large for a row ({'; '.join(excess)})")
+    if found := excess(samples, budget):
+        raise BadRecord(f"{', '.join(s.id for s in samples)}: too large for a row ({'; '.join(found)})")
 
 
-def _excess(samples: Sequence[Sample], budget: RowBudget) -> list[str]:
-    taken = needs(samples, budget)
+def excess(samples: Sequence[Sample], budget: RowBudget) -> list[str]:
+    """What is too large for one row, as text; empty if the samples fit."""
+    short = _short(needs(samples, budget), budget)
     names = {"tokens": "tokens", "patches": "patches", "targets": "supervised tokens", "reach": "blocks in reach"}
     names |= {"pairs": "pairs of text blocks", "patch_pairs": "pairs of patch blocks"}
-    return [
-        f"{getattr(taken, field)} {name}, a row holds {getattr(budget, field)}"
-        for field, name in names.items()
-        if getattr(taken, field) > getattr(budget, field)
-    ]
+    return [f"{taken} {names[field]}, a row holds {getattr(budget, field)}" for field, taken in short.items()]
+
+
+def _short(taken: Needs, budget: RowBudget) -> dict[str, int]:
+    """What is taken of each thing that the budget has too little of."""
+    return {field: n for field, n in vars(taken).items() if n > getattr(budget, field)}
+
+
+def enough(samples: Sequence[Sample], budget: RowBudget, merge_size: int) -> dict[str, int]:
+    """The fields of `data` that are too small for the samples to fit into one row, and what would do."""
+    block = max(1, budget.pair_block)
+    units = {"tokens": math.lcm(budget.block, block), "patches": math.lcm(merge_size**2, block)}
+    short = _short(needs(samples, budget), budget)
+    return {FIELDS[field]: n + -n % units.get(field, 1) for field, n in short.items()}
 
 
 def pack(

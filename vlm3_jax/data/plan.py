@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from vlm3_jax.data.component import PASSED_OVER
 from vlm3_jax.data.mixture import Phase, first_phase, next_phase
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.errors import BadRecord, UserError
@@ -80,7 +81,7 @@ class PlannedBatch:
     """One batch of a host's streams.
 
     `cursors` int64 [rows]: of these streams, after the batch. `bad`: passed over because of broken labels; `skipped`:
-    number of records passed over because the component does not use them.
+    number of records passed over for another reason (`component.PASSED_OVER`).
     """
 
     rows: list[list[Sample]]
@@ -151,17 +152,17 @@ class Planner:
 
     def _take(self, row: _Row, reading: Callable[[], Sample | None]) -> None:
         """The next sample of a row, unless it does not fit any more."""
-        sample = None
+        sample, why = None, PASSED_OVER
         try:
             sample = reading()
             row.skipped += sample is None
         except BadRecord as error:
+            why = f"the last is broken: {error}"
             row.bad.append(BadSample(*self._describe(row.cursor), str(error)))
         if sample is None:
             row.fruitless += 1
             if row.fruitless >= MAX_FRUITLESS:
-                why = row.bad[-1].reason if row.bad else "covisibility_min leaves every pair out"
-                raise UserError(f"{row.fruitless} records in a row without a usable one, the last because: {why}")
+                raise UserError(f"{row.fruitless} records in a row without a usable one; {why}")
         elif self._fits([*row.samples, sample]):
             row.samples.append(sample)
             row.fruitless = 0

@@ -10,20 +10,23 @@ import pathlib
 
 import msgpack
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlm3_jax.camera import Camera
+from vlm3_jax.data.reading import patiently
 from vlm3_jax.errors import BadRecord
 
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_IMAGE_PIXELS = 200_000_000
+# Pillow knows more, and would start other programs on the data for some of them.
+FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageRef:
     """An image that is not decoded yet: its size is known, its pixels are read by `load`.
 
-    Exactly one of `path` and `data` (encoded JPEG or PNG bytes) is given; `name` is what errors call it.
+    Exactly one of `path` and `data` (encoded JPEG, PNG or WebP bytes) is given; `name` is what errors call it.
     """
 
     width: int
@@ -33,26 +36,45 @@ class ImageRef:
     data: bytes | None = None
 
     def load(self) -> np.ndarray:
-        """Decoded pixels, uint8 [height, width, 3], RGB. BadRecord if missing, truncated or wrongly sized."""
+        """Decoded pixels, uint8 [height, width, 3], RGB.
+
+        BadRecord if the image is missing, damaged, of another size or of more than 8 bits a value; Unreadable if the
+        storage fails twice.
+        """
+        data = self.data if self.data is not None else self._read()
         try:
-            data = self.data if self.data is not None else self._read()
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise BadRecord(f"{self.name}: {image.width} x {image.height} pixels is above {MAX_IMAGE_PIXELS}")
-            if image.size != (self.width, self.height):
-                raise BadRecord(
-                    f"{self.name}: the image is {image.width} x {image.height}, "
-                    f"its labels say {self.width} x {self.height}"
-                )
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            self._check(image)
             return np.asarray(image.convert("RGB"))
-        except BadRecord:
+        except (BadRecord, MemoryError):
             raise
-        except FileNotFoundError:
-            raise BadRecord(f"{self.name}: no such image file") from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError:
+            raise BadRecord(f"{self.name}: cannot decode the image (no {', '.join(FORMATS)} file)") from None
+        # Damaged bytes make Pillow raise all kinds of errors.
+        except Exception as error:
             raise BadRecord(f"{self.name}: cannot decode the image ({error})") from None
 
+    def _check(self, image: Image.Image) -> None:
+        """BadRecord if the pixels, not decoded yet, cannot be used."""
+        if image.width * image.height > MAX_IMAGE_PIXELS:
+            raise BadRecord(f"{self.name}: {image.width} x {image.height} pixels is above {MAX_IMAGE_PIXELS}")
+        if image.size != (self.width, self.height):
+            raise BadRecord(
+                f"{self.name}: the image is {image.width} x {image.height}, its labels say {self.width} x {self.height}"
+            )
+        # Pillow would clip these at 255, most of them to white; "I;16", "I" and "F" are 16 and 32 bits a pixel.
+        if image.mode[0] in "IF":
+            raise BadRecord(f"{self.name}: an image of 16 or more bits a pixel ({image.mode}); convert it to 8 bits")
+
     def _read(self) -> bytes:
+        try:
+            return patiently(self._bytes, self.name)
+        except FileNotFoundError:
+            raise BadRecord(f"{self.name}: no such image file") from None
+        except OSError as error:
+            raise BadRecord(f"{self.name}: cannot read the image ({error.strerror})") from None
+
+    def _bytes(self) -> bytes:
         size = self.path.stat().st_size
         if size > MAX_IMAGE_BYTES:
             raise BadRecord(f"{self.name}: {size} bytes is above the limit of {MAX_IMAGE_BYTES}")
@@ -230,44 +252,106 @@ def to_bytes(record: Record) -> bytes:
 
 
 def from_bytes(data: bytes) -> Record:
-    """The inverse of `to_bytes`. BadRecord if the bytes are not a record."""
+    """The inverse of `to_bytes`. BadRecord, naming the field, if the bytes are not a record or its parts disagree."""
     try:
         tree = msgpack.unpackb(data)
-        return Record(
+        views = tuple(_view(v, f"views[{n}]") for n, v in enumerate(tree["views"]))
+        matches = tree["matches"]
+        record = Record(
             id=str(tree["id"]),
-            views=tuple(
-                View(
-                    ImageRef(**v["image"]),
-                    Camera(**v["camera"]),
-                    _maybe_array(v["world_T_cam"]),
-                    v.get("flip", False),
-                    v.get("crop") and tuple(v["crop"]),
-                )
-                for v in tree["views"]
-            ),
-            depth=tuple(
-                DepthPoints(_array(d["points_px"]), _array(d["depth_m"]), d["kind"], d["view"]) for d in tree["depth"]
-            ),
-            objects=tuple(
-                Objects(_array(o["boxes_px"]), tuple(o["names"]), tuple(map(_array, o["points_m"])), o["view"])
-                for o in tree["objects"]
-            ),
-            matches=tree["matches"] and Matches(**{k: _array(v) for k, v in tree["matches"].items()}),
+            views=views,
+            depth=tuple(_depth(d, f"depth[{n}]", len(views)) for n, d in enumerate(tree["depth"])),
+            objects=tuple(_objects(o, f"objects[{n}]", len(views)) for n, o in enumerate(tree["objects"])),
+            matches=None if matches is None else _matches(matches, len(views)),
             covisibility=tree["covisibility"],
             metric=tree["metric"],
         )
     except BadRecord:
         raise
-    except (KeyError, TypeError, ValueError, msgpack.UnpackException) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, msgpack.UnpackException) as error:
         raise BadRecord(f"not a record of this project ({type(error).__name__}: {error})") from None
+    _need(views, "views", "there is none")
+    overlap = record.covisibility
+    number = isinstance(overlap, int | float) and overlap == overlap
+    _need(overlap is None or number, "covisibility", f"expected a number, got {overlap!r}")
+    _need(isinstance(record.metric, bool), "metric", f"expected true or false, got {record.metric!r}")
+    return record
 
 
-def _array(tree) -> np.ndarray:
+def _view(tree, field: str) -> View:
+    image, crop, flip = tree["image"], tree.get("crop"), tree.get("flip", False)
+    _need(isinstance(image["data"], bytes), f"{field}.image.data", "expected the bytes of an image file")
+    _need(isinstance(image["name"], str), f"{field}.image.name", "expected text")
+    camera = Camera(**tree["camera"])
+    for part, size in (("image", (image["width"], image["height"])), ("camera", (camera.width, camera.height))):
+        _need(all(n % 1 == 0 for n in size), f"{field}.{part}", f"expected whole numbers as its size, got {size}")
+    _need(isinstance(flip, bool), f"{field}.flip", f"expected true or false, got {flip!r}")
+    if crop is not None:
+        whole = isinstance(crop, list) and len(crop) == 4 and all(isinstance(n, int) for n in crop)
+        _need(whole, f"{field}.crop", f"expected 4 whole numbers, got {crop!r}")
+    pose = tree["world_T_cam"]
+    return View(
+        # Not `**image`: a record has no say in which files are read.
+        ImageRef(image["width"], image["height"], image["name"], data=image["data"]),
+        camera,
+        None if pose is None else _array(pose, f"{field}.world_T_cam", 4, 4),
+        flip,
+        crop and tuple(crop),
+    )
+
+
+def _depth(tree, field: str, views: int) -> DepthPoints:
+    points = _pixels(tree["points_px"], f"{field}.points_px", None, 2)
+    depth = _array(tree["depth_m"], f"{field}.depth_m", len(points))
+    _need(tree["kind"] in ("distance", "z"), f"{field}.kind", f'expected "distance" or "z", got {tree["kind"]!r}')
+    return DepthPoints(points, depth, tree["kind"], _view_number(tree, field, views))
+
+
+def _objects(tree, field: str, views: int) -> Objects:
+    boxes, names, points = _pixels(tree["boxes_px"], f"{field}.boxes_px", None, 4), tree["names"], tree["points_m"]
+    for part, values in (("names", names), ("points_m", points)):
+        right = isinstance(values, list) and len(values) == len(boxes)
+        _need(right, f"{field}.{part}", f"expected a list of {len(boxes)}, one for each box")
+    _need(all(isinstance(name, str) for name in names), f"{field}.names", "expected text")
+    clouds = tuple(_array(p, f"{field}.points_m[{n}]", None, 3) for n, p in enumerate(points))
+    return Objects(boxes, tuple(names), clouds, _view_number(tree, field, views))
+
+
+def _matches(tree, views: int) -> Matches:
+    _need(views >= 2, "matches", "the record has one view, matches need two")
+    points = _pixels(tree["points0_px"], "matches.points0_px", None, 2)
+    return Matches(points, _pixels(tree["points1_px"], "matches.points1_px", len(points), 2))
+
+
+def _view_number(tree, field: str, views: int) -> int:
+    view = tree["view"]
+    right = isinstance(view, int) and 0 <= view < views
+    _need(right, f"{field}.view", f"is {view!r}, and the record has {views} views, counted from 0")
+    return view
+
+
+def _pixels(tree, field: str, *shape: int | None) -> np.ndarray:
+    points = _array(tree, field, *shape)
+    _need(points.dtype.kind != "f" or np.isfinite(points).all(), field, "its pixels are not finite")
+    return points
+
+
+def _array(tree, field: str, *shape: int | None) -> np.ndarray:
+    """A stored array of numbers; BadRecord unless it has this shape (None: any length)."""
     dtype = np.dtype(tree["dtype"])
-    if dtype.hasobject:
-        raise BadRecord("an array of Python objects is refused")
-    return np.frombuffer(tree["bytes"], dtype).reshape(tree["shape"])
+    if dtype.kind not in "iuf":
+        raise BadRecord(f"{field}: expected an array of numbers, got {dtype}")
+    array = np.frombuffer(tree["bytes"], dtype).reshape(tree["shape"])
+    if not array.size and shape[0] is None:
+        # np.array([]) has but one axis.
+        return array.reshape(0, *shape[1:])
+    right = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape))
+    if not right:
+        wanted = " x ".join("N" if n is None else str(n) for n in shape)
+        raise BadRecord(f"{field}: expected {wanted} numbers, got shape {list(array.shape)}")
+    return array
 
 
-def _maybe_array(tree):
-    return None if tree is None else _array(tree)
+def _need(right: bool, field: str, what: str) -> None:
+    if not right:
+        raise BadRecord(f"{field}: {what}")

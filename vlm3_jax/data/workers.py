@@ -7,14 +7,15 @@ another takes its place. All are daemons: none keeps the program from ending.
 import dataclasses
 import logging
 import queue
+import reprlib
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from vlm3_jax.data.reading import ATTEMPTS, Unreadable
 from vlm3_jax.errors import BadRecord, UserError
 
-ATTEMPTS = 2
 # So many calls given up without a good one between them: not single files but the storage, or the code, is broken.
 MAX_GIVEN_UP = 20
 # How long `close` waits for calls that are under way.
@@ -43,11 +44,13 @@ class _Call:
 class Workers:
     """`count` threads; 0 makes every call in the caller's thread, where a hang cannot be noticed.
 
-    A call may take `timeout_s` seconds; UserError if that is not above 0. Whoever waits for a call when `stop` is set
-    gets Closed.
+    A call may take `timeout_s` seconds. UserError unless that is above 0 and `count` at least 0. Whoever waits for a
+    call when `stop` is set gets Closed.
     """
 
     def __init__(self, count: int, timeout_s: float, stop: threading.Event):
+        if count < 0:
+            raise UserError(f"data.workers is {count}, but must be at least 0")
         if timeout_s <= 0:
             raise UserError(f"data.worker_timeout_s is {timeout_s:g}, but must be above 0")
         self._timeout_s, self._stop = timeout_s, stop
@@ -62,7 +65,7 @@ class Workers:
         """Starts `function(item)`, called `name()` in reports, and returns what waits for its result.
 
         The function must bear being called again. Its UserError is raised as it is; BadRecord if it failed otherwise,
-        or hung, twice; UserError if too many calls did.
+        or hung, twice; UserError if too many calls did, or ended with Unreadable.
         """
         call = _Call(function, item, name)
         if self._count:
@@ -130,26 +133,40 @@ class Workers:
 
     def _settle(self, call: _Call, value: Any, error: BaseException | None) -> None:
         """Takes the outcome of an attempt: the call is done, or goes to the end of the queue once more."""
-        if error is None or isinstance(error, UserError):
+        if error is None or (isinstance(error, UserError) and not isinstance(error, Unreadable)):
             self._given_up = 0
             call.value, call.error = value, error
             call.done.set()
             return
         call.failures += 1
-        last = call.failures == ATTEMPTS
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        _log.warning("data: %s: %s; %s", call.name(), reason, "set aside" if last else "trying once more")
+        if isinstance(error, Unreadable):
+            # It was tried again where it was read.
+            last, reason = True, error.why
+        else:
+            last = call.failures == ATTEMPTS
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            error = BadRecord(f"failed {ATTEMPTS} times, the last with {reason}")
+        name = _name(call)
+        _log.warning("data: %s: %s; %s", name, reason, "set aside" if last else "trying once more")
         if last:
             self._given_up += 1
-            call.error = BadRecord(f"failed {ATTEMPTS} times, the last with {reason}")
+            call.error = error
             if self._given_up >= MAX_GIVEN_UP:
                 call.error = UserError(
-                    f"{self._given_up} records in a row failed {ATTEMPTS} times each, the last, {call.name()}, with "
+                    f"{self._given_up} records in a row failed {ATTEMPTS} times each, the last, {name}, with "
                     f"{reason}: see that the data can be read (vlm3 data check), and start again"
                 )
             call.done.set()
         elif self._count:
             self._calls.put(call)
+
+
+def _name(call: _Call) -> str:
+    """What reports call it: a thread must not die of a name that cannot be made, for its call would wait for ever."""
+    try:
+        return call.name()
+    except Exception:
+        return reprlib.repr(call.item)
 
 
 def _attempt(call: _Call) -> tuple[Any, BaseException | None]:

@@ -1,6 +1,7 @@
 """Sources: random access to records, whatever their files look like. `make_source` turns a config entry into one."""
 
 import difflib
+import math
 import os
 from typing import Protocol
 
@@ -97,8 +98,8 @@ def check_entry(name: str, entry) -> ml_collections.ConfigDict:
         if entry[field] not in choices:
             raise UserError(f"mixture entry {name!r}: {field} is {entry[field]!r}; choose one of {choices}")
     ranges = {
-        "weight": entry.weight >= 0,
-        "focal": entry.focal > 0,
+        "weight": 0 <= entry.weight < math.inf,
+        "focal": 0 < entry.focal < math.inf,
         "coord_range": entry.coord_range >= 0,
         "questions": entry.questions >= 1,
         "flip": 0 <= entry.flip <= 1,

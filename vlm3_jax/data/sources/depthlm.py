@@ -10,6 +10,7 @@ import weakref
 import numpy as np
 
 from vlm3_jax.camera import Camera
+from vlm3_jax.data.reading import patiently
 from vlm3_jax.data.records import DepthPoints, ImageRef, Record, View
 from vlm3_jax.errors import BadRecord, UserError
 
@@ -79,7 +80,7 @@ class DepthLMSource:
         if not length:
             return None
         # pread has no file position, so threads can share the descriptor.
-        data = os.pread(self._file, int(length), int(offset))
+        data = patiently(lambda: os.pread(self._file, int(length), int(offset)), f"{self.path}:{number}")
         try:
             image, camera, points, depth, _ = parse_line(data)
         except BadRecord as error:
@@ -128,8 +129,14 @@ class DepthLMSource:
             raise UserError(f"{self.path}:{number}: image {image!r} leaves the image folder {self.root}")
 
     def _resolve(self, image: str, number: int) -> pathlib.Path:
-        """The image's file; UserError if it lies outside the image folder (also through a symbolic link)."""
-        path = (self.root / image).resolve()
+        """The image's file; UserError if it lies outside the image folder (also through a symbolic link).
+
+        BadRecord if its links go in a circle.
+        """
+        try:
+            path = (self.root / image).resolve()
+        except RuntimeError:
+            raise BadRecord(f"{self.path}:{number}: image {image!r} is a loop of symbolic links") from None
         if not path.is_relative_to(self.root):
             raise UserError(f"{self.path}:{number}: image {image!r} leaves the image folder {self.root}")
         return path
