@@ -37,7 +37,7 @@ test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow
 
 test-gpu: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m gpu
+	JAX_PLATFORMS=cuda,cpu $(BIN)/python -m pytest -q -m gpu
 
 test-tpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m tpu

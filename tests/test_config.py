@@ -90,6 +90,57 @@ def test_shipped_configs_are_found_by_name(name, monkeypatch, tmp_path):
         check_entry(entry_name, entry)
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_are_in_range(name):
+    configs.check(configs.load(name))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("seed=-1", "seed is -1, but must be at least 0 and below 2^63"),
+        (f"seed={2**63}", f"seed is {2**63}, but must be at least 0 and below 2^63"),
+        ("data.rows=0", "data.rows is 0, but must be at least 1"),
+        ("data.workers=-1", "data.workers is -1, but must be at least 0"),
+        ("data.prefetch=-1", "data.prefetch is -1, but must be at least 0"),
+        ("data.max_bad_fraction=-1", "data.max_bad_fraction is -1.0, but must be from 0 to 1"),
+        ("data.max_bad_fraction=1.01", "data.max_bad_fraction is 1.01, but must be from 0 to 1"),
+        ("data.max_bad_fraction=nan", "data.max_bad_fraction is nan, but must be from 0 to 1"),
+        ("data.worker_timeout_s=0", "data.worker_timeout_s is 0.0, but must be above 0"),
+        ("data.worker_timeout_s=nan", "data.worker_timeout_s is nan, but must be above 0"),
+        ("data.first_answer_weight=-1", "data.first_answer_weight is -1.0, but must be finite and at least 0"),
+        ("data.first_answer_weight=nan", "data.first_answer_weight is nan, but must be finite and at least 0"),
+        ("data.first_answer_weight=inf", "data.first_answer_weight is inf, but must be finite and at least 0"),
+        ("mesh.replica=0", "mesh.replica is 0, but must be at least 1"),
+        ("mesh.fsdp=0", "mesh.fsdp is 0, but must be at least 1, or -1 for what the others leave"),
+        ("mesh.tensor=-1", "mesh.tensor is -1, but must be at least 1"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate is nan, but must be finite and above 0"),
+        ("optimizer.b2=1", "optimizer.b2 is 1.0, but must be at least 0 and below 1"),
+        ("optimizer.eps=0", "optimizer.eps is 0.0, but must be finite and above 0"),
+        ("optimizer.clip=-1", "optimizer.clip is -1.0, but must be finite and at least 0 (0: no clipping)"),
+        ("optimizer.warmup=100", "optimizer.warmup is 100.0, but must be a share of the run: at least 0 and below 1"),
+        ("optimizer.warmup=1", "optimizer.warmup is 1.0, but must be a share of the run: at least 0 and below 1"),
+        ("optimizer.tail=0", "optimizer.tail is 0.0, but must be a share of the run: above 0 and at most 1"),
+        ("optimizer.final=-0.1", "optimizer.final is -0.1, but must be a share of the rate: from 0 to 1"),
+        ("train.max_skipped=0", "train.max_skipped is 0, but must be at least 1"),
+        ("eval.loss_batches=-1", "eval.loss_batches is -1, but must be at least 0"),
+    ],
+)
+def test_numbers_out_of_range_are_named(config, assignment, message):
+    configs.check(config)
+    configs.override(config, [assignment])
+    with pytest.raises(UserError) as caught:
+        configs.check(config)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
+@pytest.mark.parametrize("field", ["weight", "focal"])
+def test_weight_and_focal_length_of_an_entry_are_finite(field, value):
+    with pytest.raises(UserError, match=f"mixture entry 'rooms': {field} = {value} is out of range"):
+        check_entry("rooms", {"path": "rooms", field: value})
+
+
 def test_demo_takes_an_argument():
     long, short, plain = (configs.load(name).train.samples for name in ("demo:long", "demo:short", "demo"))
     assert long > short == plain

@@ -171,7 +171,15 @@ def test_masked_targets_are_no_work(tiny_model, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("NVIDIA H200", 989e12), ("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("TPU v6 lite", 918e12)],
+    [
+        ("NVIDIA H200", 989e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200 NVL", 835e12),
+    ],
 )
 def test_peak_by_the_name_of_the_device(kind, expected):
     value, source = flops.peak(type("Device", (), {"device_kind": kind}))

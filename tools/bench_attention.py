@@ -5,10 +5,13 @@ r"""Time of attention by back end, forward and backward, on packed rows. Needs n
     python tools/bench_attention.py --back-ends pallas --tiling FORWARD=128,8,2 --tiling KEYS=32,8,3     (GPU)
 
 Rows: three samples of the depth mixture's mean length in 7,168 tokens, and their images in 16,384 patches, with the
-heads of the 4B model. "pallas" and "xla" work through pairs of blocks, "dense" through whole rows, and "unpacked" is
-`jax.nn.dot_product_attention` with a sample a row and no padding (cuDNN on a GPU): what packing has to stand up to.
-Useful FLOPs are counted by true lengths, without recomputation: 4 * heads * head size for each pair of tokens forward,
-twice that backward.
+heads of the 4B model, and those of the tower that 8B and 32B have. "pallas" and "xla" work through pairs of blocks,
+"dense" through whole rows, and "unpacked" is `jax.nn.dot_product_attention` with a sample a row and no padding (cuDNN
+on a GPU): what packing has to stand up to.
+
+"difference": the largest one from "dense" in float32, of output and gradients on used tokens, over the largest value
+there. Look at it first; "dense" in bfloat16 says what is usual. Useful FLOPs are counted by true lengths, without
+recomputation: 4 * heads * head size for each pair of tokens forward, twice that backward.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import functools
 import json
 import time
 
+import checkout  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +56,8 @@ class Shape:
 
 RECIPE = {
     "text": Shape(7168, 2264, 3, 32, 8, 128, True),
-    "vision": Shape(16384, 4320, 3, 16, 16, 72, False),
+    "vision": Shape(16384, 4320, 3, 16, 16, 64, False),
+    "vision of 8B and 32B": Shape(16384, 4320, 3, 16, 16, 72, False),
 }
 SMALL = {
     "text": Shape(1024, 330, 3, 8, 2, 64, True),
@@ -79,22 +84,50 @@ def attend_with(name: str, shape: Shape, rows: int, block: int):
     )  # fmt: skip
 
 
-def measure(name: str, shape: Shape, peak: float, args) -> dict:
-    """Seconds of forward and backward together, and useful FLOP/s of them."""
-    attend, rows, tokens = attend_with(name, shape, args.rows, args.block)
+def inputs(shape: Shape, rows: int, tokens: int, dtype) -> list[jax.Array]:
+    """Random q, k, v and cotangent of the output, which is zero behind the samples."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    heads = (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)
+    q, k, v, g = (
+        jax.random.normal(key, (rows, tokens, h, shape.head_size), jnp.dtype(dtype)) for key, h in zip(keys, heads)
+    )
+    used = jnp.arange(tokens) < shape.length * shape.count
+    return [q, k, v, g * used[:, None, None].astype(g.dtype)]
+
+
+def with_gradients(attend):
+    """(q, k, v, cotangent) -> the output and the gradients, jitted."""
 
     @jax.jit
     def run(q, k, v, g):
         out, pull = jax.vjp(attend, q, k, v)
-        return out, pull(g)
+        return out, *pull(g)
 
-    keys = jax.random.split(jax.random.key(0), 4)
-    heads = (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)
-    arrays = [
-        jax.random.normal(key, (rows, tokens, h, shape.head_size), jnp.dtype(args.dtype)) for key, h in zip(keys, heads)
-    ]
+    return run
+
+
+@functools.cache
+def exact(shape: Shape, rows: int, block: int, dtype: str) -> list[np.ndarray]:
+    """What dense attention in float32 gives for the inputs in `dtype`."""
+    attend, rows, tokens = attend_with("dense", shape, rows, block)
+    arrays = [x.astype(jnp.float32) for x in inputs(shape, rows, tokens, dtype)]
+    with jax.default_matmul_precision("highest"):
+        return [np.asarray(x) for x in with_gradients(attend)(*arrays)]
+
+
+def difference(shape: Shape, found, expected) -> float:
+    """The largest difference on used tokens over the largest value, of the worst of output and gradients."""
+    used = shape.length * shape.count
+    pairs = [(np.asarray(x, np.float32)[:, :used], y[:, :used]) for x, y in zip(found, expected)]
+    return max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs)
+
+
+def measure(name: str, shape: Shape, peak: float, args) -> dict:
+    """Seconds of forward and backward together, useful FLOP/s of them, and how far off the results are."""
+    attend, rows, tokens = attend_with(name, shape, args.rows, args.block)
+    run, arrays = with_gradients(attend), inputs(shape, rows, tokens, args.dtype)
     start = time.perf_counter()
-    jax.block_until_ready(run(*arrays))
+    found = jax.block_until_ready(run(*arrays))
     first, times = time.perf_counter() - start, []
     for _ in range(args.steps):
         start = time.perf_counter()
@@ -102,12 +135,15 @@ def measure(name: str, shape: Shape, peak: float, args) -> dict:
         times.append(time.perf_counter() - start)
     median = float(np.median(times))
     useful = shape.useful * args.rows
-    return {
+    row = {
         "first_s": round(first, 2),
         "ms": {"median": 1e3 * median, "min": 1e3 * min(times), "max": 1e3 * max(times)},
         "useful_tflop_per_s": useful / median / 1e12,
         "of_peak": useful / median / peak,
     }
+    if name != "unpacked":
+        row["difference"] = difference(shape, found, exact(shape, args.rows, args.block, args.dtype))
+    return row
 
 
 def main() -> None:
@@ -136,6 +172,9 @@ def main() -> None:
                 row |= measure(name, shape, peak, args)
             except UserError as error:
                 row["left_out"] = str(error)
+            except (ValueError, jax.errors.JaxRuntimeError) as error:
+                # What a library or the compiler refuses (cuDNN float32, for one) costs this line only.
+                row["failed"] = str(error).splitlines()[0][:200]
             print(json.dumps(row | {"device": jax.devices()[0].device_kind}), flush=True)
 
 

@@ -12,9 +12,11 @@ With --pair-block attention works through pairs of blocks, by the kernel for the
 import argparse
 import dataclasses
 import json
+import sys
 import time
 import types
 
+import checkout  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +80,11 @@ def random_state(cfg: VLMConfig, tx, mesh) -> steps.TrainState:
     return jax.jit(make, out_shardings=shardings)(jax.random.key(0))
 
 
+def say(text: str) -> None:
+    """To stderr at once: a run that is cut short has told what it knew."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Compiles, steps and prints one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -110,17 +117,21 @@ def main() -> None:
     state = random_state(cfg, tx, mesh)
     start = time.perf_counter()
     compiled = run.lower(state, batch, np.int32(samples)).compile()
-    compile_s = time.perf_counter() - start
+    compile_s, memory = time.perf_counter() - start, compiled.memory_analysis()
+    sizes = [size / 2**30 for size in (memory.argument_size_in_bytes, memory.temp_size_in_bytes)]
+    say(f"compiled in {compile_s:.0f} s; {sizes[0]:.1f} GiB of state and batch, {sizes[1]:.1f} GiB of temporaries")
+    start = time.perf_counter()
     state, metrics = compiled(state, batch, np.int32(samples))
     jax.block_until_ready(metrics)
+    say(f"first step: {time.perf_counter() - start:.3f} s, loss {float(metrics['loss']):.3f}")
     times = []
     for _ in range(args.steps):
         start = time.perf_counter()
         state, metrics = compiled(state, batch, np.int32(samples))
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
+        say(f"step: {times[-1]:.3f} s")
     peak, source = flops.peak(jax.devices()[0])
-    memory = compiled.memory_analysis()
     median = float(np.median(times))
     print(
         json.dumps(
@@ -136,8 +147,8 @@ def main() -> None:
                 "mfu": useful / median / peak / jax.device_count(),
                 "peak": f"{peak / 1e12:.2f} TFLOP/s ({source})",
                 "compile_s": compile_s,
-                "state_gib": memory.argument_size_in_bytes / 2**30,
-                "temporary_gib": memory.temp_size_in_bytes / 2**30,
+                "state_gib": sizes[0],
+                "temporary_gib": sizes[1],
                 "loss": float(metrics["loss"]),
             },
             indent=2,

@@ -2,6 +2,7 @@
 
 import math
 
+import checkout  # noqa: F401
 import numpy as np
 
 from vlm3_jax.data.chat import Encoding

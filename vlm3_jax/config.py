@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import math
 import pathlib
 
 import ml_collections
@@ -18,7 +19,7 @@ def base() -> ml_collections.ConfigDict:
     config.model = ""
     # Where checkpoints, metrics, the quarantine and the exported model go.
     config.workdir = ""
-    # Seed of the data order, the questions drawn and the random weights of a tiny model.
+    # Seed of the data order, the questions drawn and the random weights of a tiny model; at least 0.
     config.seed = 0
 
     config.mesh = mesh = ml_collections.ConfigDict()
@@ -45,11 +46,11 @@ def base() -> ml_collections.ConfigDict:
     data.pair_block, data.pairs, data.patch_pairs = 0, 0, 0
     # Rows of the global batch (fixed for a run's life; a multiple of replica x fsdp and of the number of hosts).
     data.rows = 8
-    # A sample larger than a row: "crop" (centre crop with its camera) or "error".
+    # A sample larger than a row, or than its lists of blocks: "crop" (centre crop with its camera) or "error".
     data.oversize = "crop"
     # Weight of the first token of every answer in the loss; the others weigh 1.
     data.first_answer_weight = 1.0
-    # The run stops if a larger share of the samples is unusable.
+    # The run stops if a larger share of the samples, from 0 to 1, is unusable.
     data.max_bad_fraction = 0.01
     # Decoding threads (0: none) and batches prepared ahead.
     data.workers, data.prefetch = 4, 2
@@ -99,7 +100,7 @@ def base() -> ml_collections.ConfigDict:
     train.z_loss = 0.0
     # A step whose loss or gradient is not finite changes nothing; so many in a row stop the run.
     train.max_skipped = 5
-    # In steps: a line of metrics, a checkpoint, the held-out loss (0: only at the end).
+    # In steps: a line of metrics, a checkpoint (0: only at the end), the held-out loss (0: at the start and the end).
     train.log_every, train.save_every, train.eval_every = 10, 500, 500
     # "FIRST:LAST": steps recorded for xprof into WORKDIR/profile (or --profile FIRST:LAST); "": none.
     train.profile = ""
@@ -165,6 +166,45 @@ def override(config: ml_collections.ConfigDict, assignments: list[str]) -> None:
                 raise UserError(f"--config.{field}: the config has no field {key!r}{hint}")
             parent, node = node, node[key]
         parent[last] = _parse(field, text, node)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """UserError, naming the field, if the seed or a number of `mesh`, `data`, `optimizer`, `train` or `eval` is out of
+    range.
+
+    What makes up a row is checked by `data.packing.RowBudget`, the entries of the mixture by `data.sources`.
+    """
+    data, opt, mesh = config.data, config.optimizer, config.mesh
+    ranges = {
+        "seed": (config.seed, 0 <= config.seed < 2**63, "at least 0 and below 2^63"),
+        "data.rows": (data.rows, data.rows >= 1, "at least 1"),
+        "data.workers": (data.workers, data.workers >= 0, "at least 0"),
+        "data.prefetch": (data.prefetch, data.prefetch >= 0, "at least 0"),
+        # Written so that nan is out of range too.
+        "data.max_bad_fraction": (data.max_bad_fraction, 0 <= data.max_bad_fraction <= 1, "from 0 to 1"),
+        "data.worker_timeout_s": (data.worker_timeout_s, data.worker_timeout_s > 0, "above 0"),
+        "data.first_answer_weight": (
+            data.first_answer_weight, 0 <= data.first_answer_weight < math.inf, "finite and at least 0"
+        ),
+        "mesh.replica": (mesh.replica, mesh.replica >= 1, "at least 1"),
+        "mesh.fsdp": (mesh.fsdp, mesh.fsdp >= 1 or mesh.fsdp == -1, "at least 1, or -1 for what the others leave"),
+        "mesh.tensor": (mesh.tensor, mesh.tensor >= 1, "at least 1"),
+        # A rate or moment that is not finite would reach the weights past the check of loss and gradient.
+        "optimizer.learning_rate": (opt.learning_rate, 0 < opt.learning_rate < math.inf, "finite and above 0"),
+        "optimizer.b1": (opt.b1, 0 <= opt.b1 < 1, "at least 0 and below 1"),
+        "optimizer.b2": (opt.b2, 0 <= opt.b2 < 1, "at least 0 and below 1"),
+        "optimizer.eps": (opt.eps, 0 < opt.eps < math.inf, "finite and above 0"),
+        "optimizer.weight_decay": (opt.weight_decay, 0 <= opt.weight_decay < math.inf, "finite and at least 0"),
+        "optimizer.clip": (opt.clip, 0 <= opt.clip < math.inf, "finite and at least 0 (0: no clipping)"),
+        "optimizer.warmup": (opt.warmup, 0 <= opt.warmup < 1, "a share of the run: at least 0 and below 1"),
+        "optimizer.tail": (opt.tail, 0 < opt.tail <= 1, "a share of the run: above 0 and at most 1"),
+        "optimizer.final": (opt.final, 0 <= opt.final <= 1, "a share of the rate: from 0 to 1"),
+        "train.max_skipped": (config.train.max_skipped, config.train.max_skipped >= 1, "at least 1"),
+        "eval.loss_batches": (config.eval.loss_batches, config.eval.loss_batches >= 0, "at least 0"),
+    }  # fmt: skip
+    for field, (value, good, wanted) in ranges.items():
+        if not good:
+            raise UserError(f"{field} is {value}, but must be {wanted}")
 
 
 def _parse(field: str, text: str, old):

@@ -12,10 +12,16 @@ from vlm3_jax.data.block_pairs import visible_pairs
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.params import GROUPS, Param
 
-# Dense bf16 peak of one device, FLOP/s, from the makers' data sheets (without sparsity).
+# Dense bf16 peak of one device, FLOP/s, from the makers' data sheets (half of what they say with sparsity); the longest
+# name that a device's begins with counts.
 PEAK_BF16 = {
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GH200": 989e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA A100": 312e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -100,16 +106,22 @@ def training(cfg: VLMConfig, n: Lengths, trained=GROUPS, adapters: Sequence[Para
 
 
 def peak(device: jax.Device) -> tuple[float, str]:
-    """Peak FLOP/s of one device and where the number comes from; a CPU's is measured with a matrix product."""
+    """Peak FLOP/s of one device and where the number comes from.
+
+    Of a CPU, and of a device that no data sheet here is of, it is what a matrix product reaches.
+    """
     kind = device.device_kind
     for name, value in sorted(PEAK_BF16.items(), key=lambda item: -len(item[0])):
         if kind.startswith(name):
             return value, f"data sheet of {name}, bf16"
-    size, x = 1024, jnp.ones((1024, 1024), jnp.float32)
+    size, dtype = (1024, jnp.float32) if device.platform == "cpu" else (8192, jnp.bfloat16)
+    x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: a @ b)
     product(x, x).block_until_ready()
     best = min(_seconds(lambda: product(x, x).block_until_ready()) for _ in range(5))
-    return 2 * size**3 / best / max(1, len(jax.local_devices())), f"measured on {kind}, float32"
+    # Devices that stand for a CPU share its cores.
+    share = len(jax.local_devices()) if device.platform == "cpu" else 1
+    return 2 * size**3 / best / share, f"measured on {kind}, {jnp.dtype(dtype)}"
 
 
 def _seconds(call) -> float:

@@ -52,7 +52,7 @@ def _make(name, dtype=jnp.float32):
 def _compiled(name, back_end):
     """(q, k, v, cotangent) -> output and gradients, as numpy arrays; `back_end` None: dense attention."""
     ids, pairs, _ = _make(name)
-    chosen = BACK_ENDS.get(back_end)
+    chosen = BackEnd("pallas", "gpu") if back_end == "a GPU" else BACK_ENDS.get(back_end)
     if (name, back_end) == ("images", "tpu"):
         # The slower interpreter, which fills what was never written with NaN and minds the ends of memory.
         chosen = dataclasses.replace(chosen, interpret=pltpu.InterpretParams())
@@ -87,12 +87,32 @@ def test_kernels_equal_dense_attention(name, back_end):
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_bfloat16_is_as_far_from_float32_as_dense_attention(back_end):
+    _check_bfloat16("text", back_end)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_gpu_bfloat16_is_as_far_from_float32_as_dense_attention(name):
+    assert jax.default_backend() == "gpu"
+    _check_bfloat16(name, "a GPU")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_gpu_kernels_compile_at_real_sizes(dtype):
+    for name in REAL:
+        gradient, arguments = _real(name, "gpu", dtype=dtype)
+        # No matrix of scores.
+        assert gradient.lower(*arguments).compile().memory_analysis().temp_size_in_bytes < 900 << 20
+
+
+def _check_bfloat16(name, back_end):
     """Mean difference at most 1.25 times that of dense attention in bfloat16, output and every gradient."""
-    ids, _, arrays = _make("text")
+    ids, _, arrays = _make(name)
     used = np.asarray(ids.segments) > 0
     rounded = [x.astype(jnp.bfloat16) for x in arrays]
-    exact = _compiled("text", None)(*(x.astype(jnp.float32) for x in rounded))
-    found, dense = (_compiled("text", name)(*rounded) for name in (back_end, None))
+    exact = _compiled(name, None)(*(x.astype(jnp.float32) for x in rounded))
+    found, dense = (_compiled(name, each)(*rounded) for each in (back_end, None))
     for x, other, expected in zip(found, dense, exact):
         ours, theirs = (np.abs(a - expected)[used].mean() for a in (x, other))
         assert 0 < ours <= 1.25 * theirs
@@ -153,14 +173,17 @@ def test_platform_and_block_choose(name, platform, block, expected):
             BackEnd(name, platform).kernels(block)
 
 
-# Text and vision of the 4B model, a row of the depth recipe: tokens, heads, kv heads, head size, kinds of ids, pairs.
-REAL = {"text": (7168, 32, 8, 128, 3, 640), "vision": (16384, 16, 16, 72, 1, 4500)}
+# Text and vision of the 4B model and the tower of 8B and 32B, a row of the depth recipe: tokens, heads, kv heads, head
+# size, kinds of ids, pairs.
+REAL = {
+    "text": (7168, 32, 8, 128, 3, 640), "vision": (16384, 16, 16, 64, 1, 4500), "wide": (16384, 16, 16, 72, 1, 4500),
+}  # fmt: skip
 
 
-def _real(name, platform, sharding=None):
+def _real(name, platform, sharding=None, dtype="bfloat16"):
     """The gradient of attention at a real size, and its abstract arguments."""
     S, H, K, C, kinds, pairs = REAL[name]
-    shapes = [((1, S, heads, C), jnp.bfloat16) for heads in (H, K, K)] + [((1, S), jnp.int32)] * kinds
+    shapes = [((1, S, heads, C), jnp.dtype(dtype)) for heads in (H, K, K)] + [((1, S), jnp.int32)] * kinds
     shapes += [((1, S // 128 + 1), jnp.int32), ((1, pairs), jnp.int32)]
 
     def loss(q, k, v, ids, pairs):
@@ -172,9 +195,9 @@ def _real(name, platform, sharding=None):
     return jax.jit(gradient), [jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes]
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_gpu_kernels_lower_to_triton(name):
-    gradient, arguments = _real(name, "gpu")
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "bfloat16") for name in REAL), ("text", "float32")])
+def test_gpu_kernels_lower_to_triton(name, dtype):
+    gradient, arguments = _real(name, "gpu", dtype=dtype)
     lowered = gradient.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     calls = [line for line in lowered.splitlines() if "__gpu$xla.gpu.triton" in line]
     assert [f'name = "attention_{part}"' in call for part, call in zip(("forward", "query", "key"), calls)] == [

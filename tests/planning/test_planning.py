@@ -93,6 +93,11 @@ def test_links():
     # A cube of 8 chips has 3 links a chip, a torus of 64 chips 6.
     assert parse("v5p:2x2x2").seconds((1, 8, 1), {("fsdp",): 300e9}) == pytest.approx(1)
     assert parse("v5p:4x4x4").seconds((1, 64, 1), {("fsdp",): 600e9}) == pytest.approx(1)
+    # Two neighbours of a plane of 64 chips have the link between them, groups of 8 half of each chip's two.
+    plane = parse("v6e:8x8")
+    assert plane.seconds((1, 32, 2), {("tensor",): 100e9}) == pytest.approx(1)
+    assert plane.seconds((1, 8, 8), {("tensor",): 100e9}) == pytest.approx(1)
+    assert plane.seconds((1, 64, 1), {("fsdp",): 200e9}) == pytest.approx(1)
 
 
 def test_collectives_of_a_program():
@@ -183,6 +188,42 @@ def test_what_is_frozen_has_no_optimizer(tiny_model):
     # Two moments of 4 bytes go, and half of the bytes of a matrix.
     matrices = sum(values for row, values in held.items() if len(row.hf_shape) > 1)
     assert whole.state() - part.state() == pytest.approx(8 * sum(held.values()) + 2 * matrices)
+
+
+@pytest.mark.parametrize("remat", ["none", "minimal", "full"])
+def test_a_frozen_tower_costs_its_forward_pass(tiny_model, remat):
+    config = small_config(tiny_model)
+    with config.unlocked():
+        config.train.freeze, config.train.remat = ("vision", "merger"), remat
+    load = make_plan(config, parse("a100:1"), [(1, 1, 1)]).best.load
+    deeper = dataclasses.replace(load.cfg, vision=dataclasses.replace(load.cfg.vision, depth=load.cfg.vision.depth + 4))
+    lengths = flops.Lengths(load.budget.tokens, load.budget.patches, load.budget.targets, *load.typical.looked_at)
+    once = sum(flops.forward(deeper, lengths).values()) - sum(flops.forward(load.cfg, lengths).values())
+    more = dataclasses.replace(load, cfg=deeper)
+    assert more.arithmetic() - load.arithmetic() == pytest.approx(once * load.rows * load.accumulation)
+
+
+def test_kernels_make_two_products_of_attention_again(tiny_model):
+    config = small_config(tiny_model)
+    with config.unlocked():
+        config.data.row_tokens, config.data.pair_block, config.data.pairs, config.data.patch_pairs = 256, 128, 3, 4
+    load = make_plan(config, parse("a100:1"), [(1, 1, 1)]).best.load
+    assert load.kernels
+    plain = dataclasses.replace(load, kernels=False)
+    parts = flops.forward(load.cfg, flops.Lengths(0, 0, 0, *load.typical.looked_at))
+    # Scores and values are two products of a pair: as many as the forward pass makes.
+    again = (parts["decoder_attention"] + parts["vision_attention"]) * load.rows * load.accumulation
+    assert load.arithmetic() - plain.arithmetic() == pytest.approx(again)
+    with config.unlocked():
+        config.train.attention = "xla"
+    assert not make_plan(config, parse("a100:1"), [(1, 1, 1)]).best.load.kernels
+
+
+def test_a_gpu_has_less_for_programs_than_its_memory(tiny_model):
+    option = make_plan(small_config(tiny_model), parse("h200:1")).best
+    room = 0.93 * 141e9 - option.arguments
+    assert dataclasses.replace(option, temporaries=room).fits
+    assert not dataclasses.replace(option, temporaries=1.001 * room).fits
 
 
 def test_a_plan_of_gpus(tiny_model):

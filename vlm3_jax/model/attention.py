@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from vlm3_jax.errors import UserError
 from vlm3_jax.model.block_pairs import Pairs
@@ -103,12 +104,17 @@ def prepare(
             return _by_kernels(module, back_end.interpret, ids, pairs, locally)
         return lambda q, k, v: locally(functools.partial(block_pairs, visible=visible))(q, k, v, ids, pairs)
     if blocks is not None:
-        return _by_blocks(ids, blocks)
+        return _named(_by_blocks(ids, blocks))
     size = max(1, MAX_PAIRS // S)
     if size >= S:
         mask = visible(ids, ids)
-        return lambda q, k, v: _attend(q, k, v, mask)
-    return _by_chunks(ids, -(-S // size))
+        return _named(lambda q, k, v: _attend(q, k, v, mask))
+    return _named(_by_chunks(ids, -(-S // size)))
+
+
+def _named(attend: Callable) -> Callable:
+    """Its output under the name that remat keeps; those with a backward pass of their own name it there, once."""
+    return lambda q, k, v: checkpoint_name(attend(q, k, v), "attended")
 
 
 def _by_kernels(module: str, interpret, ids: Ids, pairs: Pairs, locally: Locally) -> Callable:

@@ -27,7 +27,7 @@ class TextLayer(Group):
         q, k, v = (checkpoint_name(self.linear(name, h, contract), "qkv") for name, contract in names)
         q, k = rms_norm(q, self.q_norm, eps), rms_norm(k, self.k_norm, eps)
         h, cache = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, cache)
-        x_BSD = x_BSD + self.linear("o_proj", checkpoint_name(h, "attended"), "bshc,hcd->bsd")
+        x_BSD = x_BSD + self.linear("o_proj", h, "bshc,hcd->bsd")
         h = rms_norm(x_BSD, self.norm2, eps)
         h, use = feed_forward(self, h)
         return x_BSD + h, cache, use

@@ -21,7 +21,7 @@ class VisionBlock(Group):
         qkv = checkpoint_name(self.linear("qkv", h, "bpd,dthc->bpthc"), "qkv")
         q, k = (rope.rotate(qkv[:, :, i].astype(jnp.float32), cos, sin).astype(h.dtype) for i in (0, 1))
         h = attend(q, k, qkv[:, :, 2])
-        x_BPD = x_BPD + self.linear("proj", checkpoint_name(h, "attended"), "bphc,hcd->bpd")
+        x_BPD = x_BPD + self.linear("proj", h, "bphc,hcd->bpd")
         h = layer_norm(x_BPD, self.norm2, self.norm2_bias)
         h = jax.nn.gelu(checkpoint_name(self.linear("fc1", h, "bpd,df->bpf"), "hidden"), approximate=True)
         return x_BPD + self.linear("fc2", h, "bpf,fd->bpd")

@@ -18,8 +18,8 @@ from vlm3_jax.model.text import Decoder
 from vlm3_jax.model.vision import VisionTower
 
 REMAT = ("none", "minimal", "full", "offload")
-# What `checkpoint_name` marks in the layers: results of the products that cost most to make again. The inputs of the
-# layers are kept always.
+# What `checkpoint_name` marks in layers and attention: results of the products that cost most to make again. The inputs
+# of the layers are kept always.
 NAMED = ("qkv", "attended", "hidden")
 
 

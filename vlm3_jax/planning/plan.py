@@ -9,6 +9,7 @@ from vlm3_jax import params as parameters
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import sizes
+from vlm3_jax.model.attention import BackEnd
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.vlm import REMAT
 from vlm3_jax.planning import compile as compiler
@@ -49,7 +50,7 @@ class Option:
     @property
     def fits(self) -> bool:
         """Whether the memory of a device is enough."""
-        return self.total <= self.topology.chip.hbm
+        return self.total <= self.topology.capacity
 
     def bounds(self) -> dict[str, float]:
         """Seconds that arithmetic, memory traffic and exchange take at full speed."""
@@ -91,7 +92,7 @@ class Option:
                 "arguments": self.arguments,
                 "temporaries": self.temporaries,
                 "total": self.total,
-                "capacity": self.topology.chip.hbm,
+                "capacity": self.topology.capacity,
             },
             "exchanged_bytes": {f"{kind} over {'+'.join(axes)}": v for (kind, axes), v in self.traffic.bytes.items()},
             "bound_s": self.bounds(),
@@ -167,7 +168,9 @@ def make_plan(
     typical = typical_rows(config, cfg, budget)
     trainable = Trainable.from_config(cfg, config)
     row_bytes = sum(array.nbytes for array in compiler.empty_row(cfg, budget).values())
-    base = Load(cfg, trainable, budget, typical, row_bytes, (1, 1, 1), 1, 1, config.train.remat)
+    back_end = BackEnd(config.train.attention, "tpu" if topology.is_tpu else "gpu")
+    kernels = back_end.kernels(budget.pair_block) is not None
+    base = Load(cfg, trainable, budget, typical, row_bytes, (1, 1, 1), 1, 1, config.train.remat, kernels)
     options = [_estimate(config, base, topology, shape, reached) for shape in shapes or topology.meshes()]
     options = _ranked([option for option in options if option])
     if not options:

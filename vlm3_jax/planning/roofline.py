@@ -4,8 +4,10 @@ Time is the longest of three: arithmetic at the peak, memory traffic at full ban
 links; each is what the program has to do at least, so the time is a bound, and runs take longer by `1 / reached`.
 
 Arithmetic: what flops.py counts, on full rows (empty places are computed too) and on the pairs of blocks that attention
-looks at, plus what the backward pass makes again: attention's scores always, the head's logits always, and under remat
-"full" each layer without its last product, under "minimal" its output projections.
+looks at, plus what the backward pass makes again: attention's scores always (kernels make them and the gradient of the
+weights twice: seven products for five), the head's logits always, and under remat "full" each layer without its last
+product, under "minimal" its output projections. Nothing of a vision tower in which nothing is trained is made again or
+kept.
 Memory traffic: the weights in bf16 read once in each of three passes and written twice as gathered; the inputs and
 outputs of every product, in bf16, in each pass; attention's keys and values once a pair of blocks; at the end of the
 update 32 bytes a trained value (moments, weights, gradient).
@@ -37,7 +39,7 @@ PASSES = {"none": 3, "minimal": 3.3, "full": 4, "offload": 3.3}
 class Load:
     """One device's part of an update: `rows` at once, `accumulation` times, on a mesh (replica, fsdp, tensor).
 
-    `row_bytes`: of one row of a batch.
+    `row_bytes`: of one row of a batch. `kernels`: whether attention's pairs are worked through by kernels.
     """
 
     cfg: VLMConfig
@@ -49,6 +51,7 @@ class Load:
     rows: int
     accumulation: int
     remat: str
+    kernels: bool = False
 
     @property
     def samples(self) -> float:
@@ -71,9 +74,9 @@ class Load:
         chunk = min(TARGET_CHUNK, b.targets)
         executed = flops.Lengths(b.tokens, b.patches, -(-b.targets // chunk) * chunk, *looked_at)
         parts = flops.forward(self.cfg, executed)
-        again = parts["head"] + 0.5 * (parts["decoder_attention"] + parts["vision_attention"])
-        if self.remat == "full":
-            again += parts["decoder_attention"] + parts["vision_attention"]
+        seeing = self._seeing
+        attention = (1.5 if self.kernels else 0.5) + (self.remat == "full")
+        again = parts["head"] + attention * (parts["decoder_attention"] + seeing * parts["vision_attention"])
         t, v = self.cfg.text, self.cfg.vision
         out, down = t.heads * t.head_dim, t.intermediate_size if not t.experts else t.experts_per_token * t.expert_size
         layer = t.hidden_size * (2 * (out + t.kv_heads * t.head_dim) + 3 * down)
@@ -82,10 +85,15 @@ class Load:
             "full": (1 - down * t.hidden_size / layer, 1 - v.intermediate_size / block),
             "none": (0.0, 0.0),
         }.get(self.remat, (out * t.hidden_size / layer, v.hidden_size / block))
-        again += sum(share * parts[name] for share, name in zip(shares, ("decoder", "vision")))
+        again += shares[0] * parts["decoder"] + seeing * shares[1] * parts["vision"]
         trained, adapters = self.trainable.trained_groups, self.trainable.adapters
         row = flops.training(self.cfg, executed, trained, adapters) + again
         return row * self.rows * self.accumulation / self.mesh[2]
+
+    @property
+    def _seeing(self) -> bool:
+        """Whether a gradient passes through the vision tower."""
+        return "vision" in {*self.trainable.trained_groups, *(row.group for row in self.trainable.adapters)}
 
     def memory_traffic(self) -> float:
         """Bytes that one device reads and writes in its memory in an update."""
@@ -153,9 +161,10 @@ class Load:
         t, v, b, tensor = self.cfg.text, self.cfg.vision, self.budget, self.mesh[2]
         gradients = self._local(trained=True) * (2 if self.accumulation > 1 else 1)
         tokens, patches = b.tokens * self.rows, b.patches * self.rows
-        kept = t.layers * tokens * t.hidden_size + v.depth * patches * v.hidden_size
+        depth = v.depth * self._seeing
+        kept = t.layers * tokens * t.hidden_size + depth * patches * v.hidden_size
         named = t.layers * tokens * ((2 * t.heads + 2 * t.kv_heads) * t.head_dim + 2 * t.intermediate_size)
-        named += v.depth * patches * (4 * v.hidden_size + v.intermediate_size)
+        named += depth * patches * (4 * v.hidden_size + v.intermediate_size)
         kept += {"full": 0, "offload": 0, "minimal": named / tensor, "none": 2 * named / tensor}[self.remat]
         working = 2 * tokens * (3 * t.intermediate_size + 4 * t.heads * t.head_dim) / tensor
         working = max(working, 2 * patches * (2 * v.intermediate_size + 8 * v.hidden_size) / tensor)

@@ -9,7 +9,10 @@ import rich.table
 
 from vlm3_jax.errors import UserError
 from vlm3_jax.planning.plan import DAY, Option, Plan
+from vlm3_jax.planning.topology import GPU_SHARE
 
+# Of a GPU's memory what jax takes when nothing is said.
+JAX_SHARE = 0.75
 BEGIN, END = "<!-- plan-all: begin -->", "<!-- plan-all: end -->"
 HEADERS = (
     "recipe", "topology", "mesh r x f x t", "rows x acc.", "HBM GB: state + temp.", "of", "TFLOP a sample",
@@ -56,6 +59,11 @@ def print_plan(plan: Plan, console: rich.console.Console) -> None:
         console.print(
             f"whole on every device: {fallback.name} ({fallback.axis} {fallback.size} over "
             f"{' or '.join(fallback.tried)}), {size / 1e6:.1f} MB"
+        )
+    if not plan.topology.is_tpu and best.total > JAX_SHARE * chip.hbm:
+        console.print(
+            f"Set XLA_CLIENT_MEM_FRACTION={GPU_SHARE} in the environment: jax takes {JAX_SHARE:.0%} of a GPU's memory "
+            "unless told otherwise."
         )
     replica, fsdp, tensor = best.load.mesh
     console.print(

@@ -9,6 +9,9 @@ from vlm3_jax import flops
 from vlm3_jax.errors import UserError
 from vlm3_jax.train.mesh import AXES
 
+# Of a GPU's memory what programs can have, by XLA_CLIENT_MEM_FRACTION; driver, kernels and NCCL need the rest.
+GPU_SHARE = 0.93
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -60,6 +63,11 @@ class Topology:
         return self.chip.dims > 0
 
     @property
+    def capacity(self) -> float:
+        """Bytes of a device that programs can have."""
+        return self.chip.hbm * (1 if self.is_tpu else GPU_SHARE)
+
+    @property
     def devices(self) -> int:
         """Number of accelerators."""
         return math.prod(self.shape)
@@ -81,14 +89,14 @@ class Topology:
         """Bytes/s at which a device receives within its group.
 
         TPU: all links along the slice's axes that are longer than 1, twice as many where the axis is a ring; a group
-        gets a share of them, by the logarithm of its size. GPU: NVLink, unless what comes from other nodes, over the
-        adapters of all the group's GPUs in a node, takes longer.
+        gets a share of them, by the logarithm of its size, and at least the one to a neighbour. GPU: NVLink, unless
+        what comes from other nodes, over the adapters of all the group's GPUs in a node, takes longer.
         """
         size = math.prod(n for n, axis in zip(mesh, AXES) if axis in axes)
         chip = self.chip
         if self.is_tpu:
             links = sum((2 if n % chip.wraps == 0 else 1) for n in self.shape if n > 1)
-            return chip.link * links * math.log(size) / math.log(self.devices)
+            return max(chip.link, chip.link * links * math.log(size) / math.log(self.devices))
         places = np.arange(self.devices).reshape(mesh)
         group = places[tuple(slice(None) if axis in axes else 0 for axis in AXES)].reshape(-1)
         nodes = len(set((group // self.shape[0]).tolist()))

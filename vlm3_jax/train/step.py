@@ -180,7 +180,7 @@ def make_step(
         rate = optimizers.learning_rate(state.samples + samples, total_samples, opt)
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(rate)
 
         def unless_broken(new, old):
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

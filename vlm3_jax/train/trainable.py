@@ -48,6 +48,11 @@ class Trainable:
                 raise UserError(f"optimizer.rates.{group} is {rate}, but must be positive; to freeze it, train.freeze")
         rows, lora = parameters.table(cfg), Lora.from_config(cfg, train.lora)
         trained = [row for row in rows if row.group not in train.freeze]
+        if lora and train.freeze:
+            raise UserError(
+                "train.freeze: with train.lora.rank above 0 only the adapters are trained; leave it empty and choose "
+                "products by train.lora.targets"
+            )
         if lora:
             trained = _adapters(lora)
             rows += trained

@@ -15,11 +15,12 @@ COUNTS = {"bad": "records_bad", "skipped": "records_unused"}
 class Window:
     """Sums since the last logged step.
 
-    `names`: target group -> (component, task). `peak`: FLOP/s of one device.
+    `names`: target group -> (component, task). `peak`: FLOP/s of one device. `share`: of the batch's rows those that
+    this host brings; where the tensor axis crosses hosts, several bring the same, and shares are more than one in all.
     """
 
-    def __init__(self, names: Mapping[int, tuple[str, str]], peak: float):
-        self.names, self.peak = names, peak
+    def __init__(self, names: Mapping[int, tuple[str, str]], peak: float, share: float = 1.0):
+        self.names, self.peak, self.share = names, peak, share
         self._restart()
 
     def _restart(self) -> None:
@@ -48,8 +49,8 @@ class Window:
     def summary(self) -> dict[str, float]:
         """The row of numbers (docs/training.md says what each is); starts the next window."""
         seconds = time.perf_counter() - self.start
-        # Samples are those of all hosts, the rest is this host's, whose devices have an equal share of the rows.
-        each = seconds * jax.local_device_count()
+        # Samples are those of all hosts; the rest is what this host's rows hold, and taken for their share.
+        each = self.share * seconds * jax.device_count()
         row = {
             "samples_per_s": self.samples / seconds,
             "samples_per_s_device": self.samples / seconds / jax.device_count(),
