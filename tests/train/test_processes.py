@@ -66,13 +66,14 @@ def free_port() -> int:
 def train(place, workdir, processes=1, signals=None, settings=(), between=None) -> list[Ended]:
     """`vlm3 train` in so many processes, which share the devices; `signals`: process -> "SIGTERM@4", sent to itself.
 
-    `between(running)` is called once they are started.
+    `between(running)` is called once they are started. `workdir`: a list gives each process its own.
     """
     port, started = free_port(), []
     for number in range(processes):
         argument = (signals or {}).get(number, "")
         command = [sys.executable, "-m", "vlm3_jax.cli", "train", f"--config={run_config.__file__}:{argument}"]
-        command += [f"--workdir={workdir}", *SETTINGS, *settings]
+        folder = workdir[number] if isinstance(workdir, list) else workdir
+        command += [f"--workdir={folder}", *SETTINGS, *settings]
         if processes > 1:
             command += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={number}"]
         environment = os.environ | {
@@ -198,6 +199,15 @@ def test_idle_processes_notice_a_lost_one(processes, victim, number, limit_s):
         assert time.monotonic() - start < limit_s
     started[victim].kill()
     started[victim].communicate()
+
+
+@pytest.mark.slow
+def test_hosts_without_a_common_workdir(place, tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, process in zip(folders, train(place, folders, 2), strict=True):
+        assert process.code == 2, process
+        assert f"{folder}: --workdir is not the same folder in process 1 as in process 0; it must" in process.errors
+        assert "Traceback" not in process.errors
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 import zlib
 
 import jax
@@ -30,6 +31,7 @@ from vlm3_jax.checkpoint.layouts import CHUNK_BYTES
 from vlm3_jax.checkpoint.locate import CHECKPOINTS, PARAMS
 from vlm3_jax.data.plan import PlanState
 from vlm3_jax.errors import Again, UserError
+from vlm3_jax.train import distributed
 from vlm3_jax.train.step import TrainState
 
 # Not signs of a damaged file: the next checkpoint would fare no better.
@@ -41,6 +43,8 @@ _PASSING = (
     *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT),
     *(errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN, errno.ESHUTDOWN),
 )
+# Seconds in which what another host has saved must become visible.
+SHOWN_S = 10
 
 
 class Damaged(Exception):
@@ -51,8 +55,8 @@ class Checkpoints:
     """The checkpoints of one workdir; saving is asynchronous, restoring takes any mesh.
 
     The newest `keep` stay, those of every `keep_every`-th step (0: none), and the one whose held-out loss `keep_best`
-    is lowest ("": none). `notes`: lines for the user about what `restore` found. OSError if the folder cannot be made.
-    Close it: until then it hears what fails in the background.
+    is lowest ("": none). `notes`: lines for the user about what `restore` found. OSError if the folder cannot be made,
+    Again if not all processes see the same newest step. Close it: until then it hears what fails in the background.
     """
 
     def __init__(self, workdir, keep: int = 2, keep_every: int = 0, keep_best: str = ""):
@@ -73,6 +77,22 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._agree()
+
+    def _agree(self) -> None:
+        """Waits until all processes see the same newest step: a host may keep an old list of a shared folder."""
+        for _ in range(SHOWN_S):
+            found = distributed.gather({"step": np.array(max(self._manager.all_steps(), default=-1))})["step"]
+            if (found == found[0]).all():
+                return
+            time.sleep(1)
+            self._manager.reload()
+        other = int(np.flatnonzero(found != found[0])[0])
+        first, second = (f"step {found[k]}" if found[k] >= 0 else "none" for k in (0, other))
+        raise Again(
+            f"{self.folder}: the newest checkpoint is {first} in process 0 and {second} in process {other}; the hosts "
+            "must see the same files: start again, and if it stays so, look at the file system they share"
+        )
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint, or None."""

@@ -102,6 +102,15 @@ def gather(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+def over_rows(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The sum [...] of gathered counts [processes, ...], each of the process's rows [processes, rows].
+
+    Where the tensor axis crosses processes, several bring the same rows; those count once.
+    """
+    _, first = np.unique(rows, axis=0, return_index=True)
+    return counts[first].sum(0)
+
+
 @contextlib.contextmanager
 def first_before_others(name: str):
     """Process 0 runs the block before the others do: what it writes there, they find. `name` is used once a run."""

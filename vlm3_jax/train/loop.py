@@ -29,9 +29,10 @@ from vlm3_jax.train import step as steps
 from vlm3_jax.train.goodput import Compilations, Goodput
 from vlm3_jax.train.metrics import Bar, Metrics
 from vlm3_jax.train.profile import Profile
-from vlm3_jax.train.run import Feed, Setup, held_out_batches, quarantine_file
+from vlm3_jax.train.run import Feed, Setup, count_in_all, held_out_batches, quarantine_file
 from vlm3_jax.train.trainable import DTYPES, Trainable
 from vlm3_jax.train.window import Window
+from vlm3_jax.train.workdir import claimed
 
 # Of errors without the name of a file: no room (for this user, in a file), no permission.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -43,18 +44,20 @@ def train(config) -> bool:
     Leaves checkpoints/, model/ (config and tokenizer), metrics.jsonl, tensorboard/, quarantine.jsonl, config.json and,
     when complete, export/ (an HF directory) in the workdir.
     """
-    with Compilations() as compilations, _writing(config.workdir):
-        return _train(config, compilations)
+    with Compilations() as compilations, _writing(config.workdir), contextlib.ExitStack() as held:
+        return _train(config, compilations, held)
 
 
-def _train(config, compilations: Compilations) -> bool:
+def _train(config, compilations: Compilations, held: contextlib.ExitStack) -> bool:
     goodput = Goodput(compilations)
     with goodput.spent_on("start"):
         setup = Setup.from_config(config)
+        _check(setup)
         components = setup.components(config.data.components)
-        _check(setup, components)
+        if not components:
+            raise UserError("data.components is empty: nothing to train on")
         trainable = Trainable.from_config(setup.cfg, config)
-        setup.workdir.mkdir(parents=True, exist_ok=True)
+        held.enter_context(claimed(setup.workdir))
         run = _Run(setup, components, trainable, goodput)
     if jax.process_index() == 0:
         aside = setup.workdir / "config.json.part"
@@ -94,7 +97,7 @@ def _writing(workdir):
         ) from None
 
 
-def _check(setup: Setup, components) -> None:
+def _check(setup: Setup) -> None:
     config = setup.config
     for field, allowed in (("dtype", DTYPES), ("remat", REMAT), ("export", ("", *hf.DTYPES))):
         if config.train[field] not in allowed:
@@ -114,7 +117,8 @@ def _check(setup: Setup, components) -> None:
             f"train.accumulation to {steps} for about as many rows an update"
         )
     best = config.train.keep_best
-    measured = "", *(f"eval_loss/{name}" for name in config.eval.components)
+    held_out = config.eval.components.items() if config.eval.loss_batches else ()
+    measured = "", *(f"eval_loss/{name}" for name, entry in held_out if entry.weight > 0)
     if best not in measured:
         choices = ", ".join(map(repr, measured))
         raise UserError(f"train.keep_best: {best!r} is not measured; choose one of {choices}")
@@ -122,8 +126,6 @@ def _check(setup: Setup, components) -> None:
     if setup.budget.patches % unit:
         raise UserError(f"data.row_patches is {setup.budget.patches}, but must be a multiple of {unit}")
     meshes.back_end(setup.mesh, config.train.attention).kernels(setup.budget.pair_block)
-    if not components:
-        raise UserError("data.components is empty: nothing to train on")
 
 
 @contextlib.contextmanager
@@ -176,9 +178,10 @@ class _Run:
         for name, (_, answers) in self.held_out.items():
             if not answers:
                 raise UserError(f"eval.components.{name}: none of its records gives a sample; check its path and task")
-        aside.check()
+        count_in_all(aside, setup)
+        groups = 2 * (1 + max((c.group for c in held_out), default=0))
         self.run_evaluate = steps.make_evaluate(
-            cfg, mesh, groups=2 * (1 + len(held_out)), dtype=DTYPES[train.dtype], trainable=trainable,
+            cfg, mesh, groups=groups, dtype=DTYPES[train.dtype], trainable=trainable,
             back_end=meshes.back_end(mesh, train.attention),
         )  # fmt: skip
         self.batch_sharding = meshes.batch_sharding(mesh, config.train.accumulation)
@@ -186,12 +189,13 @@ class _Run:
         first = jax.process_index() == 0
         self.metrics = Metrics(setup.workdir, self.step, first)
         self.bar = Bar(config.train.samples, self.samples, first)
-        self.feed = Feed(setup, components, plan)
+        self.feed = Feed(setup, components, plan, goodput)
         # The step at which held-out losses were measured last.
         self.losses: tuple[int, dict[str, float]] = (-1, {})
         self.bar.say("\n".join([self._introduction(plan is not None), *self.checkpoints.notes]))
         if aside.bad:
-            self.bar.say(f"{aside.bad} of {aside.samples} held-out samples are set aside; {aside.path} says why")
+            where = aside.path if jax.process_count() == 1 else aside.path.with_name("quarantine*.jsonl")
+            self.bar.say(f"{aside.bad} of {aside.samples} held-out samples are set aside; {where} says why")
 
     def _held_out_components(self):
         """The held-out components with at most as many questions a record as training has: they share its rows."""
@@ -204,12 +208,13 @@ class _Run:
         """Steps until the end or a stop signal; saves in both cases."""
         config = self.config.train
         self.feed.stop = stop
-        pending, window = None, Window(self.names, self.peak)
         if self._due(config.eval_every):
             self.evaluate()
+        rows = self.config.data.rows
+        share = len(meshes.process_rows(self.setup.mesh, rows)) / rows
+        pending, window = None, Window(self.names, self.peak, share)
         while not self._complete():
-            with self.goodput.spent_on("wait"):
-                loaded = self.feed.next()
+            loaded = self.feed.next()
             if loaded is None:
                 break
             arrays, lengths, stats, samples, checksum = loaded
@@ -325,9 +330,7 @@ class _Run:
         )
 
     def close(self) -> None:
-        """Stops the data threads and waits for the checkpoints."""
-        self.profile.close()
-        self.feed.close()
-        self.bar.close()
-        self.metrics.close()
-        self.checkpoints.close()
+        """Stops the data threads and waits for the checkpoints; what fails to close does not keep the others open."""
+        with contextlib.ExitStack() as last:
+            for part in (self.checkpoints, self.metrics, self.bar, self.feed, self.profile):
+                last.callback(part.close)

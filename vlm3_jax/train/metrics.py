@@ -1,14 +1,20 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard and the terminal."""
 
+import contextlib
 import json
 import math
+import os
 import pathlib
+import socket
+import struct
 import sys
 import time
 
 import rich.console
 import rich.progress
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
 
 
 class Metrics:
@@ -17,7 +23,8 @@ class Metrics:
     Held-out losses of that step itself are measured (and written) again: the run may have ended before they were.
 
     metrics.jsonl has one row a step (loss, rate, gradient norm, checksum of the sample ids), with throughput and fill
-    added every few steps, and rows of held-out losses. `active` is False on all hosts but the first.
+    added every few steps, and rows of held-out losses. `active` is False on all hosts but the first. OSError with the
+    name of the file if one cannot be written.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, active: bool = True):
@@ -33,24 +40,75 @@ class Metrics:
         aside.write_text("".join(line + "\n" for line in kept))
         aside.rename(self.path)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(pathlib.Path(workdir) / "tensorboard"), purge_step=step + 1, flush_secs=10)
+        self._board = _Events(pathlib.Path(workdir) / "tensorboard", step + 1)
 
     def write(self, row: dict, board: bool = False) -> None:
         """Appends a row; with `board` its numbers go to TensorBoard too."""
         if not self._active:
             return
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with _named(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         if board:
-            for key, value in row.items():
-                if key != "step" and isinstance(value, int | float) and math.isfinite(value):
-                    self._board.add_scalar(key, value, row["step"])
+            numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, int | float)}
+            self._board.write(row["step"], {key: value for key, value in numbers.items() if math.isfinite(value)})
 
     def close(self) -> None:
-        """Flushes both."""
+        """Closes both."""
         if self._active:
-            self._file.close()
             self._board.close()
+            with _named(self.path):
+                self._file.close()
+
+
+class _Events:
+    """An event file of TensorBoard.
+
+    Written by who calls: tensorboardX's own writer has a thread, which a full disk ends, and whoever then adds to its
+    queue waits for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        # Unbuffered: what could not be written must not be tried again when it is closed.
+        self._file = self.path.open("ab", buffering=0)
+        self._append([Event(file_version="brain.Event:2")])
+        # Makes TensorBoard hide what earlier files have from this step on.
+        self._append([Event(step=purge_step, session_log=SessionLog(status=SessionLog.START))])
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Appends the numbers of a step."""
+        self._append(Event(step=step, summary=scalar(name, number)) for name, number in numbers.items())
+
+    def _append(self, events) -> None:
+        now, data = time.time(), b""
+        for event in events:
+            event.wall_time = now
+            data += _record(event.SerializeToString())
+        with _named(self.path):
+            while data:
+                data = data[self._file.write(data) :]
+
+    def close(self) -> None:
+        """Closes the file."""
+        with _named(self.path):
+            self._file.close()
+
+
+def _record(data: bytes) -> bytes:
+    """A TFRecord: length and data, each with its checksum."""
+    length = struct.pack("<Q", len(data))
+    return b"".join([length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))])
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path):
+    """Errors of writing an open file, with its name."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _is_before(row: dict, step: int) -> bool:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vlm3_jax import config as configs
 from vlm3_jax.checkpoint import locate, tiny
 from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.component import Component, SampleSettings
@@ -24,9 +25,12 @@ from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.train import distributed
 from vlm3_jax.train import mesh as meshes
+from vlm3_jax.train.goodput import Goodput
 
 # Of the loader's numbers those that add up over accumulated batches; the others are means.
 SUMMED = ("wait_s", "bad", "skipped")
+# And those that are told of all processes' rows.
+COUNTED = ("bad", "skipped")
 
 
 def resolve_model(name: str, workdir, seed: int = 0) -> pathlib.Path:
@@ -63,11 +67,11 @@ class Setup:
     chat: ChatFormat
     spec: VisionSpec
     budget: RowBudget
-    mesh: Mesh
 
     @classmethod
-    def from_config(cls, config, devices=None) -> "Setup":
-        """Opens the model directory and makes the mesh; UserError names what is missing."""
+    def from_config(cls, config) -> "Setup":
+        """Opens the model directory; UserError names what is missing."""
+        configs.check(config)
         if not config.workdir:
             raise UserError("no workdir is given: set --workdir to the folder for checkpoints, metrics and the export")
         workdir = pathlib.Path(config.workdir)
@@ -81,8 +85,15 @@ class Setup:
             chat=ChatFormat.from_dir(model_dir),
             spec=VisionSpec.from_dir(model_dir),
             budget=RowBudget.from_config(config.data),
-            mesh=meshes.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor, devices),
         )
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """All devices as the config arranges them; UserError if they are another number.
+
+        Made when it is first asked for: data can be looked at on any machine.
+        """
+        return meshes.make_mesh(self.config.mesh.replica, self.config.mesh.fsdp, self.config.mesh.tensor)
 
     def settings(self) -> SampleSettings:
         """How records become samples in this run."""
@@ -97,10 +108,11 @@ class Setup:
 class Feed:
     """The training data of this process: batches with leading axis `accumulation` where that is above 1.
 
-    `stop`: a list that becomes non-empty where this process is to stop.
+    `stop`: a list that becomes non-empty where this process is to stop. `goodput` is told how long `next` waits for
+    data; the exchange behind that, which also waits for the step under way, is no part of it.
     """
 
-    def __init__(self, setup: Setup, components: list[Component], saved: PlanState | None):
+    def __init__(self, setup: Setup, components: list[Component], saved: PlanState | None, goodput: Goodput):
         config, data = setup.config, setup.config.data
         lengths = {c.name: len(c) for c in components}
         weights = {c.name: c.entry.weight for c in components}
@@ -108,6 +120,7 @@ class Feed:
         # Stream r fills row r, wherever it lies.
         self._mine = meshes.process_rows(setup.mesh, data.rows)
         self.stop: list = []
+        self._goodput = goodput
         self._phases = plan.phases
         self._accumulation = config.train.accumulation
         self._loader = Loader(
@@ -126,12 +139,13 @@ class Feed:
     def next(self):
         """The next batch, and then `plan` lies behind it. None in all processes alike if some process is to stop.
 
-        (Arrays of this process's rows, what these hold, the loader's stats, and of the global batch the number of
-        samples and the checksum of their ids.)
+        (Arrays of this process's rows, what these hold, the loader's stats, in which the counts `COUNTED` are of all
+        processes, and of the global batch the number of samples and the checksum of their ids.)
         """
         if self.stop and jax.process_count() == 1:
             return None
-        parts = [next(self._loader) for _ in range(self._accumulation)]
+        with self._goodput.spent_on("wait"):
+            parts = [next(self._loader) for _ in range(self._accumulation)]
         arrays = parts[0].arrays
         if len(parts) > 1:
             arrays = {key: np.stack([part.arrays[key] for part in parts]) for key in arrays}
@@ -143,6 +157,7 @@ class Feed:
         found = distributed.gather(
             {
                 "rows": self._mine,
+                "counts": np.array([stats[key] for key in COUNTED]),
                 "cursors": parts[-1].state.cursors,
                 "ids": np.array(ids, np.uint32).T,
                 "samples": np.array([[len(row) for row in part.ids] for part in parts]).T,
@@ -155,6 +170,7 @@ class Feed:
         _, order = np.unique(found["rows"], return_index=True)
         cursors, ids, samples = (np.concatenate(found[key])[order] for key in ("cursors", "ids", "samples"))
         self.plan = PlanState(cursors, self._phases)
+        stats |= dict(zip(COUNTED, distributed.over_rows(found["rows"], found["counts"]).tolist(), strict=True))
         return arrays, held, stats, int(samples.sum()), zlib.crc32(ids.T.tobytes())
 
     def close(self) -> None:
@@ -205,6 +221,16 @@ def held_out_batches(
         pixels = [[_pixels(sample, component.name, setup.spec, quarantine) for sample in row] for row in own]
         packed.append(pack(own, pixels, setup.budget, setup.spec))
     return packed, answers
+
+
+def count_in_all(aside: Quarantine, setup: Setup) -> None:
+    """Makes `aside` count what all processes have set aside of their held-out rows. UserError if too much."""
+    own, rows = aside.bad, meshes.process_rows(setup.mesh, setup.config.data.rows)
+    found = distributed.gather({"rows": rows, "bad": np.array(own)})
+    aside.bad = int(distributed.over_rows(found["rows"], found["bad"]))
+    # A process that has set none aside cannot name one, and is ended by those that can.
+    if own:
+        aside.check()
 
 
 def _pixels(sample: Sample, source: str, spec: VisionSpec, quarantine: Quarantine) -> list[np.ndarray | None]:
