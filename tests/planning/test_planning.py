@@ -147,6 +147,13 @@ ENTRY %main (p: bf16[4]) -> bf16[4] {
         ("all-gather", ("replica",)): (6 * 4 + 10 * 2) / 2,
         ("all-reduce", ("replica",)): 2 * (40 + 20) / 2,
     }
+    # Devices that the mesh numbers another way: with tensor 2 the compiler counts [4,2] and puts the second axis first.
+    numbered = "mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'x'}"
+    for groups, axes in ((numbered, ("tensor",)), (numbered.replace("{'x'}", "{'x','y'}"), ("fsdp", "tensor"))):
+        changed = text.replace("replica_groups={{0,4},{1,5}}, to_apply", f"replica_groups={groups}, to_apply")
+        assert ("all-reduce", axes) in traffic(changed, (1, 4, 2)).bytes
+    with pytest.raises(ValueError, match="groups of an unknown form: ROOT %all-reduce"):
+        traffic(text.replace("replica_groups={{0,4},{1,5}}, to_apply", "replica_groups=any, to_apply"), (2, 4, 1))
     with pytest.raises(ValueError, match="unknown length sends all-gather"):
         traffic(text.replace("constant(36)", "parameter(1)"), (2, 4, 1))
 

@@ -7,7 +7,6 @@ counter with a constant, and their bodies add a constant to it.
 import collections
 import dataclasses
 import functools
-import itertools
 import math
 import re
 
@@ -25,7 +24,9 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|body|true_computation|false_computation|called_computations)=\{?%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-_GROUPS = re.compile(r"replica_groups=(\{\{[\d,]*\}|\{\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|mesh\[.*?\] \{.*?\})")
+_GROUPS = re.compile(r"replica_groups=(\{\{[\d,]*\}|\{\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
+# mesh['a'=2,'b'=4] {'b'}: the axes in braces vary within a group; in between perhaps how the mesh numbers its devices.
+_MESH = re.compile(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}")
 _TUPLE = re.compile(r" tuple\((.*?)\)(?:,|$)")
 _INNER = re.compile(r" [a-z][a-z\-]*\((.*?)\)(?:,|$)")
 _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
@@ -164,20 +165,29 @@ def _group(line: str) -> tuple[int, ...]:
     """The first group of devices that exchange something, numbered as in the mesh; empty: all of them."""
     if pair := _PAIRS.search(line):
         return int(pair[1]), int(pair[2])
-    text = _GROUPS.search(line)[1]
-    if text.startswith("{"):
-        return tuple(int(x) for x in text.strip("{}").split(",") if x)
-    if text.startswith("["):
-        numbers = [[int(x) for x in part.split(",")] for part in re.findall(r"[\[(]([\d,]+)[\])]", text)]
-        devices = np.arange(math.prod(numbers[1])).reshape(numbers[1])
-        devices = devices.transpose(numbers[2]) if len(numbers) > 2 else devices
-        return tuple(devices.reshape(numbers[0])[0].tolist())
-    # mesh['a'=2,'b'=4] {'b'}: the axes in braces vary within a group.
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", text)}
-    varying = re.findall(r"'([^']+)'", text[text.rindex("{") :])
-    strides = {name: math.prod(list(sizes.values())[i + 1 :]) for i, name in enumerate(sizes)}
-    steps = itertools.product(*(range(sizes[name]) for name in varying))
-    return tuple(sum(i * strides[name] for i, name in zip(step, varying)) for step in steps)
+    if mesh := _MESH.search(line):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        devices = _iota(mesh[2], mesh[3]) if mesh[2] else np.arange(math.prod(sizes.values()))
+        varying = re.findall(r"'([^']+)'", mesh[4])
+        first = tuple(slice(None) if name in varying else 0 for name in sizes)
+        return tuple(devices.reshape(list(sizes.values()))[first].reshape(-1).tolist())
+    found = _GROUPS.search(line)
+    if not found:
+        raise ValueError(f"groups of an unknown form: {line.strip()[:200]}")
+    if found[1].startswith("{"):
+        return tuple(int(x) for x in found[1].strip("{}").split(",") if x)
+    shape, *rest = re.findall(r"[\[(]([\d,]+)[\])]", found[1])
+    return tuple(_iota(*rest).reshape(_numbers(shape))[0].tolist())
+
+
+def _iota(shape: str, order: str | None = None) -> np.ndarray:
+    """Devices counted through `shape`, its axes then put in `order`: what HLO writes as [4,2]T(1,0)."""
+    devices = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return devices.transpose(_numbers(order)) if order else devices
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(x) for x in text.split(",")]
 
 
 def _axes(group: tuple[int, ...], shape: tuple[int, int, int]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The real training step, compiled for a TPU that is not there: its memory, and what its devices send each other."""
 
 import dataclasses
+import logging
 import os
 import re
 import time
@@ -25,6 +26,7 @@ _ALONE = {
     "TPU_LOG_DIR": "disabled",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+_log = logging.getLogger(__name__)
 MISSING = "the TPU compiler is not installed: pip install 'vlm3-jax[tpu]' (it runs on any Linux machine)"
 
 
@@ -33,7 +35,7 @@ class Compiled:
     """What the compiler says of one program, in bytes of one device.
 
     `arguments`: state and batch; `temporaries`: everything else alive at the fullest moment; `traffic`: collectives of
-    one step, None if there is no program because it does not fit.
+    one step, None if there is no program because it does not fit, or if its text is not understood.
     """
 
     arguments: int
@@ -101,9 +103,15 @@ def compile_step(cfg: VLMConfig, config, budget: RowBudget, rows: int, accumulat
         return Compiled(0, needed, None, time.perf_counter() - start)
     memory = compiled.memory_analysis()
     shape = tuple(mesh.shape[axis] for axis in meshes.AXES)
+    try:
+        exchanged = traffic(compiled.as_text(), shape)
+    except ValueError as error:
+        # Text that is not understood must not cost the minutes of compiling.
+        _log.warning("plan: exchange stays an estimate: %s", error)
+        exchanged = None
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        traffic=traffic(compiled.as_text(), shape),
+        traffic=exchanged,
         seconds=time.perf_counter() - start,
     )
