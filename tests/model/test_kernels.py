@@ -209,7 +209,9 @@ def test_gpu_kernels_lower_to_triton(name, dtype):
 needs_compiler = [] if importlib.util.find_spec("libtpu") else [pytest.mark.tpu]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_compiler) for name in REAL])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[*needs_compiler, *[pytest.mark.slow] * (name == "wide")]) for name in REAL]
+)
 def test_tpu_kernels_compile(name):
     from vlm3_jax.planning.compile import tpu_devices
 
