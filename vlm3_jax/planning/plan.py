@@ -21,7 +21,7 @@ from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train.trainable import DTYPES, Trainable
 
 # Rows that one device may hold at once, and the share of the bound that is taken for reached: with everything made
-# again it stands for an MFU of about 43 %; MaxText publishes 45 % for an 8B text model on v6e.
+# again it stands for an MFU of about 40 %; MaxText publishes 45 % for an 8B text model on v6e.
 ROWS, REACHED = (1, 2, 4, 8), 0.6
 DAY = 86_400.0
 
