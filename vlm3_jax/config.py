@@ -174,7 +174,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
     What makes up a row is checked by `data.packing.RowBudget`, the entries of the mixture by `data.sources`.
     """
-    data, opt, mesh = config.data, config.optimizer, config.mesh
+    data, opt, mesh, train = config.data, config.optimizer, config.mesh, config.train
     ranges = {
         "seed": (config.seed, 0 <= config.seed < 2**63, "at least 0 and below 2^63"),
         "data.rows": (data.rows, data.rows >= 1, "at least 1"),
@@ -199,7 +199,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         "optimizer.warmup": (opt.warmup, 0 <= opt.warmup < 1, "a share of the run: at least 0 and below 1"),
         "optimizer.tail": (opt.tail, 0 < opt.tail <= 1, "a share of the run: above 0 and at most 1"),
         "optimizer.final": (opt.final, 0 <= opt.final <= 1, "a share of the rate: from 0 to 1"),
-        "train.max_skipped": (config.train.max_skipped, config.train.max_skipped >= 1, "at least 1"),
+        "train.accumulation": (train.accumulation, train.accumulation >= 1, "at least 1"),
+        "train.log_every": (train.log_every, train.log_every >= 1, "at least 1"),
+        "train.keep": (train.keep, train.keep >= 1, "at least 1"),
+        "train.max_skipped": (train.max_skipped, train.max_skipped >= 1, "at least 1"),
         "eval.loss_batches": (config.eval.loss_batches, config.eval.loss_batches >= 0, "at least 0"),
     }  # fmt: skip
     for field, (value, good, wanted) in ranges.items():

@@ -105,9 +105,6 @@ def _check(setup: Setup) -> None:
             raise UserError(f"train.{field}: {config.train[field]!r} is unknown; choose one of {choices}")
     if config.train.samples < 1:
         raise UserError("train.samples is 0: set the length of the run in samples")
-    for group, field in (("train", "accumulation"), ("train", "log_every"), ("train", "keep"), ("data", "rows")):
-        if config[group][field] < 1:
-            raise UserError(f"{group}.{field} is {config[group][field]}, but must be at least 1")
     rows, spread = config.data.rows, setup.mesh.shape["replica"] * setup.mesh.shape["fsdp"]
     if rows % spread:
         more = -(-rows // spread) * spread
