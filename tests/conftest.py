@@ -39,6 +39,16 @@ def tiny_model(tmp_path_factory) -> pathlib.Path:
     return tiny.make(tmp_path_factory.mktemp("tiny") / "model", "test")
 
 
+@pytest.fixture(scope="session")
+def qwen_dir(tmp_path_factory):
+    """Qwen's real vocabulary as an HF directory."""
+    from tests.qwen_reference import write_qwen
+
+    folder = tmp_path_factory.mktemp("qwen")
+    write_qwen(folder)
+    return folder
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A seeded generator."""

@@ -9,14 +9,14 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from vlm3_jax import config as configs
+from vlm3_jax import records
 from vlm3_jax.camera import Camera
-from vlm3_jax.data import records
-from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.component import SampleSettings
-from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.mixture import Mixture, build_components, first_phase
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.sources import component_config
+from vlm3_jax.processor.chat import ChatFormat
+from vlm3_jax.processor.image import VisionSpec
 
 FOCAL = 40.0
 SIZES = ((32, 24), (40, 32), (24, 48), (64, 16))

@@ -12,8 +12,8 @@ from vlm3_jax import tasks
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import tiny
 from vlm3_jax.cli import main
-from vlm3_jax.data.records import DepthPoints, Record, View, encode_image, unify
 from vlm3_jax.errors import UserError
+from vlm3_jax.records import DepthPoints, Record, View, encode_image, unify
 from vlm3_jax.tasks.base import PromptStyle
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from vlm3_jax import config as configs
-from vlm3_jax import flops
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import flops
 from vlm3_jax.planning.plan import model_config
 from vlm3_jax.planning.samples import total_rows, typical_rows
 

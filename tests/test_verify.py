@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from vlm3_jax import cli
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf, tiny
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import params as parameters
 from vlm3_jax.verify import verify
 
 

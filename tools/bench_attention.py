@@ -25,10 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlm3_jax import flops
-from vlm3_jax.data.block_pairs import sparse_rows, visible_blocks
+from vlm3_jax.data.visibility import sparse_rows, visible_blocks
 from vlm3_jax.errors import UserError
-from vlm3_jax.model import attention
+from vlm3_jax.model import attention, flops
 from vlm3_jax.model.attention import BackEnd, Ids
 from vlm3_jax.model.block_pairs import Pairs
 

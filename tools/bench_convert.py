@@ -19,11 +19,11 @@ import time
 
 import numpy as np
 
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf, tiny
 from vlm3_jax.checkpoint.copying import DTYPES
 from vlm3_jax.checkpoint.layouts import hf_plan
 from vlm3_jax.checkpoint.writing import finish, write
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.sizes import NAMES, released
 
 COPY = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])"

@@ -22,14 +22,14 @@ import torch
 from random_inputs import image_plan, random_patches, torch_model
 
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.data.chat import Encoding
-from vlm3_jax.data.image import VisionSpec
-from vlm3_jax.data.samples import Prompt, positions
-from vlm3_jax.data.video import still_patches
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.sampling import GREEDY, Sampling
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.sizes import NAMES, released
+from vlm3_jax.processor.chat import Encoding
+from vlm3_jax.processor.image import VisionSpec
+from vlm3_jax.processor.prompt import Prompt, positions
+from vlm3_jax.processor.video import still_patches
 
 
 def make_prompts(cfg: VLMConfig, spec: VisionSpec, args) -> tuple[list[Prompt], list[list[np.ndarray]]]:

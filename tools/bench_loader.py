@@ -19,17 +19,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "data")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "data")]
 
 from qwen_reference import write_qwen  # noqa: E402
 from small_data import QWEN_VISION, Opened, depth_mixture  # noqa: E402
 
 from vlm3_jax import config as configs  # noqa: E402
-from vlm3_jax.data.chat import ChatFormat  # noqa: E402
 from vlm3_jax.data.component import SampleSettings  # noqa: E402
 from vlm3_jax.data.loader import Loader  # noqa: E402
 from vlm3_jax.data.packing import RowBudget, fits  # noqa: E402
-from vlm3_jax.data.plan import Planner  # noqa: E402
+from vlm3_jax.data.schedule import Planner  # noqa: E402
+from vlm3_jax.processor.chat import ChatFormat  # noqa: E402
 
 ROWS = 4
 

@@ -7,7 +7,7 @@ import argparse
 import platform
 import time
 
-from vlm3_jax.data.records import to_bytes
+from vlm3_jax.records import to_bytes
 from vlm3_jax.synth import SynthOptions, record
 
 

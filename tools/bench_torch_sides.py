@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from random_inputs import image_plan, random_patches, supervised_sample, torch_model
 
-from vlm3_jax import flops
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.packing import RowBudget, fits, needs, pack
 from vlm3_jax.data.samples import Sample
-from vlm3_jax.data.video import still_patches
+from vlm3_jax.model import flops
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.sizes import released
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.parallel import mesh as meshes
+from vlm3_jax.processor.image import VisionSpec
+from vlm3_jax.processor.video import still_patches
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
 

@@ -5,8 +5,9 @@ r"""Training speed of any size on random batches: samples/s, MFU and memory. Nee
         --text 1185 --dtype bfloat16 --pair-block 128
 
 A sample is one image of about --visual tokens, then --text tokens of which --answers are supervised in --questions
-turns. Useful FLOPs as in vlm3_jax/flops.py: no recomputation, attention by true lengths, head on supervised positions.
-With --pair-block attention works through pairs of blocks, by the kernel for the device or what --attention names.
+turns. Useful FLOPs as in vlm3_jax/model/flops.py: no recomputation, attention by true lengths, head on supervised
+positions. With --pair-block attention works through pairs of blocks, by the kernel for the device or what --attention
+names.
 """
 
 import argparse
@@ -22,15 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from random_inputs import image_plan, random_patches, supervised_sample
 
-from vlm3_jax import flops
-from vlm3_jax import params as parameters
-from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.packing import RowBudget, fits, needs, pack
+from vlm3_jax.model import flops
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.attention import BACK_ENDS
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.sizes import NAMES, released
 from vlm3_jax.model.vlm import REMAT
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.parallel import mesh as meshes
+from vlm3_jax.processor.image import VisionSpec
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
 

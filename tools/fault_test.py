@@ -76,9 +76,9 @@ def write_inputs(folder: pathlib.Path) -> None:
     """The tiny model and 24 records of noise with depths, which is all that a run needs."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
+    from vlm3_jax import records
     from vlm3_jax.camera import Camera
     from vlm3_jax.checkpoint import tiny
-    from vlm3_jax.data import records
 
     tiny.make(folder / "model", "test")
     (folder / "data").mkdir()

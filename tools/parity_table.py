@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.model import negatives  # noqa: E402
 from tests.model import reference as ref  # noqa: E402
-from vlm3_jax import params as parameters  # noqa: E402
 from vlm3_jax.checkpoint import hf, tiny  # noqa: E402
+from vlm3_jax.model import params as parameters  # noqa: E402
 from vlm3_jax.model.sizes import NAMES, released  # noqa: E402
 from vlm3_jax.verify import verify  # noqa: E402
 
@@ -117,7 +117,7 @@ def _sizes():
     yield "## The released sizes"
     yield (
         "The parameter table is a bijection onto the tensors of transformers' models of these sizes, with equal shapes "
-        "(`tests/test_params.py`). Groups in thousand millions of parameters."
+        "(`tests/model/test_params.py`). Groups in thousand millions of parameters."
     )
     yield _table(("size", "tensors", "parameters", *parameters.GROUPS), rows)
 

@@ -5,11 +5,12 @@ import math
 import checkout  # noqa: F401
 import numpy as np
 
-from vlm3_jax.data.chat import Encoding
-from vlm3_jax.data.image import ImagePlan, VisionSpec
-from vlm3_jax.data.records import ImageRef
-from vlm3_jax.data.samples import Sample, positions
+from vlm3_jax.data.samples import Sample
 from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.processor.chat import Encoding
+from vlm3_jax.processor.image import ImagePlan, VisionSpec
+from vlm3_jax.processor.prompt import positions
+from vlm3_jax.records import ImageRef
 
 
 def image_plan(spec: VisionSpec, visual: float, aspect: float = 4 / 3) -> ImagePlan:

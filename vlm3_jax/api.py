@@ -12,17 +12,17 @@ from PIL import Image
 from vlm3_jax import tasks
 from vlm3_jax.camera import Camera, normalize_points
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.data.chat import ChatFormat
-from vlm3_jax.data.conversation import conversation_images, conversation_prompt
-from vlm3_jax.data.image import ImagePlan, VisionSpec, plan_image
-from vlm3_jax.data.records import FORMATS, View, encode_image
 from vlm3_jax.errors import UserError
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.sampling import GREEDY, Sampling, stored_max_new_tokens
 from vlm3_jax.infer.video import ask_video
+from vlm3_jax.pretrained import resolve_model
+from vlm3_jax.processor.chat import ChatFormat
+from vlm3_jax.processor.conversation import conversation_images, conversation_prompt
+from vlm3_jax.processor.image import ImagePlan, VisionSpec, plan_image
+from vlm3_jax.records import FORMATS, View, encode_image
 from vlm3_jax.tasks import correspondence, depth, pose
 from vlm3_jax.tasks.base import PromptStyle
-from vlm3_jax.train.run import resolve_model
 
 # Without a camera a photo is taken to see this much: a guess, and metric depth is as wrong as the guess.
 ASSUMED_FOV_DEG = 60.0

@@ -49,9 +49,9 @@ def read_config(args, fields):
 
 
 def _train(args, fields) -> int:
-    from vlm3_jax.train import distributed
+    from vlm3_jax.parallel import processes
 
-    with distributed.joined("train", args.coordinator, args.processes, args.process):
+    with processes.joined("train", args.coordinator, args.processes, args.process):
         from vlm3_jax.train.loop import train
 
         return 0 if train(read_config(args, fields)) else args.stopped_code
@@ -60,7 +60,7 @@ def _train(args, fields) -> int:
 def _eval(args, fields) -> None:
     import rich.console
 
-    from vlm3_jax.evaluate.model import evaluate_model
+    from vlm3_jax.evaluate.run import evaluate_model
 
     config = read_config(args, fields)
     out = args.out or os.path.join(config.workdir, "eval")
@@ -69,17 +69,17 @@ def _eval(args, fields) -> None:
 
 
 def _report(args, fields) -> None:
-    from vlm3_jax.evaluate import runner
-    from vlm3_jax.evaluate.model import make_items
-    from vlm3_jax.evaluate.report import write_report
-    from vlm3_jax.train.run import Setup
+    from vlm3_jax.evaluate import run
+    from vlm3_jax.evaluate.report.page import write_report
+    from vlm3_jax.evaluate.run import make_items
+    from vlm3_jax.setup import Setup
 
     items = ()
     if args.config:
         args.workdir = args.workdir or args.results[-1]
         items = make_items(Setup.from_config(read_config(args, fields)))
     for folder in args.results:
-        runner.rescore(pathlib.Path(folder))
+        run.rescore(pathlib.Path(folder))
     runs = {os.path.basename(os.path.normpath(folder)): pathlib.Path(folder) for folder in args.results}
     metrics = pathlib.Path(args.metrics) if args.metrics else None
     print(write_report(pathlib.Path(args.out), runs, metrics=metrics, items=items))
@@ -116,7 +116,7 @@ def _verify(args, _) -> int:
 
     from vlm3_jax.checkpoint import hf
     from vlm3_jax.checkpoint.locate import locate
-    from vlm3_jax.train.run import resolve_model
+    from vlm3_jax.pretrained import resolve_model
     from vlm3_jax.verify import verify
 
     folder = resolve_model(args.path, ".")
@@ -154,15 +154,15 @@ def _data_build(args, _) -> None:
 def _data_mix(args, fields) -> None:
     import rich.console
 
-    from vlm3_jax.data import mix
-    from vlm3_jax.train.run import Setup
+    from vlm3_jax.data import survey
+    from vlm3_jax.setup import Setup
 
     if args.samples < 1:
         raise UserError(f"--samples={args.samples}: draw at least 1")
     config = read_config(args, fields)
     data, settings = config.data, Setup.from_config(config).settings()
-    run = mix.Run(config.train.samples, data.rows * config.train.accumulation, config.train.batch)
-    found = mix.mix_report(data.components, settings, config.seed, args.samples, data.max_bad_fraction, run)
+    run = survey.Run(config.train.samples, data.rows * config.train.accumulation, config.train.batch)
+    found = survey.mix_report(data.components, settings, config.seed, args.samples, data.max_bad_fraction, run)
     if args.json:
         print(json.dumps(found.to_json(), indent=2))
     else:
@@ -172,7 +172,7 @@ def _data_mix(args, fields) -> None:
 def _data_show(args, fields) -> None:
     from vlm3_jax.data import inspect
     from vlm3_jax.data.mixture import Mixture, first_phase
-    from vlm3_jax.train.run import Setup
+    from vlm3_jax.setup import Setup
 
     if args.index < 0:
         raise UserError(f"--index={args.index}: draws of a mixture are counted from 0")
@@ -197,7 +197,7 @@ def _data_check(args, fields) -> None:
     from vlm3_jax.data import inspect
     from vlm3_jax.data.mixture import build_components
     from vlm3_jax.data.quarantine import Quarantine
-    from vlm3_jax.train.run import Setup
+    from vlm3_jax.setup import Setup
 
     config = read_config(args, fields)
     quarantine = Quarantine(None, config.data.max_bad_fraction)

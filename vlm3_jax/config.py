@@ -7,8 +7,8 @@ import pathlib
 
 import ml_collections
 
-from vlm3_jax import params as parameters
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import params as parameters
 
 
 def base() -> ml_collections.ConfigDict:

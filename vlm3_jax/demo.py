@@ -9,11 +9,11 @@ import rich.console
 
 from vlm3_jax import synth
 from vlm3_jax.errors import UserError
-from vlm3_jax.evaluate.model import evaluate_model, make_items
-from vlm3_jax.evaluate.report import write_report
+from vlm3_jax.evaluate.report.page import write_report
 from vlm3_jax.evaluate.results import load_results
+from vlm3_jax.evaluate.run import evaluate_model, make_items
+from vlm3_jax.setup import Setup
 from vlm3_jax.train.loop import train
-from vlm3_jax.train.run import Setup
 
 # Held-out scenes have numbers of their own, so no amount of training data reaches them.
 HELD_OUT_FIRST = 1_000_000

@@ -10,15 +10,16 @@ import rich.table
 from PIL import Image
 
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.chat import ChatFormat
-from vlm3_jax.data.image import VisionSpec, plan_image
 from vlm3_jax.data.packing import RowBudget, pack
-from vlm3_jax.data.records import View, encode_image
-from vlm3_jax.data.samples import Prompt, prompt_sample, unsupervised
-from vlm3_jax.data.video import still_patches
+from vlm3_jax.data.samples import unsupervised
 from vlm3_jax.errors import UserError
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.vlm import VLM
+from vlm3_jax.processor.chat import ChatFormat
+from vlm3_jax.processor.image import VisionSpec, plan_image
+from vlm3_jax.processor.prompt import Prompt, prompt_sample
+from vlm3_jax.processor.video import still_patches
+from vlm3_jax.records import View, encode_image
 
 # Largest difference over the root mean square of a piece, above which it counts as another result.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}

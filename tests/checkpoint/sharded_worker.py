@@ -10,10 +10,10 @@ import pathlib
 import jax
 import numpy as np
 
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.checkpoint.sources import open_source
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.model import params as parameters
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
 

@@ -19,16 +19,16 @@ import torch
 from tests.checkpoint_files import stored
 from tests.model import reference as ref
 from vlm3_jax import cli
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf, layouts, tiny
 from vlm3_jax.checkpoint.copying import copy_into
-from vlm3_jax.checkpoint.train_state import Checkpoints
-from vlm3_jax.data.plan import PlanState
+from vlm3_jax.data.schedule import PlanState
 from vlm3_jax.errors import UserError
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.model import params as parameters
+from vlm3_jax.parallel import mesh as meshes
+from vlm3_jax.pretrained import resolve_model
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
-from vlm3_jax.train.run import resolve_model
+from vlm3_jax.train.checkpoints import Checkpoints
 from vlm3_jax.train.trainable import Trainable
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

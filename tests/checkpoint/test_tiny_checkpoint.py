@@ -9,15 +9,15 @@ from PIL import Image
 from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from tests.support import blocks
-from vlm3_jax import params as parameters
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf, tiny
-from vlm3_jax.data.chat import ChatFormat
-from vlm3_jax.data.image import VisionSpec, plan_image
-from vlm3_jax.data.records import View, encode_image
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.sizes import NAMES, released
+from vlm3_jax.processor.chat import ChatFormat
+from vlm3_jax.processor.image import VisionSpec, plan_image
+from vlm3_jax.records import View, encode_image
 
 
 @pytest.fixture(scope="module", params=["demo", "test"])

@@ -3,14 +3,13 @@
 import json
 
 import pytest
-from qwen_reference import write_qwen
 from small_data import Opened, small_record, write_shard
 
 from vlm3_jax.checkpoint import tiny
-from vlm3_jax.data.chat import ChatFormat
 from vlm3_jax.data.component import SampleSettings
-from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.packing import RowBudget
+from vlm3_jax.processor.chat import ChatFormat
+from vlm3_jax.processor.image import VisionSpec
 
 
 @pytest.fixture(scope="session")
@@ -18,14 +17,6 @@ def settings(tmp_path_factory) -> SampleSettings:
     """A tiny model's chat and image settings, and a row of about three small samples."""
     model = tiny.make(tmp_path_factory.mktemp("model") / "tiny", "demo")
     return SampleSettings(ChatFormat.from_dir(model), VisionSpec.from_dir(model), RowBudget(512, 192, 160))
-
-
-@pytest.fixture(scope="session")
-def qwen_dir(tmp_path_factory):
-    """Qwen's real vocabulary as an HF directory."""
-    folder = tmp_path_factory.mktemp("qwen")
-    write_qwen(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from vlm3_jax import config as configs
+from vlm3_jax import records
 from vlm3_jax.camera import Camera
-from vlm3_jax.data import mixture, plan, records
-from vlm3_jax.data.image import VisionSpec
+from vlm3_jax.data import mixture, schedule
 from vlm3_jax.data.loader import Loader
+from vlm3_jax.processor.image import VisionSpec
 
 # What Qwen3-VL expects of images.
 QWEN_VISION = VisionSpec(16, 2, 2, 65_536, 16_777_216, (0.5,) * 3, (0.5,) * 3, 48)
@@ -93,7 +94,7 @@ class Opened:
         self.lengths = {c.name: len(c) for c in self.components}
         self.weights = {c.name: c.entry.weight for c in self.components}
         self.streams = streams
-        self.state = plan.open_state(self.lengths, self.weights, streams, saved, seed)
+        self.state = schedule.open_state(self.lengths, self.weights, streams, saved, seed)
         self.mixture = mixture.Mixture(self.components, seed, self.state.phases)
 
 

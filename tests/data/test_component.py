@@ -9,12 +9,12 @@ from small_data import QWEN_VISION, blank_depthlm, small_record, write_shard
 
 from tests.support import pair_record
 from vlm3_jax import config as configs
-from vlm3_jax.data import records
-from vlm3_jax.data.chat import ChatFormat
+from vlm3_jax import records
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.packing import RowBudget, fits, needs
 from vlm3_jax.data.sources import make_source
 from vlm3_jax.errors import UserError
+from vlm3_jax.processor.chat import ChatFormat
 
 # Rows that hold whatever the tests show, and count what the lists of blocks would need.
 LISTS = RowBudget(4096, 4096, 512, pair_block=16, pairs=10**6, patch_pairs=10**6)

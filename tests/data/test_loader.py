@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from small_data import Opened, load, same, small_record, write_shard
 
-from vlm3_jax.data import items
-from vlm3_jax.data.plan import BadSample, PlanState
 from vlm3_jax.data.quarantine import Quarantine
+from vlm3_jax.data.schedule import BadSample, PlanState
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.evaluate import items
 
 
 def test_batches_do_not_depend_on_workers(opened, settings):

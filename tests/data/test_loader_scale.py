@@ -11,8 +11,8 @@ import pytest
 from small_data import Opened, blank_depthlm, by_stream, load, same_without, small_record
 
 from vlm3_jax.data.loader import Loader
-from vlm3_jax.data.plan import PlanState
 from vlm3_jax.data.quarantine import Quarantine
+from vlm3_jax.data.schedule import PlanState
 from vlm3_jax.errors import BadRecord
 
 STREAMS = 4

@@ -6,12 +6,13 @@ import time
 import numpy as np
 import pytest
 
-from vlm3_jax import flops
+from vlm3_jax import records
 from vlm3_jax.camera import Camera
-from vlm3_jax.data import image, records
 from vlm3_jax.data.packing import Needs, RowBudget, batch_stats, check_fits, fits, lengths, needs, pack
 from vlm3_jax.data.samples import Sample, unsupervised
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.model import flops
+from vlm3_jax.processor import image
 
 SPEC = image.VisionSpec(4, 2, 2, 64, 16_384, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)
 BUDGET = RowBudget(tokens=90, patches=112, targets=20)

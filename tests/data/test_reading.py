@@ -13,21 +13,23 @@ import numpy as np
 import pytest
 from small_data import Opened, load, same, small_record, write_shard
 
-from vlm3_jax.data import inspect, items, reading
+from vlm3_jax import storage
+from vlm3_jax.data import inspect
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.sources import make_source
 from vlm3_jax.errors import UserError
+from vlm3_jax.evaluate import items
 
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    monkeypatch.setattr(reading, "PAUSE_S", 0.01)
+    monkeypatch.setattr(storage, "PAUSE_S", 0.01)
 
 
 @pytest.fixture
 def mended():
     """`mended(repair)` calls `repair()` at the first report of a reading that failed; what is reported is listed."""
-    log, handlers = logging.getLogger(reading.__name__), []
+    log, handlers = logging.getLogger(storage.__name__), []
 
     def mend(repair):
         class Mending(logging.Handler):
@@ -130,13 +132,13 @@ def test_what_fails_twice_is_set_aside(whole_jsonl, settings, tmp_path, caplog):
     assert said[0].startswith(f"data: {seen[0]}: OSError: ")
     # Whoever has no workers gets a reason, not a traceback.
     image = opened.components[0].source[5].views[0].image
-    with pytest.raises(reading.Unreadable, match=reason):
+    with pytest.raises(storage.Unreadable, match=reason):
         image.load()
     report = inspect.check(opened.components, Quarantine())
     assert [(item.id, item.reason.startswith("5.png: failed 2 times")) for item in report.bad] == [("x/5", True)]
     # The jsonl file itself: its descriptor is gone.
     opened.components[0].source.close()
-    with pytest.raises(reading.Unreadable, match=r"x\.jsonl:2: failed 2 times, .*Bad file descriptor"):
+    with pytest.raises(storage.Unreadable, match=r"x\.jsonl:2: failed 2 times, .*Bad file descriptor"):
         opened.components[0].source[1]
     with pytest.raises(UserError, match="10 of 10 samples"):
         items.evaluation_items(opened.components[0])

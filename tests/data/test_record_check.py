@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from small_data import Opened, load, small_record, write_shard
 
-from vlm3_jax.data import inspect, items, records
+from vlm3_jax import records
+from vlm3_jax.data import inspect
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.evaluate import items
 
 
 def stored(values) -> dict:

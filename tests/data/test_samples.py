@@ -7,12 +7,14 @@ import time
 import numpy as np
 import pytest
 
+from vlm3_jax import records
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import tiny_tokenizer
-from vlm3_jax.data import image, records
-from vlm3_jax.data.chat import ChatFormat
-from vlm3_jax.data.samples import build_sample, prompt_sample
+from vlm3_jax.data.samples import build_sample
 from vlm3_jax.errors import UserError
+from vlm3_jax.processor import image
+from vlm3_jax.processor.chat import ChatFormat
+from vlm3_jax.processor.prompt import prompt_sample
 from vlm3_jax.tasks.base import Example
 
 SPEC = image.VisionSpec(4, 2, 2, 64, 16_384, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from small_data import small_record, write_shard
 
-from vlm3_jax.data import component, records
+from vlm3_jax import records
+from vlm3_jax.data import component
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.data.sources import DepthLMSource, check_entry, component_config, make_source
 from vlm3_jax.errors import BadRecord, UserError

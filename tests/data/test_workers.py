@@ -8,8 +8,8 @@ from small_data import Opened, Troubled, load, same, same_without
 
 from vlm3_jax.data import workers as module
 from vlm3_jax.data.loader import Loader
-from vlm3_jax.data.plan import Planner
 from vlm3_jax.data.quarantine import Quarantine
+from vlm3_jax.data.schedule import Planner
 from vlm3_jax.errors import UserError
 
 

@@ -4,9 +4,9 @@ import numpy as np
 
 from vlm3_jax import pose
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.image import VisionSpec, plan_image
-from vlm3_jax.data.items import Item
-from vlm3_jax.data.records import DepthPoints, Matches, Objects, Record, View, encode_image
+from vlm3_jax.evaluate.items import Item
+from vlm3_jax.processor.image import VisionSpec, plan_image
+from vlm3_jax.records import DepthPoints, Matches, Objects, Record, View, encode_image
 from vlm3_jax.tasks import TASKS
 from vlm3_jax.tasks.base import PromptStyle
 

@@ -11,9 +11,10 @@ from evaluate_toys import Constant, Truthful, make_items, mixed_items
 from PIL import Image
 
 from vlm3_jax.errors import UserError
-from vlm3_jax.evaluate import panels, pictures, report
-from vlm3_jax.evaluate.report import read_metrics, write_report
-from vlm3_jax.evaluate.runner import evaluate
+from vlm3_jax.evaluate.report import page as pages
+from vlm3_jax.evaluate.report import panels, pictures
+from vlm3_jax.evaluate.report.page import read_metrics, write_report
+from vlm3_jax.evaluate.run import evaluate
 
 HOSTILE = '<script>alert("&")</script> 3 m'
 VOID = {"meta", "img", "br"}
@@ -59,7 +60,7 @@ def page(tmp_path_factory):
     rows += [{"step": k, "eval_loss/toy-depth": 1.5 - k / 400, "answer_entropy/toy-depth": 1.36} for k in (0, 100, 199)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     path = write_report(
-        folder / "out" / "report.html",
+        folder / "out" / "page.html",
         {"before <b>training</b>": folder / "before", "after training": folder / "after"},
         title="Toy & report",
         metrics=folder / "metrics.jsonl",
@@ -69,7 +70,7 @@ def page(tmp_path_factory):
         pictures_per_task=2,
     )
     assert path.stat().st_size < 3_000_000
-    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -126,7 +127,7 @@ def test_without_items_and_metrics_only_charts_remain(tmp_path):
 def test_pictures_beyond_the_limit_are_left_out_and_counted(tmp_path, monkeypatch):
     items = make_items("depth", 3)
     evaluate(Constant("2 m"), items, None, tmp_path / "run", progress=False)
-    monkeypatch.setattr(report, "PICTURE_BYTES", 30_000)
+    monkeypatch.setattr(pages, "PICTURE_BYTES", 30_000)
     page = Page(write_report(tmp_path / "r.html", {"m": tmp_path / "run"}, items=items).read_text(encoding="utf-8"))
     assert len(page.images()) < 5
     assert "pictures left out" in page.text

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vlm3_jax.evaluate.statistics import answer_entropy, bootstrap_interval, mean, paired_difference
+from vlm3_jax.evaluate.statistics import bootstrap_interval, mean, paired_difference
+from vlm3_jax.train.held_out import answer_entropy
 
 
 def clustered(rng, clusters=40, size=10):

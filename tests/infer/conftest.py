@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf
+from vlm3_jax.model import params as parameters
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ import torch
 
 from tests.model import reference as ref
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.data.samples import Prompt
 from vlm3_jax.infer.engine import Engine
+from vlm3_jax.processor.prompt import Prompt
 
 # (width, height), some of which both processors resize.
 SIZES = ((24, 40), (16, 16), (33, 17), (64, 24), (8, 56), (40, 40))

@@ -10,13 +10,13 @@ from tests.infer.random_prompts import NEVER, Greedy
 from tests.support import blocks
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.data.chat import ChatFormat
-from vlm3_jax.data.image import plan_image
-from vlm3_jax.data.records import View, encode_image
-from vlm3_jax.data.video import VideoPlan, VideoSpec, plan_video, video_patches, video_prompt
 from vlm3_jax.errors import UserError
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.video import ask_media, ask_video
+from vlm3_jax.processor.chat import ChatFormat
+from vlm3_jax.processor.image import plan_image
+from vlm3_jax.processor.video import VideoPlan, VideoSpec, plan_video, video_patches, video_prompt
+from vlm3_jax.records import View, encode_image
 
 NEW = 16
 QUESTIONS = ["How far is (12, 7)?", "Who moved, 7?"]

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vlm3_jax import params as parameters
 from vlm3_jax.infer.decode import Context, State, programs
 from vlm3_jax.infer.sampling import Draw
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.sizes import released
 
 B, Q, S, M, N = 4, 8, 64, 16, 240

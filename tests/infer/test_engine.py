@@ -10,10 +10,10 @@ from tests.infer.random_prompts import NEVER, Greedy
 from tests.support import blocks
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.data.chat import ChatFormat
-from vlm3_jax.data.image import VisionSpec, plan_image
-from vlm3_jax.data.records import View, encode_image
 from vlm3_jax.infer.engine import Engine, _bucket
+from vlm3_jax.processor.chat import ChatFormat
+from vlm3_jax.processor.image import VisionSpec, plan_image
+from vlm3_jax.records import View, encode_image
 
 NEW = 16
 # (width, height) of the images of each set; 30 x 22 is resized by both processors.

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlm3_jax.data.block_pairs import sparse_rows, visible_blocks
+from vlm3_jax.data.visibility import sparse_rows, visible_blocks
 from vlm3_jax.model import attention
 from vlm3_jax.model.attention import BackEnd, Ids
 from vlm3_jax.model.block_pairs import Pairs
 from vlm3_jax.model.layers import run_as_it_is
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.parallel import mesh as meshes
 
 BLOCK, TOKENS, C = 16, 32, 8
 XLA, KERNELS = BackEnd("xla"), BackEnd("pallas", "tpu", True)

@@ -20,12 +20,13 @@ from transformers import (
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.data.chat import Encoding
-from vlm3_jax.data.image import VisionSpec, plan_image
 from vlm3_jax.data.packing import RowBudget, pack
-from vlm3_jax.data.records import View, encode_image
-from vlm3_jax.data.samples import Sample, positions, unsupervised
+from vlm3_jax.data.samples import Sample, unsupervised
 from vlm3_jax.model.vlm import VLM
+from vlm3_jax.processor.chat import Encoding
+from vlm3_jax.processor.image import VisionSpec, plan_image
+from vlm3_jax.processor.prompt import positions
+from vlm3_jax.records import View, encode_image
 
 VOCAB, IMAGE, VIDEO, START, END = 300, 290, 291, 292, 293
 

@@ -7,15 +7,15 @@ import pytest
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf, tiny
-from vlm3_jax.data.block_pairs import sparse_rows
-from vlm3_jax.data.chat import ChatFormat
-from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.packing import RowBudget, needs, pack
-from vlm3_jax.data.records import Record, View, encode_image
 from vlm3_jax.data.samples import build_sample
+from vlm3_jax.data.visibility import sparse_rows
 from vlm3_jax.model import attention
 from vlm3_jax.model.block_pairs import Pairs
 from vlm3_jax.model.vlm import VLM
+from vlm3_jax.processor.chat import ChatFormat
+from vlm3_jax.processor.image import VisionSpec
+from vlm3_jax.records import Record, View, encode_image
 from vlm3_jax.tasks.base import Example
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from vlm3_jax.data.block_pairs import sparse_rows, visible_blocks
+from vlm3_jax.data.visibility import sparse_rows, visible_blocks
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import attention
 from vlm3_jax.model.attention import BackEnd, Ids

@@ -8,12 +8,13 @@ import torch
 
 from tests.model import reference as ref
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.chat import Encoding
-from vlm3_jax.data.image import plan_image
 from vlm3_jax.data.packing import RowBudget, pack
-from vlm3_jax.data.records import View, encode_image
-from vlm3_jax.data.samples import Sample, positions, unsupervised
-from vlm3_jax.data.video import VideoPlan, VideoSpec, plan_video, video_patches
+from vlm3_jax.data.samples import Sample, unsupervised
+from vlm3_jax.processor.chat import Encoding
+from vlm3_jax.processor.image import plan_image
+from vlm3_jax.processor.prompt import positions
+from vlm3_jax.processor.video import VideoPlan, VideoSpec, plan_video, video_patches
+from vlm3_jax.records import View, encode_image
 
 # Groups of two frames: 2, 2 (the last one filled up) and 3.
 FRAMES = {"four": (4, 24, 40), "three": (3, 48, 16), "six": (6, 17, 33)}

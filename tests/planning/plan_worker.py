@@ -14,12 +14,12 @@ if __name__ == "__main__":
 import jax
 
 from vlm3_jax import config as configs
-from vlm3_jax import params as parameters
 from vlm3_jax.data.packing import RowBudget
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.sizes import released
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.planning import compile as compiler
 from vlm3_jax.planning.collectives import KINDS, traffic
-from vlm3_jax.train import mesh as meshes
 
 BUDGET = RowBudget(tokens=64, patches=64, targets=16)
 MESH = (1, 8, 1)

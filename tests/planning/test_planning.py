@@ -13,21 +13,22 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from tests.data import qwen_reference
+from tests import qwen_reference
 from tests.planning import plan_worker
 from tests.support import small_run
 from tests.tasks.records_for_tests import random_record
-from vlm3_jax import cli, flops, tasks
+from vlm3_jax import cli, tasks
 from vlm3_jax import config as configs
-from vlm3_jax import params as parameters
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import flops
+from vlm3_jax.model import params as parameters
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.planning import compile as compiler
 from vlm3_jax.planning import samples, table
 from vlm3_jax.planning.collectives import traffic
 from vlm3_jax.planning.plan import make_plan
 from vlm3_jax.planning.topology import CHIPS, parse, parse_mesh
 from vlm3_jax.tasks.base import PromptStyle
-from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train.trainable import Trainable
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.records import from_bytes, to_bytes
 from vlm3_jax.errors import UserError
 from vlm3_jax.pose import euler_from_matrix, relative_pose
+from vlm3_jax.records import from_bytes, to_bytes
 from vlm3_jax.synth import SynthOptions, record, render_views
 from vlm3_jax.synth import labels as labels_
 from vlm3_jax.synth.render import Caster, render

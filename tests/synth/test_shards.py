@@ -6,8 +6,8 @@ import json
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from vlm3_jax.data.records import to_bytes
 from vlm3_jax.errors import UserError
+from vlm3_jax.records import to_bytes
 from vlm3_jax.synth import SynthOptions, build, record, shards
 
 OPTIONS = SynthOptions(width=48, height=32, focal_px=48.0, depth_points=8, matches=8)

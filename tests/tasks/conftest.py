@@ -3,7 +3,7 @@
 import pytest
 from records_for_tests import random_record
 
-from vlm3_jax.data.records import Record
+from vlm3_jax.records import Record
 
 
 @pytest.fixture

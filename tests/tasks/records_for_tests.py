@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.records import DepthPoints, ImageRef, Matches, Objects, Record, View
+from vlm3_jax.records import DepthPoints, ImageRef, Matches, Objects, Record, View
 
 
 def view(camera: Camera, pose=None) -> View:

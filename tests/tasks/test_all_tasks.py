@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records_for_tests import random_record
 
-from vlm3_jax import tasks
-from vlm3_jax.data import records
+from vlm3_jax import records, tasks
 from vlm3_jax.errors import UserError
 from vlm3_jax.tasks.base import STYLES, PromptStyle, drop_think
 

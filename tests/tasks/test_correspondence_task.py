@@ -8,7 +8,7 @@ from records_for_tests import view
 
 from vlm3_jax import tasks
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.records import Matches, Record
+from vlm3_jax.records import Matches, Record
 from vlm3_jax.tasks.base import PromptStyle
 from vlm3_jax.tasks.correspondence import question
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from records_for_tests import view
 
-from vlm3_jax import tasks
+from vlm3_jax import records, tasks
 from vlm3_jax.camera import Camera
-from vlm3_jax.data import records
-from vlm3_jax.data.records import DepthPoints, Record
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.records import DepthPoints, Record
 from vlm3_jax.tasks.base import PromptStyle
 
 task = tasks.get("depth")

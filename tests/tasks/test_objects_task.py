@@ -11,8 +11,8 @@ from records_for_tests import random_record, view
 
 from vlm3_jax import tasks
 from vlm3_jax.camera import Camera, normalize_points
-from vlm3_jax.data.records import Objects, Record
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.records import Objects, Record
 from vlm3_jax.tasks.base import PromptStyle
 from vlm3_jax.tasks.objects import FAMILIES, GROUPS, QUANTITIES, _Scene, clock_hour, compare, measure
 

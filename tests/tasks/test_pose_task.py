@@ -10,8 +10,8 @@ from scipy.spatial.transform import Rotation
 
 from vlm3_jax import pose, tasks
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.records import Record
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.records import Record
 from vlm3_jax.tasks.base import PromptStyle
 from vlm3_jax.tasks.pose import KINDS, auc, direction_words
 

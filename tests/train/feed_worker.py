@@ -12,9 +12,11 @@ import jax
 from tests.support import small_run
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.sources import component_config
-from vlm3_jax.train import distributed
+from vlm3_jax.parallel import processes
+from vlm3_jax.setup import Setup
+from vlm3_jax.train.feed import Feed, quarantine_file
 from vlm3_jax.train.goodput import Compilations, Goodput
-from vlm3_jax.train.run import Feed, Setup, count_in_all, held_out_batches, quarantine_file
+from vlm3_jax.train.held_out import count_in_all, held_out_batches
 
 BATCHES, SLOW_S = 4, 0.5
 
@@ -51,5 +53,5 @@ def main(model, data, workdir) -> dict:
 
 if __name__ == "__main__":
     model, data, workdir, *place = sys.argv[1:]
-    with distributed.joined("feed", *place[:1], *map(int, place[1:])):
+    with processes.joined("feed", *place[:1], *map(int, place[1:])):
         print(json.dumps(main(model, data, workdir)))

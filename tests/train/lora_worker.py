@@ -7,7 +7,7 @@ import numpy as np
 import partial_steps
 from partial_steps import Partial, settings
 
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.parallel import mesh as meshes
 
 
 def main(model_dir: str, folder: pathlib.Path) -> None:

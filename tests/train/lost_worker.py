@@ -8,10 +8,10 @@ import time
 
 import numpy as np
 
-from vlm3_jax.train import distributed
+from vlm3_jax.parallel import processes
 
 if __name__ == "__main__":
-    with distributed.joined("train", sys.argv[1], int(sys.argv[2]), int(sys.argv[3])):
-        distributed.gather({"here": np.ones(1)})
+    with processes.joined("train", sys.argv[1], int(sys.argv[2]), int(sys.argv[3])):
+        processes.gather({"here": np.ones(1)})
         print("ready", flush=True)
         time.sleep(600)

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.checkpoint.train_state import Checkpoints
-from vlm3_jax.data.plan import PlanState
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.data.schedule import PlanState
+from vlm3_jax.model import params as parameters
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.train import step as steps
+from vlm3_jax.train.checkpoints import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)

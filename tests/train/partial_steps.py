@@ -10,10 +10,10 @@ import optax
 
 from tests.support import draw_samples, pack_rows, write_records
 from vlm3_jax import config as configs
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.data.packing import RowBudget
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.model import params as parameters
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
 from vlm3_jax.train.trainable import Trainable

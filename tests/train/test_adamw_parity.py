@@ -12,7 +12,7 @@ from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGenerati
 from tests.support import draw_samples, pack_rows, write_records
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.data.packing import RowBudget
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support import FOCAL, write_depthlm
-from vlm3_jax.train.distributed import over_rows
+from vlm3_jax.parallel.processes import over_rows
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -13,11 +13,11 @@ import pytest
 from partial_steps import Partial, flat, settings
 
 from tests.support import rows_of_metrics, small_run, write_records
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import params as parameters
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.train import loop
-from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
 from vlm3_jax.train.trainable import Trainable

@@ -24,19 +24,19 @@ from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGenerati
 from tests.model import reference
 from tests.support import draw_samples, pack_rows, rows_of_metrics, small_run, write_records
 from vlm3_jax import config as configs
-from vlm3_jax import flops
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.checkpoint.train_state import Checkpoints
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import flops
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.sizes import released
 from vlm3_jax.model.vlm import VLM
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.train import loop
-from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
+from vlm3_jax.train.checkpoints import Checkpoints
 from vlm3_jax.train.trainable import Trainable
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

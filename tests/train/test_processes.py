@@ -18,7 +18,7 @@ import run_config
 
 from tests.support import rows_of_metrics, write_records
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.checkpoint.train_state import Checkpoints
+from vlm3_jax.train.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEVICES = 4

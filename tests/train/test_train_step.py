@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from tests.support import draw_samples, pack_rows, write_records
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import tiny
 from vlm3_jax.data.packing import RowBudget, needs
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -16,14 +16,14 @@ import run_config
 from tests.support import SIZES, rows_of_metrics, small_run, write_records
 from vlm3_jax import cli
 from vlm3_jax.checkpoint import hf, tiny
-from vlm3_jax.checkpoint.train_state import Checkpoints
-from vlm3_jax.data.image import ImagePlan
 from vlm3_jax.errors import UserError
+from vlm3_jax.processor.image import ImagePlan
 from vlm3_jax.train import loop
 from vlm3_jax.train import step as steps
+from vlm3_jax.train.checkpoints import Checkpoints
+from vlm3_jax.train.feed import Feed
 from vlm3_jax.train.goodput import KINDS
 from vlm3_jax.train.metrics import Metrics
-from vlm3_jax.train.run import Feed
 from vlm3_jax.train.workdir import LOCK
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

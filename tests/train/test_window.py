@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from vlm3_jax.flops import Lengths
+from vlm3_jax.model.flops import Lengths
 from vlm3_jax.train import window as windows
 
 

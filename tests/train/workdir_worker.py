@@ -8,9 +8,9 @@ import pathlib
 import sys
 import time
 
-from vlm3_jax.checkpoint import train_state
 from vlm3_jax.errors import UserError
-from vlm3_jax.train import distributed, workdir
+from vlm3_jax.parallel import processes
+from vlm3_jax.train import checkpoints, workdir
 
 
 @contextlib.contextmanager
@@ -23,11 +23,11 @@ def said():
 
 if __name__ == "__main__":
     folder, *place = sys.argv[1:]
-    train_state.SHOWN_S = workdir.SHOWN_S = 2
-    with distributed.joined("train", *place[:1], *map(int, place[1:])):
+    checkpoints.SHOWN_S = workdir.SHOWN_S = 2
+    with processes.joined("train", *place[:1], *map(int, place[1:])):
         if place:
             with said():
-                train_state.Checkpoints(folder)
+                checkpoints.Checkpoints(folder)
         with said(), workdir.claimed(pathlib.Path(folder)):
             print("claimed", flush=True)
             time.sleep(0 if place else 600)

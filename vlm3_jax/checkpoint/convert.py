@@ -10,13 +10,13 @@ import pathlib
 import rich.console
 import rich.progress
 
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.checkpoint.layouts import checkpoint_plan, hf_plan
 from vlm3_jax.checkpoint.locate import fetch, is_workdir
 from vlm3_jax.checkpoint.sources import HFSource, Source, open_source
 from vlm3_jax.checkpoint.writing import Plan, finish, free_bytes, write
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import params as parameters
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,13 +6,13 @@ import shutil
 
 import numpy as np
 
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint.copying import DTYPES, copy_into
 from vlm3_jax.checkpoint.layouts import hf_plan
 from vlm3_jax.checkpoint.locate import INDEX, SINGLE
 from vlm3_jax.checkpoint.sources import CheckpointSource, HFSource, ParamsSource, Source, open_source
 from vlm3_jax.checkpoint.writing import finish, write
 from vlm3_jax.files import read_json, replace_dir
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
 
 __all__ = ["DTYPES", "INDEX", "SINGLE", "carry_files", "copy_files", "load", "load_sharded", "place", "save"]

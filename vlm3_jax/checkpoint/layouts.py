@@ -12,7 +12,7 @@ from vlm3_jax.checkpoint.locate import INDEX, PARAMS, SINGLE
 from vlm3_jax.checkpoint.safetensors_file import header_bytes
 from vlm3_jax.checkpoint.sources import HF_SHAPE, ZARR_DTYPES, Source
 from vlm3_jax.checkpoint.writing import Job, Piece, Plan
-from vlm3_jax.params import Param
+from vlm3_jax.model.params import Param
 
 # A stack of at most so many bytes is one chunk: a file for every norm of every layer would cost more than its bytes.
 _SMALL_BYTES = 2**20

@@ -13,14 +13,14 @@ from typing import Protocol
 
 import numpy as np
 
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint.copying import DTYPES
 from vlm3_jax.checkpoint.locate import INDEX, SINGLE, Located, locate
 from vlm3_jax.checkpoint.safetensors_file import NAMES, SafetensorsFile
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import read_json
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
-from vlm3_jax.params import Param
+from vlm3_jax.model.params import Param
 
 # In .zarray; another dtype is no parameter's.
 ZARR_DTYPES = {"<f4": DTYPES["float32"], "bfloat16": DTYPES["bfloat16"], "<f2": DTYPES["float16"]}
@@ -224,7 +224,7 @@ class CheckpointSource:
         settings = read_json(facts)["facts"].get("lora") if facts.exists() else None
         if not settings:
             return None
-        from vlm3_jax.train.lora import Lora
+        from vlm3_jax.model.adapters import Lora
 
         targets = tuple(row for row in self.rows if row.name in settings["targets"])
         return Lora(settings["rank"], settings["alpha"], targets)

@@ -8,10 +8,10 @@ import numpy as np
 import safetensors.numpy
 from tokenizers import Tokenizer
 
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import hf, tiny_tokenizer
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import replace_dir
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import TextConfig, VisionConfig, VLMConfig
 
 

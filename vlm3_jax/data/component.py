@@ -5,14 +5,14 @@ import dataclasses
 
 import numpy as np
 
-from vlm3_jax import tasks
-from vlm3_jax.data import image, records
-from vlm3_jax.data.chat import ChatFormat
+from vlm3_jax import records, tasks
 from vlm3_jax.data.packing import RowBudget, enough, excess, fits
-from vlm3_jax.data.records import MAX_IMAGE_PIXELS, Record
 from vlm3_jax.data.samples import Sample, build_sample
 from vlm3_jax.data.sources import Source, check_entry
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.processor import image
+from vlm3_jax.processor.chat import ChatFormat
+from vlm3_jax.records import MAX_IMAGE_PIXELS, Record
 from vlm3_jax.tasks.base import PromptStyle
 
 OVERSIZE = ("crop", "error")

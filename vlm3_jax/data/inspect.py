@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vlm3_jax.data.component import Component
-from vlm3_jax.data.image import ImagePlan, VisionSpec
 from vlm3_jax.data.mixture import Mixture
-from vlm3_jax.data.plan import BadSample
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
-from vlm3_jax.data.records import Record
 from vlm3_jax.data.samples import Sample
+from vlm3_jax.data.schedule import BadSample
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.processor.image import ImagePlan, VisionSpec
+from vlm3_jax.records import Record
 
 RED = (230, 40, 40)
 

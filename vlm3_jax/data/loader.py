@@ -14,16 +14,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.mixture import Mixture
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, pack
-from vlm3_jax.data.plan import BadSample, PlannedBatch, Planner, PlanState
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
-from vlm3_jax.data.reading import Unreadable
 from vlm3_jax.data.samples import Sample
+from vlm3_jax.data.schedule import BadSample, PlannedBatch, Planner, PlanState
 from vlm3_jax.data.workers import Workers
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.flops import Lengths
+from vlm3_jax.model.flops import Lengths
+from vlm3_jax.processor.image import VisionSpec
+from vlm3_jax.storage import Unreadable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,10 +21,10 @@ import numpy as np
 from grain.experimental import index_shuffle
 
 from vlm3_jax.data.component import Component, SampleSettings
-from vlm3_jax.data.records import Record
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.data.sources import check_entry, component_config, make_source
 from vlm3_jax.errors import UserError
+from vlm3_jax.records import Record
 
 __all__ = ["Draw", "Mixture", "Phase", "build_components", "component_config", "first_phase", "next_phase"]
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm3_jax.data.block_pairs import sparse_rows, visible_blocks, visible_pairs
-from vlm3_jax.data.image import VisionSpec, patch_positions, table_lookup
 from vlm3_jax.data.samples import Sample
+from vlm3_jax.data.visibility import sparse_rows, visible_blocks
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.flops import Lengths
+from vlm3_jax.model.flops import Lengths, visible_pairs
+from vlm3_jax.processor.image import VisionSpec, patch_positions, table_lookup
 
 # What the fields of a RowBudget are called in the `data` part of a config, in their order.
 FIELDS = {"tokens": "row_tokens", "patches": "row_patches", "targets": "row_targets"}
@@ -152,7 +152,7 @@ def pack(
     patch_positions [B, P, 2] (row, column), table_index and table_weight (float32) [B, P, 4]. target_slot,
     target_tokens, target_weight (float32, 0 unused) and target_group (2 * group + later) [B, T]. All others int32.
     With `budget.reach` also blocks [B, S / block, reach]: the key blocks that each query block sees, -1 unused. With
-    `budget.pair_block` also pair_starts, pair_keys, patch_pair_starts and patch_pair_keys (`data/block_pairs.py`).
+    `budget.pair_block` also pair_starts, pair_keys, patch_pair_starts and patch_pair_keys (`data/visibility.py`).
     A sample with a failed image keeps its tokens, but its targets weigh 0. BadRecord if a row is overfull.
     """
     n_rows, S, P, T = len(rows), budget.tokens, budget.patches, budget.targets

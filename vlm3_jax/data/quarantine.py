@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable
 
 from vlm3_jax.data.component import Component
-from vlm3_jax.data.plan import BadSample
+from vlm3_jax.data.schedule import BadSample
 from vlm3_jax.errors import UserError
 
 # A share of fewer samples says little.

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vlm3_jax.data.reading import ATTEMPTS, Unreadable
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.storage import ATTEMPTS, Unreadable
 
 # So many calls given up without a good one between them: not single files but the storage, or the code, is broken.
 MAX_GIVEN_UP = 20

@@ -1,6 +1,5 @@
 """Intervals and paired differences of mean scores, and the loss of a model that has learnt nothing from the images."""
 
-import collections
 import math
 from collections.abc import Hashable, Sequence
 
@@ -56,31 +55,6 @@ def mean(scores: Sequence[float] | np.ndarray) -> float:
     scores = np.asarray(scores, np.float64)
     scores = scores[~np.isnan(scores)]
     return float(scores.mean()) if len(scores) else math.nan
-
-
-def answer_entropy(answers: Sequence[Sequence[int]]) -> float:
-    """Nats per supervised token that a language model loses which knows all other answers and sees nothing else.
-
-    `answers` holds each answer's supervised tokens, the end included. A token's probability is its share among the
-    other answers that begin alike, mixed with its share at that place of all other answers (as one answer more), since
-    of few answers nearly every one begins in a way of its own. With many answers this is their entropy by the chain
-    rule. A training loss at this value has learnt nothing from the images. NaN with fewer than two answers.
-    """
-    by_prefix, by_place = collections.defaultdict(collections.Counter), collections.defaultdict(collections.Counter)
-    for tokens in answers:
-        for k, token in enumerate(tokens):
-            by_prefix[tuple(tokens[:k])][token] += 1
-            by_place[k][token] += 1
-    total, nats = 0, 0.0
-    if len(answers) > 1:
-        for prefix, counter in by_prefix.items():
-            size, place = counter.total(), by_place[len(prefix)]
-            for token, count in counter.items():
-                # A token that no other answer has at this place is given one share more of all that occur there.
-                elsewhere = (place[token] - 1 + 1 / len(place)) / place.total()
-                nats -= count * math.log((count - 1 + elsewhere) / size)
-            total += size
-    return nats / total if total else math.nan
 
 
 def _labels(clusters: Sequence[Hashable]) -> np.ndarray:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from vlm3_jax.data.chat import ChatFormat
-from vlm3_jax.data.image import ImagePlan, VisionSpec
 from vlm3_jax.data.packing import RowBudget, pack
-from vlm3_jax.data.samples import Prompt, Sample, prompt_sample, unsupervised
+from vlm3_jax.data.samples import Sample, unsupervised
 from vlm3_jax.infer.decode import programs
 from vlm3_jax.infer.sampling import GREEDY, Draw, Sampling, identity
 from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.processor.chat import ChatFormat
+from vlm3_jax.processor.image import ImagePlan, VisionSpec
+from vlm3_jax.processor.prompt import Prompt, prompt_sample
 
 # New tokens that the caches have room for at first; longer answers make them grow.
 FIRST_ROOM = 32

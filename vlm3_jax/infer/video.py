@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from vlm3_jax.data.image import ImagePlan
-from vlm3_jax.data.video import VideoPlan, VideoSpec, plan_video, video_patches, video_prompt
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.sampling import GREEDY, Sampling
+from vlm3_jax.processor.image import ImagePlan
+from vlm3_jax.processor.video import VideoPlan, VideoSpec, plan_video, video_patches, video_prompt
 
 
 def ask_video(

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from vlm3_jax.model import moe, rope
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import Group, Locally, embed, rms_norm, run_as_it_is, take_unique
-from vlm3_jax.params import text_stacks
+from vlm3_jax.model.params import text_stacks
 
 # (q [B, S, H, C], k, v [B, S, K, C], the layer's cache) -> (output [B, S, H, C], new cache)
 Attend = Callable

@@ -9,7 +9,7 @@ from vlm3_jax.model import rope
 from vlm3_jax.model.attention import BackEnd, Ids, listed, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import Group, Locally, interpolate, layer_norm, run_as_it_is
-from vlm3_jax.params import vision_stacks
+from vlm3_jax.model.params import vision_stacks
 
 
 class VisionBlock(Group):

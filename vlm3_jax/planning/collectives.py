@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from vlm3_jax.train.mesh import AXES
+from vlm3_jax.parallel.mesh import AXES
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "f32": 32, "s32": 32, "u32": 32, "f64": 64, "s64": 64}

@@ -9,12 +9,12 @@ import time
 import jax
 import numpy as np
 
-from vlm3_jax.data.image import VisionSpec
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.errors import UserError
 from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.planning.collectives import Traffic, traffic
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.processor.image import VisionSpec
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
 from vlm3_jax.train.trainable import Trainable

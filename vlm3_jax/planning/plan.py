@@ -5,19 +5,19 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from vlm3_jax import params as parameters
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model import sizes
 from vlm3_jax.model.attention import BackEnd
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.vlm import REMAT
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.planning import compile as compiler
 from vlm3_jax.planning.collectives import Traffic
 from vlm3_jax.planning.roofline import Load
 from vlm3_jax.planning.samples import Rows, accumulation_for, total_rows, typical_rows
 from vlm3_jax.planning.topology import Topology
-from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train.trainable import DTYPES, Trainable
 
 # Rows that one device may hold at once, and the share of the bound that is taken for reached: with everything made

@@ -23,12 +23,12 @@ import math
 
 import jax.numpy as jnp
 
-from vlm3_jax import flops
-from vlm3_jax import params as parameters
+from vlm3_jax.model import flops
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.planning.collectives import Traffic
 from vlm3_jax.planning.samples import Rows
-from vlm3_jax.train import mesh as meshes
 from vlm3_jax.train.step import TARGET_CHUNK
 from vlm3_jax.train.trainable import Trainable
 

@@ -9,15 +9,15 @@ import pathlib
 
 import numpy as np
 
-from vlm3_jax import flops
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.image import VisionSpec, fit_camera, plan_image
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, looked_at, needs
-from vlm3_jax.data.plan import Planner
-from vlm3_jax.data.records import ImageRef, View
 from vlm3_jax.data.samples import Sample
+from vlm3_jax.data.schedule import Planner
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import flops
 from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.processor.image import VisionSpec, fit_camera, plan_image
+from vlm3_jax.records import ImageRef, View
 
 # Tokens of a question with its answer and the chat around it, and of its answer alone, on average: Qwen's vocabulary
 # and our tasks' wording, measured by tests/planning/test_planning.py.

@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from vlm3_jax import flops
 from vlm3_jax.errors import UserError
-from vlm3_jax.train.mesh import AXES
+from vlm3_jax.model import flops
+from vlm3_jax.parallel.mesh import AXES
 
 # Of a GPU's memory what programs can have, by XLA_CLIENT_MEM_FRACTION; driver, kernels and NCCL need the rest.
 GPU_SHARE = 0.93

@@ -3,7 +3,7 @@
 import numpy as np
 
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.records import DepthPoints, Matches, Objects
+from vlm3_jax.records import DepthPoints, Matches, Objects
 from vlm3_jax.synth.options import SynthOptions
 from vlm3_jax.synth.render import Caster, Rendered, rotate, world_rays
 from vlm3_jax.synth.scene import Scene

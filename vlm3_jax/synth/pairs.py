@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.records import Record, View, encode_image
+from vlm3_jax.records import Record, View, encode_image
 from vlm3_jax.synth import labels
 from vlm3_jax.synth.options import SynthOptions
 from vlm3_jax.synth.render import Caster, Rendered, render

@@ -13,8 +13,8 @@ import time
 from array_record.python.array_record_module import ArrayRecordWriter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vlm3_jax.data.records import to_bytes
 from vlm3_jax.errors import UserError
+from vlm3_jax.records import to_bytes
 from vlm3_jax.synth.options import SynthOptions
 from vlm3_jax.synth.pairs import record
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlm3_jax.data.records import Record
+from vlm3_jax.records import Record
 
 STYLES = ("release", "paper", "short")
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from vlm3_jax.camera import normalize_points
-from vlm3_jax.data.records import Record
+from vlm3_jax.records import Record
 from vlm3_jax.tasks.base import Example, PromptStyle, drop_think
 from vlm3_jax.tasks.numbers import first_tuple, mean_or_nan, plain_minus
 

@@ -5,8 +5,8 @@ import re
 import numpy as np
 
 from vlm3_jax.camera import normalize_points
-from vlm3_jax.data.records import DepthPoints, Record
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.records import DepthPoints, Record
 from vlm3_jax.tasks.base import Example, PromptStyle, drop_think
 from vlm3_jax.tasks.numbers import (
     METERS,

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from vlm3_jax.camera import normalize_points
-from vlm3_jax.data.records import Objects, Record
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.records import Objects, Record
 from vlm3_jax.tasks import objects_answers as answers
 from vlm3_jax.tasks import objects_words as words
 from vlm3_jax.tasks.base import Example, PromptStyle, drop_think

@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from vlm3_jax import pose as geometry
-from vlm3_jax.data.records import Record
+from vlm3_jax.records import Record
 from vlm3_jax.tasks.base import Example, PromptStyle, drop_think
 from vlm3_jax.tasks.numbers import (
     DEGREES,

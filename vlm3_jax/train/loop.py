@@ -13,23 +13,24 @@ import time
 import jax
 import numpy as np
 
-from vlm3_jax import flops
-from vlm3_jax import params as parameters
 from vlm3_jax.checkpoint import convert, hf, locate
-from vlm3_jax.checkpoint.checksums import checksums
-from vlm3_jax.checkpoint.train_state import Checkpoints
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.errors import UserError
-from vlm3_jax.evaluate.statistics import answer_entropy
+from vlm3_jax.model import flops
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.vlm import REMAT
-from vlm3_jax.train import distributed
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.parallel import mesh as meshes
+from vlm3_jax.parallel import processes
+from vlm3_jax.setup import Setup
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
+from vlm3_jax.train.checkpoints import Checkpoints
+from vlm3_jax.train.checksums import checksums
+from vlm3_jax.train.feed import Feed, quarantine_file
 from vlm3_jax.train.goodput import Compilations, Goodput
+from vlm3_jax.train.held_out import answer_entropy, count_in_all, held_out_batches
 from vlm3_jax.train.metrics import Bar, Metrics
 from vlm3_jax.train.profile import Profile
-from vlm3_jax.train.run import Feed, Setup, count_in_all, held_out_batches, quarantine_file
 from vlm3_jax.train.trainable import DTYPES, Trainable
 from vlm3_jax.train.window import Window
 from vlm3_jax.train.workdir import claimed
@@ -66,7 +67,7 @@ def _train(config, compilations: Compilations, held: contextlib.ExitStack) -> bo
         hf.copy_files(setup.model_dir, setup.workdir / locate.MODEL)
     try:
         # Closing waits for the other processes too: one that fails must not get there.
-        with distributed.ends_together(), _writing(config.workdir), _stop_signals() as stop:
+        with processes.ends_together(), _writing(config.workdir), _stop_signals() as stop:
             complete = run.steps(stop)
     finally:
         run.close()

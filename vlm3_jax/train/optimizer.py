@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vlm3_jax import params as parameters
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
 
 SCHEDULES = ("cosine", "linear_tail", "constant")

@@ -12,7 +12,7 @@ from vlm3_jax.model.attention import BackEnd
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import run_as_it_is, take_unique
 from vlm3_jax.model.vlm import VLM
-from vlm3_jax.train import mesh as meshes
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train.trainable import DTYPES, Trainable
 

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vlm3_jax import params as parameters
 from vlm3_jax.errors import UserError
+from vlm3_jax.model import params as parameters
+from vlm3_jax.model.adapters import Lora
 from vlm3_jax.model.config import VLMConfig
-from vlm3_jax.train.lora import Lora
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

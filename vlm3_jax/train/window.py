@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from vlm3_jax.flops import Lengths
+from vlm3_jax.model.flops import Lengths
 
 # Of the loader's numbers those that are counts, and their names in a row of metrics.
 COUNTS = {"bad": "records_bad", "skipped": "records_unused"}

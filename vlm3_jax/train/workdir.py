@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vlm3_jax.errors import UserError
-from vlm3_jax.train import distributed
+from vlm3_jax.parallel import processes
 
 LOCK = ".lock"
 # Seconds that a run which was killed may take to let go: on this host, and on one that a file server has lost (NFS 4
@@ -74,11 +74,11 @@ def _lock(file) -> bool:
 
 def _refuse_other_folders(workdir: pathlib.Path, token: bytes) -> None:
     """UserError in all processes if one does not find what process 0 has written."""
-    wanted = distributed.gather({"token": np.frombuffer(token, np.uint8)})["token"][0].tobytes().hex()
+    wanted = processes.gather({"token": np.frombuffer(token, np.uint8)})["token"][0].tobytes().hex()
     end = time.monotonic() + SHOWN_S
     while not (here := _holds(workdir / LOCK, wanted)) and time.monotonic() < end:
         time.sleep(0.1)
-    here = distributed.gather({"here": np.array(here)})["here"]
+    here = processes.gather({"here": np.array(here)})["here"]
     if not here.all():
         numbers = ", ".join(map(str, np.flatnonzero(~here)))
         raise UserError(

@@ -8,10 +8,10 @@ from typing import Protocol
 import ml_collections
 
 from vlm3_jax.camera import POLICIES
-from vlm3_jax.data.records import Record
 from vlm3_jax.data.sources.array_record import ArrayRecordSource
 from vlm3_jax.data.sources.depthlm import BadLine, DepthLMSource
 from vlm3_jax.errors import UserError
+from vlm3_jax.records import Record
 from vlm3_jax.tasks.base import STYLES
 
 KINDS = ("depthlm", "records")

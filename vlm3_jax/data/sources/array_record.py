@@ -15,9 +15,9 @@ from typing import ClassVar
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from vlm3_jax.data import records
-from vlm3_jax.data.reading import Unreadable, patiently
+from vlm3_jax import records
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.storage import Unreadable, patiently
 
 _log = logging.getLogger(__name__)
 

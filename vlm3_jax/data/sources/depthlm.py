@@ -10,9 +10,9 @@ import weakref
 import numpy as np
 
 from vlm3_jax.camera import Camera
-from vlm3_jax.data.reading import patiently
-from vlm3_jax.data.records import DepthPoints, ImageRef, Record, View
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.records import DepthPoints, ImageRef, Record, View
+from vlm3_jax.storage import patiently
 
 MAX_LINE_BYTES = 16 * 2**20
 FIELDS = ("image", "intrinsics", "pixel_coords", "depth")

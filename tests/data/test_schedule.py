@@ -1,0 +1,107 @@
+import dataclasses
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from small_data import Opened
+
+from vlm3_jax.data import packing
+from vlm3_jax.data.schedule import MAX_FRUITLESS, Planner
+from vlm3_jax.errors import BadRecord, UserError
+
+BUDGET = packing.RowBudget(100, 60, 50)
+
+
+def stand_in(index):
+    """A sample of index-dependent size; every 11th record is broken, every 13th is not used."""
+    if index % 11 == 5:
+        raise BadRecord(f"record {index}: broken")
+    if index % 13 == 7:
+        return None
+    size = 10 + (index * 37) % 50
+    return SimpleNamespace(id=index, tokens=range(size), n_patches=size // 2, target_tokens=range(size // 5))
+
+
+def planner(stride, sample=stand_in):
+    return Planner(sample, lambda i: (f"s/{i}", "s", "file"), lambda row: packing.fits(row, BUDGET), stride)
+
+
+def run(state, stride, batches, sample=stand_in):
+    own, planned = planner(stride, sample), []
+    for _ in range(batches):
+        planned.append(own.plan(state))
+        state = planned[-1].cursors
+    return planned
+
+
+def test_streams_fill_rows_until_the_next_sample_does_not_fit():
+    planned = run(np.arange(3), 3, 20)
+    for stream in range(3):
+        rows = [batch.rows[stream] for batch in planned]
+        taken = [sample.id for row in rows for sample in row]
+        usable = [i for i in range(stream, taken[-1] + 1, 3) if i % 11 != 5 and i % 13 != 7]
+        assert taken == usable
+        for row, after in itertools.pairwise(rows):
+            assert packing.fits(row, BUDGET)
+            assert not packing.fits([*row, after[0]], BUDGET)
+    assert planned[0].n_samples == sum(len(row) for row in planned[0].rows)
+
+
+def test_bad_records_are_reported_once_and_skipped():
+    planned = run(np.arange(3), 3, 20)
+    end = planned[-1].cursors
+    passed = [i for stream in range(3) for i in range(stream, end[stream], 3)]
+    bad = sorted(int(item.id[2:]) for batch in planned for item in batch.bad)
+    assert bad == sorted(i for i in passed if i % 11 == 5)
+    assert sum(batch.skipped for batch in planned) == sum(i % 13 == 7 and i % 11 != 5 for i in passed)
+    assert planned[0].bad[0].reason == f"record {planned[0].bad[0].id[2:]}: broken"
+
+
+@pytest.mark.parametrize("shares", [[[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0], [1], [2], [3]]])
+def test_hosts_plan_the_rows_of_one_global_batch(shares):
+    whole = run(np.arange(4), 4, 6)
+    for share in shares:
+        for batch, planned in zip(whole, run(np.array(share), 4, 6), strict=True):
+            assert [[s.id for s in row] for row in planned.rows] == [[s.id for s in batch.rows[r]] for r in share]
+
+
+def test_any_state_continues_identically():
+    whole = run(np.arange(4), 4, 8)
+    for cut in range(7):
+        rest = run(whole[cut].cursors, 4, 7 - cut)
+        assert [[[s.id for s in row] for row in b.rows] for b in rest] == [
+            [[s.id for s in row] for row in b.rows] for b in whole[cut + 1 :]
+        ]
+        np.testing.assert_array_equal(whole[-1].cursors, rest[-1].cursors)
+
+
+def test_broken_data_do_not_loop_for_ever():
+    def broken(index):
+        raise BadRecord(f"record {index}: torn")
+
+    with pytest.raises(UserError, match=f"{MAX_FRUITLESS} records in a row .* record 999: torn"):
+        planner(1, broken).plan(np.array([0]))
+    with pytest.raises(UserError, match=r"without a usable one; a record is passed over if .* covisibility_min"):
+        planner(1, lambda index: None).plan(np.array([0]))
+
+
+def test_real_mixture_of_two_sources(samples, shards, settings):
+    path = samples / "ibims1" / "ibims1.jsonl"
+    table = {
+        "ibims": {"kind": "depthlm", "path": str(path), "depth_kind": "distance", "style": "short", "focal": 120.0},
+        "small": {"path": str(shards), "style": "short", "focal": 100.0, "questions": 4, "weight": 3.0},
+        "off": {"path": "nowhere", "weight": 0.0},
+    }
+    settings = dataclasses.replace(settings, budget=packing.RowBudget(768, 512, 256))
+    opened = Opened(table, settings, 3)
+    own = Planner(opened.mixture.sample, opened.mixture.describe, lambda row: packing.fits(row, settings.budget), 3)
+    state, taken = opened.state.cursors, []
+    for _ in range(6):
+        planned = own.plan(state)
+        state = planned.cursors
+        taken += [sample for row in planned.rows for sample in row]
+        assert not planned.bad
+    assert {sample.group for sample in taken} == {0, 1}
+    assert len({sample.id for sample in taken}) == len(taken)
+    assert 0.1 < np.mean([sample.group == 0 for sample in taken]) < 0.4

@@ -1,0 +1,254 @@
+"""From a view to uint8 patches: sizes, grids and indices are planned without pixels, pixels are decoded later.
+
+Follows transformers' Qwen2VL image processor (PIL) and Qwen3-VL's vision tower: same sizes, same pixels before
+normalisation, same patch order. Normalisation happens on the device, so patches travel as bytes.
+Patches come in merge-block order: the merge x merge patches of one visual token are neighbours.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from vlm3_jax.camera import Camera
+from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.files import read_json
+from vlm3_jax.model.config import IMAGE_PROCESSOR, processor_fields
+from vlm3_jax.records import ImageRef, View
+
+MAX_ASPECT = 200
+BLANK = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionSpec:
+    """What the vision tower expects of an image; sizes in pixels, `table_side` in positions.
+
+    `min_pixels` and `max_pixels` bound the area after resizing; `mean` and `std` are of values in [0, 1].
+    """
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    table_side: int
+
+    @property
+    def factor(self) -> int:
+        """Side of a visual token in pixels: image sizes are multiples of it."""
+        return self.patch_size * self.merge_size
+
+    @classmethod
+    def of(cls, cfg, low: int = 1, high: int = 2**30) -> "VisionSpec":
+        """Of a VLMConfig, with bounds on an image's area in pixels."""
+        v = cfg.vision
+        return cls(v.patch_size, v.merge_size, v.temporal_patch_size, low, high, cfg.mean, cfg.std, v.table_side)
+
+    @classmethod
+    def from_dir(cls, model_dir) -> "VisionSpec":
+        """From the config.json and image processor settings of an HF directory; UserError if one is missing."""
+        model_dir = pathlib.Path(model_dir)
+        vision = model_fields(model_dir, "vision_config")[0]
+        processor = processor_fields(model_dir, *IMAGE_PROCESSOR)
+        size = processor.get("size") or {}
+        low = processor.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels")
+        high = processor.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels")
+        if not low or not high:
+            raise UserError(f"{model_dir}: the image processor config names no smallest and largest number of pixels")
+        if missing := [name for name in ("image_mean", "image_std") if name not in processor]:
+            raise UserError(f"{model_dir}: the image processor config names no {' and no '.join(missing)}")
+        return cls(
+            patch_size=vision["patch_size"],
+            merge_size=vision["spatial_merge_size"],
+            temporal_patch_size=vision["temporal_patch_size"],
+            min_pixels=low,
+            max_pixels=high,
+            mean=tuple(processor["image_mean"]),
+            std=tuple(processor["image_std"]),
+            table_side=math.isqrt(vision["num_position_embeddings"]),
+        )
+
+
+def model_fields(model_dir: pathlib.Path, *names: str) -> list:
+    """Top-level fields of a model's config.json; UserError if one is missing (it is not a vision-language model)."""
+    config = read_json(model_dir / "config.json")
+    if missing := [name for name in names if name not in config]:
+        raise UserError(f"{model_dir / 'config.json'}: no {', '.join(missing)}; expected a Qwen3-VL model")
+    return [config[name] for name in names]
+
+
+def smart_resize(height: int, width: int, spec: VisionSpec, name: str = "image") -> tuple[int, int]:
+    """The (height, width) that Qwen's processor resizes to: multiples of `spec.factor`, area within the bounds.
+
+    Rounds half to even; above the bounds it floors, below it ceils. BadRecord (with `name`) above an aspect of 200.
+    """
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise BadRecord(f"{name}: {width} x {height} pixels has an aspect ratio above {MAX_ASPECT}")
+    factor = spec.factor
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > spec.max_pixels:
+        shrink = math.sqrt(height * width / spec.max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < spec.min_pixels:
+        grow = math.sqrt(spec.min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+class Patches:
+    """Patches that attend to each other: `grid` (rows, columns), of which merge x merge make a visual token."""
+
+    grid: tuple[int, int]
+    merge_size: int
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def n_visual(self) -> int:
+        """Number of visual tokens."""
+        return self.n_patches // self.merge_size**2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImagePlan(Patches):
+    """All that is known of an image before its pixels are read.
+
+    `size` (w, h): the whole image at the unified focal length; `crop` (left, top, right, bottom) or None: the part of
+    it that is shown; `final` (w, h): what the vision tower sees; `grid` (rows, columns) of patches. `flip` mirrors the
+    decoded pixels left to right, `blank` replaces every value by 128 (the reference of a model that sees nothing).
+    """
+
+    ref: ImageRef
+    size: tuple[int, int]
+    final: tuple[int, int]
+    grid: tuple[int, int]
+    merge_size: int
+    crop: tuple[int, int, int, int] | None = None
+    flip: bool = False
+    blank: bool = False
+
+    def load(self, spec: VisionSpec) -> np.ndarray:
+        """Decode, resize and cut: uint8 [n_patches, 3 * patch_size**2], (channel, y, x) inside a patch.
+
+        An image of another stored size than the plan's own (a shuffled-image reference) is resized alike. BadRecord if
+        the image cannot be read.
+        """
+        if self.blank:
+            return np.full((self.n_patches, 3 * spec.patch_size**2), BLANK, np.uint8)
+        pixels = self.ref.load()
+        image = Image.fromarray(np.ascontiguousarray(pixels[:, ::-1]) if self.flip else pixels)
+        if image.size != self.size:
+            image = image.resize(self.size, Image.Resampling.BICUBIC)
+        if self.crop is not None:
+            image = image.crop(self.crop)
+        if image.size != self.final:
+            image = image.resize(self.final, Image.Resampling.BICUBIC)
+        return patchify(np.asarray(image), spec)
+
+
+def plan_image(view: View, spec: VisionSpec) -> ImagePlan:
+    """The plan of a unified view: its camera says what size the image has when it is shown."""
+    camera = view.camera
+    height, width = smart_resize(camera.height, camera.width, spec, view.image.name)
+    size, crop = (camera.width, camera.height), None
+    if view.crop is not None:
+        left, top, *size = view.crop
+        crop = (left, top, left + camera.width, top + camera.height)
+    return ImagePlan(
+        ref=view.image,
+        size=tuple(size),
+        final=(width, height),
+        grid=(height // spec.patch_size, width // spec.patch_size),
+        merge_size=spec.merge_size,
+        crop=crop,
+        flip=view.flip,
+    )
+
+
+def patchify(pixels: np.ndarray, spec: VisionSpec) -> np.ndarray:
+    """uint8 [H, W, 3], sides multiples of `spec.factor` -> uint8 [n_patches, 3 * patch_size**2], merge-block order."""
+    side, merge = spec.patch_size, spec.merge_size
+    rows, columns = pixels.shape[0] // spec.factor, pixels.shape[1] // spec.factor
+    blocks = pixels.reshape(rows, merge, side, columns, merge, side, 3)
+    return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns * merge**2, 3 * side**2)
+
+
+@functools.lru_cache(maxsize=128)
+def patch_positions(grid: tuple[int, int], spec: VisionSpec) -> np.ndarray:
+    """Row and column of each patch in merge-block order, int32 [n_patches, 2] (read-only, cached)."""
+    rows, columns, merge = *grid, spec.merge_size
+    index = np.stack(np.indices(grid, np.int32), -1)
+    blocks = index.reshape(rows // merge, merge, columns // merge, merge, 2)
+    return _frozen(blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2))
+
+
+@functools.lru_cache(maxsize=128)
+def table_lookup(grid: tuple[int, int], spec: VisionSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Where and how much each patch reads of the learned position table: int32 [n, 4] and float32 [n, 4].
+
+    Bilinear with aligned corners: patch i of n sits at i * (side - 1) / (n - 1) of the table; merge-block order,
+    read-only, cached. float32 throughout, so that a patch on a table point picks the same neighbours as transformers.
+    """
+    position = patch_positions(grid, spec)
+    scale = np.maximum(np.asarray(grid) - 1, 1).astype(np.float32)
+    source = position.astype(np.float32) * np.float32(spec.table_side - 1) / scale
+    low = np.floor(source)
+    low_weight = 1 - (source - low)
+    weight = np.stack([low_weight, 1 - low_weight], -1)
+    low = low.astype(np.int32)
+    tap = np.stack([low, np.minimum(low + 1, spec.table_side - 1)], -1)
+    index = tap[:, 0, :, None] * spec.table_side + tap[:, 1, None, :]
+    weights = weight[:, 0, :, None] * weight[:, 1, None, :]
+    return _frozen(index.reshape(-1, 4)), _frozen(weights.reshape(-1, 4))
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array = np.ascontiguousarray(array)
+    array.flags.writeable = False
+    return array
+
+
+def fit_camera(camera: Camera, spec: VisionSpec, max_patches: int) -> Camera:
+    """The camera of the largest centre crop, of about the same aspect, that has at most `max_patches` patches.
+
+    The camera itself if its image fits. A crop keeps the focal length, and with it the metric scale, which a resize
+    would break; use it with `records.with_cameras`, then drop the labels that are not `inside`. BadRecord if even a
+    crop is resized above `max_patches` (a budget close to the processor's smallest image).
+    """
+    if _count_patches(camera, spec) <= max_patches:
+        return camera
+    factor, units = spec.factor, max_patches // spec.merge_size**2
+    shrink = math.sqrt(units * factor**2 / (camera.height * camera.width))
+    rows = min(max(1, int(camera.height * shrink / factor)), max(1, units))
+    columns = min(max(1, int(camera.width * shrink / factor)), max(1, units // rows))
+    width, height = min(columns * factor, camera.width), min(rows * factor, camera.height)
+    crop = camera.crop((camera.width - width) // 2, (camera.height - height) // 2, width, height)
+    if _count_patches(crop, spec) > max_patches:
+        raise BadRecord(
+            f"an image of {camera.width} x {camera.height} pixels cannot be cropped to {max_patches} patches: the "
+            f"image processor enlarges small images to {spec.min_pixels} pixels; give rows more room "
+            "(data.row_tokens, data.row_patches, and the lists of blocks where they are used)"
+        )
+    return crop
+
+
+def _count_patches(camera: Camera, spec: VisionSpec) -> int:
+    height, width = smart_resize(camera.height, camera.width, spec)
+    return height * width // spec.patch_size**2
+
+
+def inside(points_px, camera: Camera) -> np.ndarray:
+    """Which points [N, 2] (px) lie in the camera's image, bool [N]: 0 <= x <= width - 1, likewise y."""
+    points = np.asarray(points_px).reshape(-1, 2)
+    return ((points >= 0) & (points <= [camera.width - 1, camera.height - 1])).all(-1)

@@ -1,0 +1,36 @@
+"""Records: what every source yields, whatever the data set looked like on disk, and their bytes."""
+
+from vlm3_jax.records.codec import from_bytes, to_bytes
+from vlm3_jax.records.record import (
+    FORMATS,
+    MAX_IMAGE_BYTES,
+    MAX_IMAGE_PIXELS,
+    DepthPoints,
+    ImageRef,
+    Matches,
+    Objects,
+    Record,
+    View,
+    encode_image,
+    flip,
+    unify,
+    with_cameras,
+)
+
+__all__ = [
+    "FORMATS",
+    "MAX_IMAGE_BYTES",
+    "MAX_IMAGE_PIXELS",
+    "DepthPoints",
+    "ImageRef",
+    "Matches",
+    "Objects",
+    "Record",
+    "View",
+    "encode_image",
+    "flip",
+    "from_bytes",
+    "to_bytes",
+    "unify",
+    "with_cameras",
+]

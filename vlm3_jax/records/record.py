@@ -1,0 +1,227 @@
+"""Records: what every source yields, whatever the data set looked like on disk.
+
+A record holds one or two views (an image that is not decoded yet, its camera, its pose) and the labels it has. It is
+turned into bytes with msgpack for ArrayRecord files; nothing in it is ever unpickled.
+"""
+
+import dataclasses
+import io
+import pathlib
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vlm3_jax.camera import Camera
+from vlm3_jax.errors import BadRecord
+from vlm3_jax.storage import patiently
+
+MAX_IMAGE_BYTES = 256 * 2**20
+MAX_IMAGE_PIXELS = 200_000_000
+# Pillow knows more, and would start other programs on the data for some of them.
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageRef:
+    """An image that is not decoded yet: its size is known, its pixels are read by `load`.
+
+    Exactly one of `path` and `data` (encoded JPEG, PNG or WebP bytes) is given; `name` is what errors call it.
+    """
+
+    width: int
+    height: int
+    name: str
+    path: pathlib.Path | None = None
+    data: bytes | None = None
+
+    def load(self) -> np.ndarray:
+        """Decoded pixels, uint8 [height, width, 3], RGB.
+
+        BadRecord if the image is missing, damaged, of another size or of more than 8 bits a value; Unreadable if the
+        storage fails twice.
+        """
+        data = self.data if self.data is not None else self._read()
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            self._check(image)
+            return np.asarray(image.convert("RGB"))
+        except (BadRecord, MemoryError):
+            raise
+        except UnidentifiedImageError:
+            raise BadRecord(f"{self.name}: cannot decode the image (no {', '.join(FORMATS)} file)") from None
+        # Damaged bytes make Pillow raise all kinds of errors.
+        except Exception as error:
+            raise BadRecord(f"{self.name}: cannot decode the image ({error})") from None
+
+    def _check(self, image: Image.Image) -> None:
+        """BadRecord if the pixels, not decoded yet, cannot be used."""
+        if image.width * image.height > MAX_IMAGE_PIXELS:
+            raise BadRecord(f"{self.name}: {image.width} x {image.height} pixels is above {MAX_IMAGE_PIXELS}")
+        if image.size != (self.width, self.height):
+            raise BadRecord(
+                f"{self.name}: the image is {image.width} x {image.height}, its labels say {self.width} x {self.height}"
+            )
+        # Pillow would clip these at 255, most of them to white; "I;16", "I" and "F" are 16 and 32 bits a pixel.
+        if image.mode[0] in "IF":
+            raise BadRecord(f"{self.name}: an image of 16 or more bits a pixel ({image.mode}); convert it to 8 bits")
+
+    def _read(self) -> bytes:
+        try:
+            return patiently(self._bytes, self.name)
+        except FileNotFoundError:
+            raise BadRecord(f"{self.name}: no such image file") from None
+        except OSError as error:
+            raise BadRecord(f"{self.name}: cannot read the image ({error.strerror})") from None
+
+    def _bytes(self) -> bytes:
+        size = self.path.stat().st_size
+        if size > MAX_IMAGE_BYTES:
+            raise BadRecord(f"{self.name}: {size} bytes is above the limit of {MAX_IMAGE_BYTES}")
+        return self.path.read_bytes()
+
+
+def encode_image(pixels: np.ndarray, name: str) -> ImageRef:
+    """uint8 [H, W, 3] -> an ImageRef that holds the pixels as PNG (lossless)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
+    return ImageRef(pixels.shape[1], pixels.shape[0], name, data=buffer.getvalue())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """One image with its camera and, where known, its 4x4 camera-to-world pose (OpenCV).
+
+    As stored, the camera is that of the stored image. `flip`: the image is the stored one mirrored left to right.
+    `crop` (left, top, full width, full height): the camera's image is cut at (left, top) from the one resized to full
+    size.
+    """
+
+    image: ImageRef
+    camera: Camera
+    world_T_cam: np.ndarray | None = None
+    flip: bool = False
+    crop: tuple[int, int, int, int] | None = None
+
+    def seen_by(self, camera: Camera) -> "View":
+        """The view after a resize, or after a crop: a camera of the same focal lengths that sees a smaller image."""
+        old = self.camera
+        if (camera.fx, camera.fy) != (old.fx, old.fy) or (camera.width, camera.height) == (old.width, old.height):
+            return dataclasses.replace(self, camera=camera)
+        left, top, *full = self.crop or (0, 0, old.width, old.height)
+        crop = (left + round(old.cx - camera.cx), top + round(old.cy - camera.cy), *full)
+        return dataclasses.replace(self, camera=camera, crop=crop)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DepthPoints:
+    """Labelled pixels of one view: `points_px` int [N, 2], `depth_m` [N], `kind` "distance" (to the centre) or "z"."""
+
+    points_px: np.ndarray
+    depth_m: np.ndarray
+    kind: str
+    view: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Objects:
+    """Objects of one view.
+
+    `boxes_px` int [M, 4] as x1, y1, x2, y2; `names` M strings; `points_m` M arrays [P, 3] of surface points in a frame
+    at the camera, x right, y down, z forward, gravity aligned (y is straight down, z the horizontal viewing direction).
+    """
+
+    boxes_px: np.ndarray
+    names: tuple[str, ...]
+    points_m: tuple[np.ndarray, ...]
+    view: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matches:
+    """Pixels of view 0, int [N, 2], and where the same surface lies in view 1, float [N, 2]; visible in both."""
+
+    points0_px: np.ndarray
+    points1_px: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """One item of a source. `id` is unique within the source; `metric` says whether poses are in metres."""
+
+    id: str
+    views: tuple[View, ...]
+    depth: tuple[DepthPoints, ...] = ()
+    objects: tuple[Objects, ...] = ()
+    matches: Matches | None = None
+    covisibility: float | None = None
+    metric: bool = True
+
+
+def unify(record: Record, focal: float, policy: str = "uniform") -> Record:
+    """The record with every camera at focal length `focal` (px) and every label in pixels of the resized images.
+
+    Images stay as stored: `processor.image` resizes the pixels to the new camera's size when they are decoded.
+    """
+    cameras = [view.camera.unify(focal, policy) for view in record.views]
+    return with_cameras(record, cameras)
+
+
+def with_cameras(record: Record, cameras) -> Record:
+    """The record as seen through resized or cropped `cameras` (one a view); labels are mapped, none is removed."""
+
+    def mapped(view, points):
+        return record.views[view].camera.map_points(points, cameras[view])
+
+    def scaled(view, points):
+        old, new = record.views[view].camera, cameras[view]
+        focal = np.array([new.fx / old.fx, new.fy / old.fy])
+        return (np.asarray(points, np.float64) - [old.cx, old.cy]) * focal + [new.cx, new.cy]
+
+    matches = record.matches and Matches(mapped(0, record.matches.points0_px), scaled(1, record.matches.points1_px))
+    return dataclasses.replace(
+        record,
+        views=tuple(v.seen_by(c) for v, c in zip(record.views, cameras, strict=True)),
+        depth=tuple(dataclasses.replace(d, points_px=mapped(d.view, d.points_px)) for d in record.depth),
+        objects=tuple(
+            dataclasses.replace(o, boxes_px=mapped(o.view, o.boxes_px.reshape(-1, 2)).reshape(-1, 4))
+            for o in record.objects
+        ),
+        matches=matches,
+    )
+
+
+def flip(record: Record) -> Record:
+    """The stored record mirrored left to right: every label stays exact for the mirrored images.
+
+    Pixel x becomes W - 1 - x, also of principal points; 3-D points become (-x, y, z); a pose T becomes F T F with
+    F = diag(-1, 1, 1, 1), the rotation of the mirrored world. Flip before `unify`: resizing assumes stored images.
+    """
+    sign = np.array([-1, 1, 1, 1], np.float32)
+
+    def mirrored_view(view):
+        camera = dataclasses.replace(view.camera, cx=view.camera.width - 1 - view.camera.cx)
+        pose = None if view.world_T_cam is None else sign[:, None] * view.world_T_cam * sign
+        return dataclasses.replace(view, camera=camera, world_T_cam=pose, flip=not view.flip)
+
+    def mirrored(view, points):
+        points = np.array(points)
+        points[..., 0] = record.views[view].camera.width - 1 - points[..., 0]
+        return points
+
+    def mirrored_boxes(view, boxes):
+        corners = mirrored(view, np.reshape(boxes, (-1, 2, 2)))
+        return np.stack([corners[:, 1, 0], corners[:, 0, 1], corners[:, 0, 0], corners[:, 1, 1]], -1)
+
+    return dataclasses.replace(
+        record,
+        views=tuple(map(mirrored_view, record.views)),
+        depth=tuple(dataclasses.replace(d, points_px=mirrored(d.view, d.points_px)) for d in record.depth),
+        objects=tuple(
+            dataclasses.replace(
+                o, boxes_px=mirrored_boxes(o.view, o.boxes_px), points_m=tuple(p * sign[:3] for p in o.points_m)
+            )
+            for o in record.objects
+        ),
+        matches=record.matches
+        and Matches(mirrored(0, record.matches.points0_px), mirrored(1, record.matches.points1_px)),
+    )

@@ -1,0 +1,105 @@
+"""The training data of one process: batches of the loader, and what all processes must know of them."""
+
+import functools
+import operator
+import pathlib
+import zlib
+
+import jax
+import numpy as np
+
+from vlm3_jax.data.component import Component
+from vlm3_jax.data.loader import Loader
+from vlm3_jax.data.mixture import Mixture
+from vlm3_jax.data.quarantine import Quarantine
+from vlm3_jax.data.schedule import PlanState, open_state
+from vlm3_jax.parallel import mesh as meshes
+from vlm3_jax.parallel import processes
+from vlm3_jax.setup import Setup
+from vlm3_jax.train.goodput import Goodput
+
+# Of the loader's numbers those that add up over accumulated batches; the others are means.
+SUMMED = ("wait_s", "bad", "skipped")
+
+
+# And those that are told of all processes' rows.
+COUNTED = ("bad", "skipped")
+
+
+class Feed:
+    """The training data of this process: batches with leading axis `accumulation` where that is above 1.
+
+    `stop`: a list that becomes non-empty where this process is to stop. `goodput` is told how long `next` waits for
+    data; the exchange behind that, which also waits for the step under way, is no part of it.
+    """
+
+    def __init__(self, setup: Setup, components: list[Component], saved: PlanState | None, goodput: Goodput):
+        config, data = setup.config, setup.config.data
+        lengths = {c.name: len(c) for c in components}
+        weights = {c.name: c.entry.weight for c in components}
+        plan = open_state(lengths, weights, data.rows, saved, config.seed)
+        # Stream r fills row r, wherever it lies.
+        self._mine = meshes.process_rows(setup.mesh, data.rows)
+        self.stop: list = []
+        self._goodput = goodput
+        self._phases = plan.phases
+        self._accumulation = config.train.accumulation
+        self._loader = Loader(
+            Mixture(components, config.seed, plan.phases),
+            PlanState(plan.cursors[self._mine], plan.phases),
+            data.rows,
+            setup.budget,
+            setup.spec,
+            workers=data.workers,
+            prefetch=data.prefetch,
+            worker_timeout_s=data.worker_timeout_s,
+            quarantine=Quarantine(quarantine_file(setup.workdir), data.max_bad_fraction),
+        )
+        self.plan = plan
+
+    def next(self):
+        """The next batch, and then `plan` lies behind it. None in all processes alike if some process is to stop.
+
+        (Arrays of this process's rows, what these hold, the loader's stats, in which the counts `COUNTED` are of all
+        processes, and of the global batch the number of samples and the checksum of their ids.)
+        """
+        if self.stop and jax.process_count() == 1:
+            return None
+        with self._goodput.spent_on("wait"):
+            parts = [next(self._loader) for _ in range(self._accumulation)]
+        arrays = parts[0].arrays
+        if len(parts) > 1:
+            arrays = {key: np.stack([part.arrays[key] for part in parts]) for key in arrays}
+        held = functools.reduce(operator.add, [part.lengths for part in parts])
+        stats = {key: [part.stats[key] for part in parts] for key in parts[0].stats}
+        stats = {key: float((np.sum if key in SUMMED else np.mean)(values)) for key, values in stats.items()}
+        ids = [[zlib.crc32("\n".join(row).encode()) for row in part.ids] for part in parts]
+        # Last, since with several processes it waits for the step under way.
+        found = processes.gather(
+            {
+                "rows": self._mine,
+                "counts": np.array([stats[key] for key in COUNTED]),
+                "cursors": parts[-1].state.cursors,
+                "ids": np.array(ids, np.uint32).T,
+                "samples": np.array([[len(row) for row in part.ids] for part in parts]).T,
+                "stop": np.array(bool(self.stop)),
+            }
+        )
+        if found["stop"].any():
+            return None
+        # In the order of the rows; a row that several processes bring counts once.
+        _, order = np.unique(found["rows"], return_index=True)
+        cursors, ids, samples = (np.concatenate(found[key])[order] for key in ("cursors", "ids", "samples"))
+        self.plan = PlanState(cursors, self._phases)
+        stats |= dict(zip(COUNTED, processes.over_rows(found["rows"], found["counts"]).tolist(), strict=True))
+        return arrays, held, stats, int(samples.sum()), zlib.crc32(ids.T.tobytes())
+
+    def close(self) -> None:
+        """Stops the decoding threads."""
+        self._loader.close()
+
+
+def quarantine_file(workdir: pathlib.Path) -> pathlib.Path:
+    """Where this process notes what it sets aside; the first has the plain name."""
+    number = jax.process_index()
+    return workdir / (f"quarantine-{number}.jsonl" if number else "quarantine.jsonl")
