@@ -80,8 +80,13 @@ class Task(Protocol):
         (Euler, direction). AUC is a mean over pairs too, since its cumulative histogram is linear in the pairs.
         """
 
-    def score(self, predictions: Sequence[str], targets: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def metrics(self, parsed: Sequence[Any | None], targets: Sequence[dict[str, Any]]) -> dict[str, float]:
         """All metrics of formats: the headline first, then the others, always with `count` and `parse_failures`."""
+
+    def score(self, predictions: Sequence[str], targets: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """The metrics of answers as text: `parse`, then `metrics`."""
+        parsed = [self.parse(text, target) for text, target in zip(predictions, targets, strict=True)]
+        return self.metrics(parsed, targets)
 
     def constant_answers(self, targets: Sequence[dict[str, Any]]) -> list[Any]:
         """Parsed answers of the best constant reference (one an item): what a model that sees nothing can reach."""

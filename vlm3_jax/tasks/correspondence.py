@@ -4,7 +4,7 @@ import numpy as np
 
 from vlm3_jax.camera import normalize_points
 from vlm3_jax.records import Record
-from vlm3_jax.tasks.base import Example, PromptStyle, drop_think
+from vlm3_jax.tasks.base import Example, PromptStyle, Task, drop_think
 from vlm3_jax.tasks.numbers import first_tuple, mean_or_nan, plain_minus
 
 COORD_RANGES = {"release": 1000, "paper": 2000, "short": 100}
@@ -35,7 +35,7 @@ def question(x: int, y: int, style: PromptStyle, template: int = 0) -> str:
     return text + (_THINK_SUFFIX if style.think and style.name == "release" else "")
 
 
-class CorrespondenceTask:
+class CorrespondenceTask(Task):
     """Where a pixel of view 0 lies in view 1; parsed answers are (x, y) in [0, coord_range)."""
 
     name = "correspondence"
@@ -76,9 +76,8 @@ class CorrespondenceTask:
         answer = np.array([c if p is None else p for p, c in zip(parsed, centre)], np.float64).reshape(-1, 2)
         return np.linalg.norm((answer - truth) / R * FRAME, axis=-1)
 
-    def score(self, predictions, targets) -> dict[str, float]:
+    def metrics(self, parsed, targets) -> dict[str, float]:
         """`epe` = mean error (px) of all queries pooled, and of the parsed ones; shares of all above 1, 2 and 5 px."""
-        parsed = [self.parse(text, target) for text, target in zip(predictions, targets, strict=True)]
         errors = self.item_scores(parsed, targets)
         read = np.array([p is not None for p in parsed], bool)
         return {

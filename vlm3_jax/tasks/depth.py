@@ -7,7 +7,7 @@ import numpy as np
 from vlm3_jax.camera import normalize_points
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import DepthPoints, Record
-from vlm3_jax.tasks.base import Example, PromptStyle, drop_think
+from vlm3_jax.tasks.base import Example, PromptStyle, Task, drop_think
 from vlm3_jax.tasks.numbers import (
     METERS,
     bare_number,
@@ -42,7 +42,7 @@ def question(x: int, y: int, style: PromptStyle) -> str:
     return (_PAPER_QUESTION if style.name == "paper" else _RELEASE_QUESTION).format(x=x, y=y, R=R)
 
 
-class DepthTask:
+class DepthTask(Task):
     """How far is this pixel from the camera, in metres; parsed answers are floats."""
 
     name = "depth"
@@ -82,12 +82,11 @@ class DepthTask:
         answer = np.where(positive, answer, 1.0)
         return (positive & (np.maximum(answer / truth, truth / answer) < DELTA)).astype(np.float64)
 
-    def score(self, predictions, targets) -> dict[str, float]:
+    def metrics(self, parsed, targets) -> dict[str, float]:
         """delta1 over all points, delta1_parsed over the parsed ones (the release notebook's rule), AbsRel, scale bias.
 
         `abs_rel` = mean |p - g| / g and `scale_bias` = median p / g are over parsed answers (NaN if there is none).
         """
-        parsed = [self.parse(text, target) for text, target in zip(predictions, targets, strict=True)]
         scores = self.item_scores(parsed, targets)
         read = np.array([p is not None for p in parsed], bool)
         ratio = np.array([p for p in parsed if p is not None], np.float64) / _truth(targets)[read]

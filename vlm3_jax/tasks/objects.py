@@ -15,7 +15,7 @@ from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import Objects, Record
 from vlm3_jax.tasks import objects_answers as answers
 from vlm3_jax.tasks import objects_words as words
-from vlm3_jax.tasks.base import Example, PromptStyle, drop_think
+from vlm3_jax.tasks.base import Example, PromptStyle, Task, drop_think
 from vlm3_jax.tasks.numbers import best_ratio_constant, mean_or_nan, plain_minus
 
 COORD_RANGES = {"release": 1000, "paper": 2000, "short": 100}
@@ -31,7 +31,7 @@ QUANTITIES = ("direct", "horizontal", "vertical", "width", "height")
 FAMILIES = (*GROUPS, *QUANTITIES, "direction")
 
 
-class ObjectsTask:
+class ObjectsTask(Task):
     """Which is left, above, nearer, bigger, taller, wider; how far, how wide, how tall; in which direction.
 
     Parsed answers by `target["kind"]`: "predicate" bool, "choice" 0 or 1 (which box), "quantity" metres, "direction"
@@ -91,13 +91,12 @@ class ObjectsTask:
         """1 for a right answer: equal; a quantity within 0.75 to 1.25 of the truth; a direction within one hour."""
         return np.array([_correct(p, t) for p, t in zip(parsed, targets, strict=True)], np.float64)
 
-    def score(self, predictions, targets) -> dict[str, float]:
+    def metrics(self, parsed, targets) -> dict[str, float]:
         """`success` of all items; `qualitative` pooled; `quantitative` and `abs_rel` the mean over their families.
 
         The mean over families (not items) is how the published overall numbers of quantities come out. Failures score
         0 and are left out of AbsRel and `direction_error_deg`. Families that were not asked are absent.
         """
-        parsed = [self.parse(text, target) for text, target in zip(predictions, targets, strict=True)]
         scores = self.item_scores(parsed, targets)
         families = np.array([t["family"] for t in targets], object)
         asked = [f for f in FAMILIES if (families == f).any()]

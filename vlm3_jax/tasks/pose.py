@@ -7,7 +7,7 @@ import numpy as np
 
 from vlm3_jax import pose as geometry
 from vlm3_jax.records import Record
-from vlm3_jax.tasks.base import Example, PromptStyle, drop_think
+from vlm3_jax.tasks.base import Example, PromptStyle, Task, drop_think
 from vlm3_jax.tasks.numbers import (
     DEGREES,
     METERS,
@@ -57,7 +57,7 @@ def question(kind: str, style: PromptStyle) -> str:
     return _SHORT[kind] if style.name == "short" else _QUESTIONS[kind]
 
 
-class PoseTask:
+class PoseTask(Task):
     """How the camera moved from view 0 to view 1.
 
     Parsed answers: degrees (rotation angle), (yaw, pitch, roll) in degrees, a vector [3] that is not zero, metres.
@@ -125,13 +125,12 @@ class PoseTask:
             scores[last] = auc(max(rotation, _sign_blind(translation)), 30)
         return scores
 
-    def score(self, predictions, targets) -> dict[str, float]:
+    def metrics(self, parsed, targets) -> dict[str, float]:
         """`auc30` (sign-blind) and further AUCs over `pairs`; angle (deg) and distance (AbsRel) over parsed answers.
 
         `aucN_signed` counts a reversed direction as wrong. A pair with an unreadable answer has infinite error; the
         medians over pairs include it.
         """
-        parsed = [self.parse(text, target) for text, target in zip(predictions, targets, strict=True)]
         pairs = _pair_errors(parsed, targets)
         rotation = [p[1] for p in pairs]
         translation = [_sign_blind(p[2]) for p in pairs]
