@@ -20,7 +20,7 @@ from vlm3_jax.pretrained import resolve_model
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.conversation import conversation_images, conversation_prompt
 from vlm3_jax.processor.image import ImagePlan, VisionSpec, plan_image
-from vlm3_jax.records import FORMATS, View, encode_image
+from vlm3_jax.records import FORMATS, ImageRef, View
 from vlm3_jax.tasks import correspondence, depth, pose
 from vlm3_jax.tasks.base import PromptStyle
 
@@ -158,7 +158,9 @@ class VLM3:
 
     def _plan(self, image, camera: Camera | None, unify: bool = True) -> tuple[ImagePlan, Camera, Camera]:
         """The image's plan, its camera as given (or assumed) and the unified one."""
-        if not isinstance(image, np.ndarray):
+        if isinstance(image, np.ndarray):
+            image = np.asarray(Image.fromarray(image).convert("RGB"))
+        else:
             try:
                 own = isinstance(image, Image.Image)
                 with contextlib.nullcontext(image) if own else Image.open(image, formats=FORMATS) as opened:
@@ -173,7 +175,7 @@ class VLM3:
         if (given.width, given.height) != (width, height):
             raise UserError(f"the camera is for {given.width} x {given.height} px, the image has {width} x {height}")
         unified = given.unify(self.focal_px) if unify else given
-        return plan_image(View(encode_image(image, "image"), unified), self._spec), given, unified
+        return plan_image(View(ImageRef(width, height, "image", pixels=image), unified), self._spec), given, unified
 
     def _coords(self, points, given: Camera, unified: Camera, ranges) -> Sequence:
         size = unified.width, unified.height

@@ -19,7 +19,7 @@ from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import VisionSpec, plan_image
 from vlm3_jax.processor.prompt import Prompt, prompt_sample
 from vlm3_jax.processor.video import still_patches
-from vlm3_jax.records import View, encode_image
+from vlm3_jax.records import ImageRef, View
 
 # Largest difference over the root mean square of a piece, above which it counts as another result.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
@@ -84,7 +84,7 @@ def verify(
     spec = VisionSpec.from_dir(hf_dir)
     images = list(images) or _random_images(spec)
     plans = [
-        plan_image(View(encode_image(np.asarray(i), "image"), Camera(1.0, 1.0, 0.0, 0.0, *i.size)), spec)
+        plan_image(View(ImageRef(*i.size, "image", pixels=np.asarray(i)), Camera(1.0, 1.0, 0.0, 0.0, *i.size)), spec)
         for i in images
     ]
     prompt = prompt_sample(plans, QUESTION, ChatFormat.from_dir(hf_dir))

@@ -70,6 +70,15 @@ def test_bytes_round_trip(record):
     assert_same(records.from_bytes(records.to_bytes(cropped)), cropped)
 
 
+def test_pixels_handed_over_are_given_back_and_never_written(record, rng):
+    pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    ref = records.ImageRef(40, 30, "mine", pixels=pixels)
+    assert ref.load() is pixels
+    view = dataclasses.replace(record.views[0], image=ref)
+    with pytest.raises(ValueError, match="mine: only an image with its bytes"):
+        records.to_bytes(dataclasses.replace(record, views=(view, record.views[1])))
+
+
 def test_bytes_without_the_newer_fields_of_a_view(record):
     tree = msgpack.unpackb(records.to_bytes(record))
     for view in tree["views"]:

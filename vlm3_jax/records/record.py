@@ -23,9 +23,10 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageRef:
-    """An image that is not decoded yet: its size is known, its pixels are read by `load`.
+    """An image whose size is known; `load` reads its pixels.
 
-    Exactly one of `path` and `data` (encoded JPEG, PNG or WebP bytes) is given; `name` is what errors call it.
+    Exactly one of `path`, `data` (encoded JPEG, PNG or WebP bytes) and `pixels` (uint8 [height, width, 3], of an image
+    that somebody handed over decoded) is given; `name` is what errors call it.
     """
 
     width: int
@@ -33,6 +34,7 @@ class ImageRef:
     name: str
     path: pathlib.Path | None = None
     data: bytes | None = None
+    pixels: np.ndarray | None = None
 
     def load(self) -> np.ndarray:
         """Decoded pixels, uint8 [height, width, 3], RGB.
@@ -40,6 +42,8 @@ class ImageRef:
         BadRecord if the image is missing, damaged, of another size or of more than 8 bits a value; Unreadable if the
         storage fails twice.
         """
+        if self.pixels is not None:
+            return self.pixels
         data = self.data if self.data is not None else self._read()
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
