@@ -79,3 +79,8 @@ def test_a_crop_moves_the_principal_point_only():
     cropped = Camera(500, 500, 320, 240, 640, 480).crop(20, 10, 600, 400)
     assert cropped == Camera(500, 500, 300, 230, 600, 400)
     assert Camera.from_fov(800, 600, 90).fx == pytest.approx(400)
+
+
+def test_inside():
+    points = [[0, 0], [9, 7], [10, 7], [9, 8], [-1, 3], [9.5, 3]]
+    assert Camera(10, 10, 5, 5, 10, 8).inside(points).tolist() == [True, True, False, False, False, False]

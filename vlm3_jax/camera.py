@@ -81,6 +81,11 @@ class Camera:
         # A whole number may come out as 6.999999...: snap before truncating. floor keeps points left of a crop outside.
         return np.floor(np.stack([x, y], -1) + 1e-9).astype(np.int64)
 
+    def inside(self, points_px) -> np.ndarray:
+        """Which points [N, 2] (px) lie in the image, bool [N]: 0 <= x <= width - 1, likewise y."""
+        points = np.asarray(points_px).reshape(-1, 2)
+        return ((points >= 0) & (points <= [self.width - 1, self.height - 1])).all(-1)
+
     def rays(self, points_px) -> np.ndarray:
         """K^-1 (u, v, 1) of each point, float64 [N, 3]: z = 1, so depth along z times the ray is the 3-D point."""
         points = np.asarray(points_px, np.float64).reshape(-1, 2)

@@ -137,12 +137,6 @@ def test_fit_camera_names_a_budget_that_is_too_small():
         image.fit_camera(Camera(500.0, 500.0, 320, 240, 640, 480), SPEC, 64)
 
 
-def test_inside():
-    camera = Camera(10.0, 10.0, 5, 5, 10, 8)
-    points = [[0, 0], [9, 7], [10, 7], [9, 8], [-1, 3], [9.5, 3]]
-    assert image.inside(points, camera).tolist() == [True, True, False, False, False, False]
-
-
 @pytest.mark.parametrize("spec", [SPEC, TINY], ids=["release", "tiny"])
 def test_table_lookup_equals_torch_and_transformers(spec):
     import torch

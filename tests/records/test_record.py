@@ -5,6 +5,7 @@ import dataclasses
 import msgpack
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from vlm3_jax import records
 from vlm3_jax.camera import Camera
@@ -143,3 +144,26 @@ def test_crop_shifts_labels_and_is_remembered(record):
     np.testing.assert_array_equal(cropped.objects[0].boxes_px, whole.objects[0].boxes_px - [4, 2, 4, 2])
     np.testing.assert_array_equal(cropped.matches.points0_px, whole.matches.points0_px - [4, 2])
     np.testing.assert_allclose(cropped.matches.points1_px, whole.matches.points1_px - [4, 2], atol=1e-9)
+
+
+def test_what_a_crop_leaves_of_each_label(record):
+    cropped = records.with_cameras(record, [view.camera.crop(2, 3, 20, 16) for view in record.views])
+    left = records.keep_inside(cropped)
+    assert left.depth[0].points_px.tolist() == [[5, 2]]
+    assert left.depth[0].depth_m.tolist() == [3.5]
+    assert (left.objects[0].names, left.objects[0].boxes_px.tolist()) == (("a",), [[1, 1, 8, 9]])
+    np.testing.assert_array_equal(left.objects[0].points_m[0], record.objects[0].points_m[0])
+    assert len(left.objects[0].points_m) == 1
+    # Of both matches one end or the other is cut off.
+    assert left.matches.points0_px.shape == left.matches.points1_px.shape == (0, 2)
+
+
+def test_every_label_draws_in_its_views_only(record):
+    lefts = np.array([[0, 0], [60, 0]])
+    for label in record.labels:
+        sheet = Image.new("RGB", (110, 30))
+        label.draw(ImageDraw.Draw(sheet), lambda view, points: np.reshape(points, (-1, 2)) + lefts[view], "red")
+        shown = np.asarray(sheet)[..., 0] > 0
+        assert shown[:, :40].any()
+        # Beyond what the text at the edge of the first image takes.
+        assert shown[:, 75:].any() == (1 in label.views)

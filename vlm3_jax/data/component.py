@@ -137,7 +137,7 @@ class Component:
                 f"set {fields}, or {other}"
             )
         cameras = [image.fit_camera(view.camera, s.vision, patches) for view in record.views]
-        return keep_inside(records.with_cameras(record, cameras))
+        return records.keep_inside(records.with_cameras(record, cameras))
 
     def _room(self, record: Record, sample: Sample) -> int:
         """The most patches that every image may keep for a sample with as much text to fit; 0 if they are too few."""
@@ -169,30 +169,3 @@ def _with_crops(record: Record, sample: Sample, patches: int, spec: image.Vision
     # All images stand in the prefix, which is for all questions.
     cut = sum(plan.n_visual for plan in sample.images) - sum(plan.n_visual for plan in plans)
     return dataclasses.replace(sample, images=plans, tokens=sample.tokens[cut:], questions=sample.questions[cut:])
-
-
-def keep_inside(record: Record) -> Record:
-    """The record without the labels that a crop has moved out of its images (boxes: not wholly inside)."""
-    cameras = [view.camera for view in record.views]
-
-    def depth(labels):
-        keep = image.inside(labels.points_px, cameras[labels.view])
-        return dataclasses.replace(labels, points_px=labels.points_px[keep], depth_m=labels.depth_m[keep])
-
-    def objects(labels):
-        corners = labels.boxes_px.reshape(-1, 2)
-        keep = np.flatnonzero(image.inside(corners, cameras[labels.view]).reshape(-1, 2).all(1))
-        return dataclasses.replace(
-            labels,
-            boxes_px=labels.boxes_px[keep],
-            names=tuple(labels.names[k] for k in keep),
-            points_m=tuple(labels.points_m[k] for k in keep),
-        )
-
-    matches = record.matches
-    if matches is not None:
-        keep = image.inside(matches.points0_px, cameras[0]) & image.inside(matches.points1_px, cameras[1])
-        matches = records.Matches(matches.points0_px[keep], matches.points1_px[keep])
-    return dataclasses.replace(
-        record, depth=tuple(map(depth, record.depth)), objects=tuple(map(objects, record.objects)), matches=matches
-    )

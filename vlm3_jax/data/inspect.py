@@ -89,20 +89,9 @@ def draw_sample(record: Record, sample: Sample, spec: VisionSpec) -> Image.Image
         scale = zoom * np.divide(sample.images[slot].final, (camera.width, camera.height))
         return np.reshape(points, (-1, 2)) * scale + [lefts[slot], 0]
 
-    for labels in (labels for labels in record.depth if labels.view in sample.views):
-        for (x, y), depth in zip(place(labels.view, labels.points_px), labels.depth_m, strict=True):
-            canvas.ellipse((x - 2, y - 2, x + 2, y + 2), fill=RED)
-            canvas.text((x + 3, y - 5), f"{depth:.1f}", fill=RED)
-    for labels in (labels for labels in record.objects if labels.view in sample.views):
-        for (x1, y1, x2, y2), name in zip(
-            place(labels.view, labels.boxes_px).reshape(-1, 4), labels.names, strict=True
-        ):
-            canvas.rectangle((min(x1, x2), y1, max(x1, x2), y2), outline=RED)
-            canvas.text((x1 + 2, y1 + 1), name, fill=RED)
-    if record.matches is not None and {0, 1} <= set(sample.views):
-        ends = zip(place(0, record.matches.points0_px), place(1, record.matches.points1_px), strict=True)
-        for a, b in ends:
-            canvas.line((*a, *b), fill=RED)
+    for label in record.labels:
+        if set(label.views) <= set(sample.views):
+            label.draw(canvas, place, RED)
     return sheet
 
 

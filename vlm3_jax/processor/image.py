@@ -223,8 +223,8 @@ def fit_camera(camera: Camera, spec: VisionSpec, max_patches: int) -> Camera:
     """The camera of the largest centre crop, of about the same aspect, that has at most `max_patches` patches.
 
     The camera itself if its image fits. A crop keeps the focal length, and with it the metric scale, which a resize
-    would break; use it with `records.with_cameras`, then drop the labels that are not `inside`. BadRecord if even a
-    crop is resized above `max_patches` (a budget close to the processor's smallest image).
+    would break; use it with `records.with_cameras`, then `records.keep_inside`. BadRecord if even a crop is
+    resized above `max_patches` (a budget close to the processor's smallest image).
     """
     if _count_patches(camera, spec) <= max_patches:
         return camera
@@ -246,9 +246,3 @@ def fit_camera(camera: Camera, spec: VisionSpec, max_patches: int) -> Camera:
 def _count_patches(camera: Camera, spec: VisionSpec) -> int:
     height, width = smart_resize(camera.height, camera.width, spec)
     return height * width // spec.patch_size**2
-
-
-def inside(points_px, camera: Camera) -> np.ndarray:
-    """Which points [N, 2] (px) lie in the camera's image, bool [N]: 0 <= x <= width - 1, likewise y."""
-    points = np.asarray(points_px).reshape(-1, 2)
-    return ((points >= 0) & (points <= [camera.width - 1, camera.height - 1])).all(-1)

@@ -1,18 +1,17 @@
 """Records: what every source yields, whatever the data set looked like on disk, and their bytes."""
 
 from vlm3_jax.records.codec import from_bytes, to_bytes
+from vlm3_jax.records.labels import DepthPoints, Matches, Objects
 from vlm3_jax.records.record import (
     FORMATS,
     MAX_IMAGE_BYTES,
     MAX_IMAGE_PIXELS,
-    DepthPoints,
     ImageRef,
-    Matches,
-    Objects,
     Record,
     View,
     encode_image,
     flip,
+    keep_inside,
     unify,
     with_cameras,
 )
@@ -30,6 +29,7 @@ __all__ = [
     "encode_image",
     "flip",
     "from_bytes",
+    "keep_inside",
     "to_bytes",
     "unify",
     "with_cameras",

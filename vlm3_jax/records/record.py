@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.records.labels import DepthPoints, Matches, Objects
 from vlm3_jax.storage import patiently
 
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -115,37 +116,15 @@ class View:
         crop = (left + round(old.cx - camera.cx), top + round(old.cy - camera.cy), *full)
         return dataclasses.replace(self, camera=camera, crop=crop)
 
+    def mirrored(self) -> "View":
+        """The stored view mirrored left to right: pixel x becomes W - 1 - x, also of the principal point.
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DepthPoints:
-    """Labelled pixels of one view: `points_px` int [N, 2], `depth_m` [N], `kind` "distance" (to the centre) or "z"."""
-
-    points_px: np.ndarray
-    depth_m: np.ndarray
-    kind: str
-    view: int = 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Objects:
-    """Objects of one view.
-
-    `boxes_px` int [M, 4] as x1, y1, x2, y2; `names` M strings; `points_m` M arrays [P, 3] of surface points in a frame
-    at the camera, x right, y down, z forward, gravity aligned (y is straight down, z the horizontal viewing direction).
-    """
-
-    boxes_px: np.ndarray
-    names: tuple[str, ...]
-    points_m: tuple[np.ndarray, ...]
-    view: int = 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Matches:
-    """Pixels of view 0, int [N, 2], and where the same surface lies in view 1, float [N, 2]; visible in both."""
-
-    points0_px: np.ndarray
-    points1_px: np.ndarray
+        A pose T becomes F T F with F = diag(-1, 1, 1, 1), the rotation of the mirrored world.
+        """
+        sign = np.array([-1, 1, 1, 1], np.float32)
+        camera = dataclasses.replace(self.camera, cx=self.camera.width - 1 - self.camera.cx)
+        pose = None if self.world_T_cam is None else sign[:, None] * self.world_T_cam * sign
+        return dataclasses.replace(self, camera=camera, world_T_cam=pose, flip=not self.flip)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,6 +139,33 @@ class Record:
     covisibility: float | None = None
     metric: bool = True
 
+    @property
+    def cameras(self) -> list[Camera]:
+        """The cameras of its views."""
+        return [view.camera for view in self.views]
+
+    @property
+    def labels(self) -> tuple:
+        """All its labels."""
+        return tuple(label for name in LABELS for label in _several(getattr(self, name)))
+
+    def map_labels(self, change) -> "Record":
+        """The record with `change(label)` in place of every label."""
+
+        def changed(value):
+            found = tuple(map(change, _several(value)))
+            return found if isinstance(value, tuple) else next(iter(found), None)
+
+        return dataclasses.replace(self, **{name: changed(getattr(self, name)) for name in LABELS})
+
+
+# The fields of a record that hold labels: a tuple of them, or one or none.
+LABELS = {"depth": DepthPoints, "objects": Objects, "matches": Matches}
+
+
+def _several(value) -> tuple:
+    return value if isinstance(value, tuple) else () if value is None else (value,)
+
 
 def unify(record: Record, focal: float, policy: str = "uniform") -> Record:
     """The record with every camera at focal length `focal` (px) and every label in pixels of the resized images.
@@ -172,60 +178,20 @@ def unify(record: Record, focal: float, policy: str = "uniform") -> Record:
 
 def with_cameras(record: Record, cameras) -> Record:
     """The record as seen through resized or cropped `cameras` (one a view); labels are mapped, none is removed."""
-
-    def mapped(view, points):
-        return record.views[view].camera.map_points(points, cameras[view])
-
-    def scaled(view, points):
-        old, new = record.views[view].camera, cameras[view]
-        focal = np.array([new.fx / old.fx, new.fy / old.fy])
-        return (np.asarray(points, np.float64) - [old.cx, old.cy]) * focal + [new.cx, new.cy]
-
-    matches = record.matches and Matches(mapped(0, record.matches.points0_px), scaled(1, record.matches.points1_px))
-    return dataclasses.replace(
-        record,
-        views=tuple(v.seen_by(c) for v, c in zip(record.views, cameras, strict=True)),
-        depth=tuple(dataclasses.replace(d, points_px=mapped(d.view, d.points_px)) for d in record.depth),
-        objects=tuple(
-            dataclasses.replace(o, boxes_px=mapped(o.view, o.boxes_px.reshape(-1, 2)).reshape(-1, 4))
-            for o in record.objects
-        ),
-        matches=matches,
-    )
+    old = record.cameras
+    views = tuple(view.seen_by(camera) for view, camera in zip(record.views, cameras, strict=True))
+    return dataclasses.replace(record.map_labels(lambda label: label.seen_by(old, cameras)), views=views)
 
 
 def flip(record: Record) -> Record:
     """The stored record mirrored left to right: every label stays exact for the mirrored images.
 
-    Pixel x becomes W - 1 - x, also of principal points; 3-D points become (-x, y, z); a pose T becomes F T F with
-    F = diag(-1, 1, 1, 1), the rotation of the mirrored world. Flip before `unify`: resizing assumes stored images.
+    Flip before `unify`: resizing assumes stored images.
     """
-    sign = np.array([-1, 1, 1, 1], np.float32)
+    views = tuple(view.mirrored() for view in record.views)
+    return dataclasses.replace(record.map_labels(lambda label: label.mirrored(record.cameras)), views=views)
 
-    def mirrored_view(view):
-        camera = dataclasses.replace(view.camera, cx=view.camera.width - 1 - view.camera.cx)
-        pose = None if view.world_T_cam is None else sign[:, None] * view.world_T_cam * sign
-        return dataclasses.replace(view, camera=camera, world_T_cam=pose, flip=not view.flip)
 
-    def mirrored(view, points):
-        points = np.array(points)
-        points[..., 0] = record.views[view].camera.width - 1 - points[..., 0]
-        return points
-
-    def mirrored_boxes(view, boxes):
-        corners = mirrored(view, np.reshape(boxes, (-1, 2, 2)))
-        return np.stack([corners[:, 1, 0], corners[:, 0, 1], corners[:, 0, 0], corners[:, 1, 1]], -1)
-
-    return dataclasses.replace(
-        record,
-        views=tuple(map(mirrored_view, record.views)),
-        depth=tuple(dataclasses.replace(d, points_px=mirrored(d.view, d.points_px)) for d in record.depth),
-        objects=tuple(
-            dataclasses.replace(
-                o, boxes_px=mirrored_boxes(o.view, o.boxes_px), points_m=tuple(p * sign[:3] for p in o.points_m)
-            )
-            for o in record.objects
-        ),
-        matches=record.matches
-        and Matches(mirrored(0, record.matches.points0_px), mirrored(1, record.matches.points1_px)),
-    )
+def keep_inside(record: Record) -> Record:
+    """The record without the labels that a crop has moved out of its images (boxes: not wholly inside)."""
+    return record.map_labels(lambda label: label.inside(record.cameras))
