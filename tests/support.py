@@ -120,7 +120,7 @@ def draw_samples(model_dir, data, mode: str, count: int):
 
 def pack_rows(rows, spec, budget) -> dict[str, np.ndarray]:
     """A batch of rows of samples, pixels loaded."""
-    return pack(rows, [[[plan.load(spec) for plan in s.images] for s in row] for row in rows], budget, spec)
+    return pack(rows, [[[layout.load(spec) for layout in s.images] for s in row] for row in rows], budget, spec)
 
 
 def rows_of_metrics(workdir) -> list[dict]:

@@ -33,7 +33,7 @@ def test_asks_what_training_asks(model, rng):
     )
     examples = tasks.get("depth").examples(unify(record, 40.0), rng, PromptStyle("short", questions=12))
     expected = {tuple(e.target["coords"]) for e in examples}
-    _, given, unified = model._plan(pixels, camera)
+    _, given, unified = model._layout(pixels, camera)
     assert {tuple(c) for c in model._coords(points, given, unified, tasks.depth.COORD_RANGES)} == expected
 
 

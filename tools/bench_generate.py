@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from random_inputs import image_plan, random_patches, torch_model
+from random_inputs import random_layout, random_patches, torch_model
 
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.infer.engine import Engine
@@ -35,17 +35,17 @@ from vlm3_jax.processor.video import still_patches
 def make_prompts(cfg: VLMConfig, spec: VisionSpec, args) -> tuple[list[Prompt], list[list[np.ndarray]]]:
     """One image of about --visual tokens each, and its random pixels as patches."""
     rng, low = np.random.default_rng(0), min(cfg.image_token_id, cfg.vision_start_token_id)
-    plan = image_plan(spec, args.visual)
-    n, prompts, patches = plan.n_visual, [], []
+    layout = random_layout(spec, args.visual)
+    n, prompts, patches = layout.n_visual, [], []
     for _ in range(args.sets):
         shared = [*rng.integers(0, low, 3), cfg.vision_start_token_id, *[cfg.image_token_id] * n]
         shared = np.array([*shared, cfg.vision_end_token_id], np.int32)
-        axes = positions(Encoding(shared, np.zeros_like(shared), ((4, n),), ()), (plan,))
+        axes = positions(Encoding(shared, np.zeros_like(shared), ((4, n),), ()), (layout,))
         places = np.broadcast_to(np.arange(args.text, dtype=np.int32) + axes.max() + 1, (3, args.text))
         asked = tuple(rng.integers(0, low, (args.questions, args.text)).astype(np.int32))
         slots = np.arange(4, 4 + n, dtype=np.int32)
-        prompts.append(Prompt((plan,), shared, axes, slots, asked, (places,) * args.questions))
-        patches.append([random_patches(spec, plan, rng)])
+        prompts.append(Prompt((layout,), shared, axes, slots, asked, (places,) * args.questions))
+        patches.append([random_patches(spec, layout, rng)])
     return prompts, patches
 
 

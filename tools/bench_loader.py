@@ -55,15 +55,20 @@ def measure(table: dict, settings: SampleSettings, batches: int) -> dict:
         planned = planner.plan(cursors)
         cursors, rows = planned.cursors, rows + planned.rows
     planning = sum(map(len, rows)) / (time.process_time() - start)
-    plans = [plan for row in rows for sample in row for plan in sample.images][:48]
+    layouts = [layout for row in rows for sample in row for layout in sample.images][:48]
     start = time.process_time()
-    for plan in plans:
-        plan.load(QWEN_VISION)
-    decoding = len(plans) / (time.process_time() - start)
-    return {"loader": round(whole, 1), "planning": round(planning, 1), "decoding": round(decoding, 1), "plans": plans}
+    for layout in layouts:
+        layout.load(QWEN_VISION)
+    decoding = len(layouts) / (time.process_time() - start)
+    return {
+        "loader": round(whole, 1),
+        "planning": round(planning, 1),
+        "decoding": round(decoding, 1),
+        "layouts": layouts,
+    }
 
 
-def threads(plans, rounds: int) -> dict:
+def threads(layouts, rounds: int) -> dict:
     """The same images with one and with two threads, medians of `rounds` in which they take turns.
 
     Seconds: `running` on a processor and `blocked` (by the interpreter lock, or the disk) are summed over threads; what
@@ -74,18 +79,18 @@ def threads(plans, rounds: int) -> dict:
     for _ in range(rounds):
         for count, found in seconds.items():
             with ThreadPoolExecutor(count) as pool:
-                parts = list(pool.map(_timed, [plans[n::count] for n in range(count)]))
+                parts = list(pool.map(_timed, [layouts[n::count] for n in range(count)]))
             found.append(tuple(map(sum, zip(*parts))))
     (one, _), (two, blocked) = (map(statistics.median, zip(*found)) for found in seconds.values())
     figures = {"running, 1 thread": one, "running, 2 threads": two, "blocked, 2 threads": blocked}
     return {name: round(s, 3) for name, s in figures.items()} | {"speedup": round(2 * one / (two + blocked), 2)}
 
 
-def _timed(plans) -> tuple[float, float]:
+def _timed(layouts) -> tuple[float, float]:
     """Seconds that this thread runs and is blocked while it loads the images (Linux only)."""
     start, before = time.perf_counter(), _scheduled()
-    for plan in plans:
-        plan.load(QWEN_VISION)
+    for layout in layouts:
+        layout.load(QWEN_VISION)
     running, waiting = (now - then for now, then in zip(_scheduled(), before))
     return running, time.perf_counter() - start - running - waiting
 
@@ -108,8 +113,8 @@ def main() -> None:
         settings = SampleSettings(ChatFormat.from_dir(folder), QWEN_VISION, budget)
         for name, table in (("photographs", photographs()), ("grey images", depth_mixture(folder))):
             found = measure(table, settings, args.batches)
-            plans = found.pop("plans")
-            print(json.dumps({"images": name, **found, **threads(plans, args.rounds)}), flush=True)
+            layouts = found.pop("layouts")
+            print(json.dumps({"images": name, **found, **threads(layouts, args.rounds)}), flush=True)
 
 
 if __name__ == "__main__":

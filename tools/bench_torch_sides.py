@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from random_inputs import image_plan, random_patches, supervised_sample, torch_model
+from random_inputs import random_layout, random_patches, supervised_sample, torch_model
 
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.data.packing import RowBudget, fits, needs, pack
@@ -39,8 +39,8 @@ PRODUCT = 2048
 def make_samples(cfg: VLMConfig, spec: VisionSpec, count: int, scale: float, text: int, rng) -> list[Sample]:
     """`count` samples with image sizes of the depth mixture, sides scaled; ten answers, a tenth of the text."""
     visual = rng.uniform(858, 1300, count) * scale**2
-    plans = [image_plan(spec, v, ASPECTS[i % len(ASPECTS)]) for i, v in enumerate(visual)]
-    return [supervised_sample(cfg, plan, rng, text, text // 10, 10) for plan in plans]
+    layouts = [random_layout(spec, v, ASPECTS[i % len(ASPECTS)]) for i, v in enumerate(visual)]
+    return [supervised_sample(cfg, layout, rng, text, text // 10, 10) for layout in layouts]
 
 
 def make_rows(samples, budget) -> list[list[int]]:

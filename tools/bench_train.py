@@ -21,7 +21,7 @@ import checkout  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_inputs import image_plan, random_patches, supervised_sample
+from random_inputs import random_layout, random_patches, supervised_sample
 
 from vlm3_jax.data.packing import RowBudget, fits, needs, pack
 from vlm3_jax.model import flops
@@ -50,8 +50,8 @@ def random_batch(cfg: VLMConfig, args) -> tuple[dict, int]:
         args.tokens, args.patches, args.targets, pair_block=args.pair_block, pairs=args.pairs or 1 << 30,
         patch_pairs=args.patch_pairs or 1 << 30,
     )  # fmt: skip
-    plan = image_plan(spec, args.visual)
-    sample = supervised_sample(cfg, plan, rng, args.text, args.answers, args.questions)
+    layout = random_layout(spec, args.visual)
+    sample = supervised_sample(cfg, layout, rng, args.text, args.answers, args.questions)
     if not fits([sample], budget):
         raise SystemExit(f"one sample ({len(sample.tokens)} tokens, {sample.n_patches} patches) does not fit a row")
     row = [sample]
@@ -61,7 +61,7 @@ def random_batch(cfg: VLMConfig, args) -> tuple[dict, int]:
     budget = dataclasses.replace(
         budget, pairs=args.pairs or taken.pairs, patch_pairs=args.patch_pairs or taken.patch_pairs
     )
-    pixels = [[random_patches(spec, plan, rng)] for _ in row]
+    pixels = [[random_patches(spec, layout, rng)] for _ in row]
     batch = pack([row], [pixels], budget, spec)
     return {k: np.repeat(x, args.rows, 0) for k, x in batch.items()}, len(row) * args.rows
 

@@ -19,7 +19,7 @@ from vlm3_jax.infer.video import ask_video
 from vlm3_jax.pretrained import resolve_model
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.conversation import conversation_images, conversation_prompt
-from vlm3_jax.processor.image import ImagePlan, VisionSpec, plan_image
+from vlm3_jax.processor.image import ImageLayout, VisionSpec, image_layout
 from vlm3_jax.records import FORMATS, ImageRef, View
 from vlm3_jax.tasks import correspondence, depth, pose
 from vlm3_jax.tasks.base import PromptStyle
@@ -93,9 +93,9 @@ class VLM3:
         Parts are {"type": "text", "text": ...} and, in any user turn, {"type": "image", "image": path, PIL image or
         uint8 array}; a first message may have the role "system". UserError names the message that is not so.
         """
-        plans = self._as_they_are(conversation_images(messages))
-        prompt = conversation_prompt(messages, plans, self._engine.chat)
-        patches = [plan.load(self._spec) for plan in plans]
+        layouts = self._as_they_are(conversation_images(messages))
+        prompt = conversation_prompt(messages, layouts, self._engine.chat)
+        patches = [layout.load(self._spec) for layout in layouts]
         return self._engine.chat.decode(self._engine.generate([prompt], [patches], sampling or GREEDY)[0][0])
 
     def ask_video(
@@ -111,23 +111,23 @@ class VLM3:
 
     def depth(self, image, camera: Camera | None = None, points=None, grid: tuple[int, int] = (8, 6)) -> Depth:
         """Distance to the camera centre at `points` (px, [N, 2]), or at a `grid` of columns x rows."""
-        plan, given, unified = self._plan(image, camera)
+        layout, given, unified = self._layout(image, camera)
         if points is None:
             columns, rows = ((np.arange(n) + 0.5) * size / n for n, size in zip(grid, (given.width, given.height)))
             points = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
         points = np.asarray(points).astype(int).reshape(-1, 2)
         coords = self._coords(points, given, unified, depth.COORD_RANGES)
-        answers = self._engine.answer([(plan,)], [[depth.question(x, y, self.style) for x, y in coords]])[0]
+        answers = self._engine.answer([(layout,)], [[depth.question(x, y, self.style) for x, y in coords]])[0]
         found = [tasks.get("depth").parse(text) for text in answers]
         return Depth(points, np.array([np.nan if value is None else value for value in found]), answers)
 
     def match(self, a, b, points, camera_a: Camera | None = None, camera_b: Camera | None = None) -> Match:
         """Where the surface at `points` (px of image a) appears in image b; NaN where the answer cannot be read."""
-        (plan_a, given_a, unified_a), (plan_b, given_b, _) = self._plan(a, camera_a), self._plan(b, camera_b)
+        (layout_a, given_a, unified_a), (layout_b, given_b, _) = self._layout(a, camera_a), self._layout(b, camera_b)
         points = np.asarray(points).astype(int).reshape(-1, 2)
         coords = self._coords(points, given_a, unified_a, correspondence.COORD_RANGES)
         questions = [correspondence.question(x, y, self.style) for x, y in coords]
-        answers = self._engine.answer([(plan_a, plan_b)], [questions])[0]
+        answers = self._engine.answer([(layout_a, layout_b)], [questions])[0]
         parsed = [tasks.get("correspondence").parse(text) for text in answers]
         scale = np.array([given_b.width, given_b.height]) / self.style.range_for(correspondence.COORD_RANGES)
         found = np.array([(np.nan, np.nan) if p is None else p for p in parsed], float).reshape(-1, 2)
@@ -137,10 +137,10 @@ class VLM3:
         """How the camera moved from image a to image b (frame of a: x right, y down, z forward)."""
         from vlm3_jax.pose import matrix_from_euler
 
-        plans = self._plan(a, camera_a)[0], self._plan(b, camera_b)[0]
+        layouts = self._layout(a, camera_a)[0], self._layout(b, camera_b)[0]
         kinds = list(pose.KINDS)
         answers = dict(
-            zip(kinds, self._engine.answer([plans], [[pose.question(kind, self.style) for kind in kinds]])[0])
+            zip(kinds, self._engine.answer([layouts], [[pose.question(kind, self.style) for kind in kinds]])[0])
         )
         parsed = {kind: tasks.get("pose").parse(text, {"kind": kind}) for kind, text in answers.items()}
         euler, direction = parsed["euler_natural"], parsed["translation_direction"]
@@ -152,12 +152,12 @@ class VLM3:
             answers,
         )
 
-    def _as_they_are(self, images) -> tuple[ImagePlan, ...]:
-        """Plans of images at their own size: no focal length is unified."""
-        return tuple(self._plan(image, None, unify=False)[0] for image in images)
+    def _as_they_are(self, images) -> tuple[ImageLayout, ...]:
+        """Layouts of images at their own size: no focal length is unified."""
+        return tuple(self._layout(image, None, unify=False)[0] for image in images)
 
-    def _plan(self, image, camera: Camera | None, unify: bool = True) -> tuple[ImagePlan, Camera, Camera]:
-        """The image's plan, its camera as given (or assumed) and the unified one."""
+    def _layout(self, image, camera: Camera | None, unify: bool = True) -> tuple[ImageLayout, Camera, Camera]:
+        """The image's layout, its camera as given (or assumed) and the unified one."""
         if isinstance(image, np.ndarray):
             image = np.asarray(Image.fromarray(image).convert("RGB"))
         else:
@@ -175,7 +175,7 @@ class VLM3:
         if (given.width, given.height) != (width, height):
             raise UserError(f"the camera is for {given.width} x {given.height} px, the image has {width} x {height}")
         unified = given.unify(self.focal_px) if unify else given
-        return plan_image(View(ImageRef(width, height, "image", pixels=image), unified), self._spec), given, unified
+        return image_layout(View(ImageRef(width, height, "image", pixels=image), unified), self._spec), given, unified
 
     def _coords(self, points, given: Camera, unified: Camera, ranges) -> Sequence:
         size = unified.width, unified.height

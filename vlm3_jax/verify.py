@@ -16,7 +16,7 @@ from vlm3_jax.errors import UserError
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.vlm import VLM
 from vlm3_jax.processor.chat import ChatFormat
-from vlm3_jax.processor.image import VisionSpec, plan_image
+from vlm3_jax.processor.image import VisionSpec, image_layout
 from vlm3_jax.processor.prompt import Prompt, prompt_sample
 from vlm3_jax.processor.video import still_patches
 from vlm3_jax.records import ImageRef, View
@@ -83,11 +83,11 @@ def verify(
         raise UserError(f"--dtype: {dtype!r} is unknown; choose one of {', '.join(TOLERANCE)}")
     spec = VisionSpec.from_dir(hf_dir)
     images = list(images) or _random_images(spec)
-    plans = [
-        plan_image(View(ImageRef(*i.size, "image", pixels=np.asarray(i)), Camera(1.0, 1.0, 0.0, 0.0, *i.size)), spec)
+    layouts = [
+        image_layout(View(ImageRef(*i.size, "image", pixels=np.asarray(i)), Camera(1.0, 1.0, 0.0, 0.0, *i.size)), spec)
         for i in images
     ]
-    prompt = prompt_sample(plans, QUESTION, ChatFormat.from_dir(hf_dir))
+    prompt = prompt_sample(layouts, QUESTION, ChatFormat.from_dir(hf_dir))
     theirs = _theirs(hf_dir, prompt, images, dtype)
     ours = _ours(cfg, params, prompt, spec, dtype)
     if missing := set(theirs) ^ set(ours):
@@ -124,7 +124,7 @@ def _ours(cfg: VLMConfig, params, prompt: Prompt, spec: VisionSpec, dtype: str) 
     tokens = np.concatenate([prompt.prefix_tokens, *prompt.suffix_tokens])
     axes = np.concatenate([prompt.prefix_positions, *prompt.suffix_positions], 1)
     sample = unsupervised(tokens, axes, prompt.visual_slot, prompt.images)
-    patches = [plan.load(spec) for plan in prompt.images]
+    patches = [layout.load(spec) for layout in prompt.images]
     batch = pack([[sample]], [[patches]], RowBudget(len(tokens), sample.n_patches, 1), spec)
     names = []
 

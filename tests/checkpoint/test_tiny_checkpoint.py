@@ -16,7 +16,7 @@ from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.sizes import NAMES, released
 from vlm3_jax.processor.chat import ChatFormat
-from vlm3_jax.processor.image import VisionSpec, plan_image
+from vlm3_jax.processor.image import VisionSpec, image_layout
 from vlm3_jax.records import View, encode_image
 
 
@@ -53,10 +53,10 @@ def test_transformers_sees_the_same_pixels(folder, rng):
     processor, spec = Qwen2VLImageProcessorPil.from_pretrained(folder), VisionSpec.from_dir(folder)
     pixels = blocks(rng, (100, 60))
     theirs = processor(images=[Image.fromarray(pixels)], return_tensors="pt")
-    plan = plan_image(View(encode_image(pixels, "image"), Camera(50.0, 50.0, 50.0, 30.0, 100, 60)), spec)
-    assert theirs["image_grid_thw"].tolist() == [[1, *plan.grid]]
-    ours = plan.load(spec).reshape(plan.n_patches, 3, 1, -1) / 255.0
-    ours = ((ours - 0.5) / 0.5).repeat(spec.temporal_patch_size, 2).reshape(plan.n_patches, -1)
+    layout = image_layout(View(encode_image(pixels, "image"), Camera(50.0, 50.0, 50.0, 30.0, 100, 60)), spec)
+    assert theirs["image_grid_thw"].tolist() == [[1, *layout.grid]]
+    ours = layout.load(spec).reshape(layout.n_patches, 3, 1, -1) / 255.0
+    ours = ((ours - 0.5) / 0.5).repeat(spec.temporal_patch_size, 2).reshape(layout.n_patches, -1)
     torch.testing.assert_close(theirs["pixel_values"], torch.tensor(ours, dtype=torch.float32), atol=1e-6, rtol=0)
 
 

@@ -89,7 +89,7 @@ def test_the_lists_bound_the_crop(settings, tmp_path, mode, field, counting):
 
 
 def without_images(sample):
-    cut = sum(plan.n_visual for plan in sample.images)
+    cut = sum(layout.n_visual for layout in sample.images)
     return dataclasses.replace(sample, images=(), tokens=sample.tokens[cut:], questions=sample.questions[cut:])
 
 

@@ -20,14 +20,14 @@ BUDGET = RowBudget(tokens=90, patches=112, targets=20)
 
 def random_sample(rng, sizes, n_text=8, n_targets=3, group=0, name="s"):
     """A sample with images of the given (w, h) sizes, a text token between them, everything else random."""
-    plans = []
+    layouts = []
     for width, height in sizes:
         ref = records.encode_image(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), "x.png")
-        plans.append(image.plan_image(records.View(ref, Camera(9.0, 9.0, 3, 3, width, height)), SPEC))
+        layouts.append(image.image_layout(records.View(ref, Camera(9.0, 9.0, 3, 3, width, height)), SPEC))
     slots, n = [], 1
-    for plan in plans:
-        slots.append(np.arange(n, n + plan.n_visual))
-        n += plan.n_visual + 1
+    for layout in layouts:
+        slots.append(np.arange(n, n + layout.n_visual))
+        n += layout.n_visual + 1
     n += n_text
     return Sample(
         id=name,
@@ -36,7 +36,7 @@ def random_sample(rng, sizes, n_text=8, n_targets=3, group=0, name="s"):
         positions=rng.integers(1, 99, (3, n)).astype(np.int32),
         questions=rng.integers(0, 4, n).astype(np.int32),
         visual_slot=np.concatenate([np.zeros(0, np.int32), *slots]).astype(np.int32),
-        images=tuple(plans),
+        images=tuple(layouts),
         target_slot=np.sort(rng.choice(n - 1, n_targets, replace=False)).astype(np.int32),
         target_tokens=rng.integers(1, 400, n_targets).astype(np.int32),
         target_weight=rng.uniform(1, 3, n_targets).astype(np.float32),
@@ -45,7 +45,7 @@ def random_sample(rng, sizes, n_text=8, n_targets=3, group=0, name="s"):
 
 
 def load(samples):
-    return [[plan.load(SPEC) for plan in s.images] for s in samples]
+    return [[layout.load(SPEC) for layout in s.images] for s in samples]
 
 
 def make_rows(rng):
@@ -76,16 +76,18 @@ def check_row(row, samples, pixels, budget):
         visual = row["visual_index"][mine]
         np.testing.assert_array_equal(np.flatnonzero(visual < V), sample.visual_slot)
         np.testing.assert_array_equal(visual[visual < V], patch // 4 + np.arange(len(sample.visual_slot)))
-        for plan, array in zip(sample.images, arrays, strict=True):
+        for layout, array in zip(sample.images, arrays, strict=True):
             n_images += 1
             here_patches = np.flatnonzero(row["patch_images"] == n_images)
-            np.testing.assert_array_equal(here_patches, np.arange(patch, patch + plan.n_patches))
+            np.testing.assert_array_equal(here_patches, np.arange(patch, patch + layout.n_patches))
             np.testing.assert_array_equal(row["patches"][here_patches], array)
-            np.testing.assert_array_equal(row["patch_positions"][here_patches], image.patch_positions(plan.grid, SPEC))
-            index, weight = image.table_lookup(plan.grid, SPEC)
+            np.testing.assert_array_equal(
+                row["patch_positions"][here_patches], image.patch_positions(layout.grid, SPEC)
+            )
+            index, weight = image.table_lookup(layout.grid, SPEC)
             np.testing.assert_array_equal(row["table_index"][here_patches], index)
             np.testing.assert_array_equal(row["table_weight"][here_patches], weight)
-            patch += plan.n_patches
+            patch += layout.n_patches
         start += len(sample.tokens)
         target += len(sample.target_tokens)
     for name in ("tokens", "segments", "questions"):
@@ -192,9 +194,9 @@ def test_packing_is_fast(rng):
     """The demo's step, 16 samples of 150 tokens and 48 patches: a few milliseconds (loose, for busy machines)."""
     spec = image.VisionSpec(16, 2, 2, 1024, 65_536, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)
     view = records.View(records.ImageRef(128, 96, "x"), Camera(9.0, 9.0, 3, 3, 128, 96))
-    plan = image.plan_image(view, spec)
+    layout = image.image_layout(view, spec)
     base = random_sample(rng, [], n_text=149, n_targets=50)
-    sample = Sample(**{**vars(base), "images": (plan,), "visual_slot": np.arange(4, 16, dtype=np.int32)})
+    sample = Sample(**{**vars(base), "images": (layout,), "visual_slot": np.arange(4, 16, dtype=np.int32)})
     rows, pixels = [[sample] * 4] * 4, [[[np.zeros((48, 768), np.uint8)]] * 4] * 4
     times = []
     for _ in range(20):

@@ -64,9 +64,9 @@ def reference_positions(chat, tokens, grids):
 @pytest.mark.parametrize("n_images", [0, 1, 2, 3])
 def test_positions_equal_transformers(chat, n_images):
     sample = make_sample(chat, n_images)
-    expected = reference_positions(chat, sample.tokens, [plan.grid for plan in sample.images])
+    expected = reference_positions(chat, sample.tokens, [layout.grid for layout in sample.images])
     np.testing.assert_array_equal(sample.positions, expected)
-    assert [plan.grid for plan in sample.images] == [(h // 4, w // 4) for w, h in SIZES[:n_images]]
+    assert [layout.grid for layout in sample.images] == [(h // 4, w // 4) for w, h in SIZES[:n_images]]
     np.testing.assert_array_equal(np.flatnonzero(sample.tokens == chat.image_id), sample.visual_slot)
 
 
@@ -103,15 +103,15 @@ def test_targets_are_the_answers(chat, mode):
 
 def test_views_are_shown_in_the_order_of_the_example(chat):
     sample = build_sample(make_record(3), [Example("q", "a", {}, (2, 0))], chat, SPEC, id="x", group=4)
-    assert [plan.final for plan in sample.images] == [SIZES[2], SIZES[0]]
+    assert [layout.final for layout in sample.images] == [SIZES[2], SIZES[0]]
     assert (sample.id, sample.group) == ("x", 4)
     assert sample.n_patches == 4 + 24
 
 
 @pytest.mark.parametrize("n_images", [0, 2])
 def test_prompt_is_the_sample_up_to_the_answer(chat, n_images):
-    plans = [image.plan_image(view, SPEC) for view in make_record(n_images).views]
-    prompt = prompt_sample(plans, [q for q, _ in QUESTIONS], chat)
+    layouts = [image.image_layout(view, SPEC) for view in make_record(n_images).views]
+    prompt = prompt_sample(layouts, [q for q, _ in QUESTIONS], chat)
     for i, question in enumerate(QUESTIONS):
         alone = make_sample(chat, n_images, [question])
         tokens = np.concatenate([prompt.prefix_tokens, prompt.suffix_tokens[i]])
@@ -119,7 +119,7 @@ def test_prompt_is_the_sample_up_to_the_answer(chat, n_images):
         np.testing.assert_array_equal(tokens, alone.tokens[: alone.target_slot[0] + 1])
         np.testing.assert_array_equal(places, alone.positions[:, : len(tokens)])
     np.testing.assert_array_equal(prompt.visual_slot, alone.visual_slot)
-    single = prompt_sample(plans, QUESTIONS[0][0], chat)
+    single = prompt_sample(layouts, QUESTIONS[0][0], chat)
     np.testing.assert_array_equal(single.suffix_tokens[0], prompt.suffix_tokens[0])
 
 

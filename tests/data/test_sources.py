@@ -165,12 +165,12 @@ def test_oversize_sample_is_cropped_not_resized(settings, tmp_path):
     write_shard(tmp_path / "a.array_record", [small_record(0, (640, 480))])
     tight = component.SampleSettings(settings.chat, settings.vision, RowBudget(512, 400, 200))
     record, sample = one_component(tight, tmp_path).make(0, (0, 0), "x")
-    plan, camera = sample.images[0], record.views[0].camera
-    assert plan.n_patches <= 400
-    assert plan.n_patches > 300
-    assert (camera.fx, plan.size) == (100.0, (640, 480))
-    left, top, right, bottom = plan.crop
-    assert plan.final == (right - left, bottom - top)
+    layout, camera = sample.images[0], record.views[0].camera
+    assert layout.n_patches <= 400
+    assert layout.n_patches > 300
+    assert (camera.fx, layout.size) == (100.0, (640, 480))
+    left, top, right, bottom = layout.crop
+    assert layout.final == (right - left, bottom - top)
     # The labels that are left still lie on the pixels that they were written for.
     whole = records.unify(make_source("a", {"path": str(tmp_path)})[0], 100.0)
     known = {(x, y): d for (x, y), d in zip(whole.depth[0].points_px.tolist(), whole.depth[0].depth_m, strict=True)}

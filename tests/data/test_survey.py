@@ -67,7 +67,7 @@ def planned(recipe, depth):
 def test_rows_of_the_depth_recipe_are_full(depth, planned):
     """The sizes of the paper's depth mixture: nine tenths of the tokens at least, attention at most 1.3 times."""
     budget = depth[1].budget
-    visual = {plan.n_visual for batch in planned for row in batch.rows for s in row for plan in s.images}
+    visual = {layout.n_visual for batch in planned for row in batch.rows for s in row for layout in s.images}
     # All but one set lie between 858 and 1,300 visual tokens.
     assert sorted(visual)[:2] == [551, 858]
     assert max(visual) == 1296

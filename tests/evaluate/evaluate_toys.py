@@ -5,7 +5,7 @@ import numpy as np
 from vlm3_jax import pose
 from vlm3_jax.camera import Camera
 from vlm3_jax.evaluate.items import Item
-from vlm3_jax.processor.image import VisionSpec, plan_image
+from vlm3_jax.processor.image import VisionSpec, image_layout
 from vlm3_jax.records import DepthPoints, Matches, Objects, Record, View, encode_image
 from vlm3_jax.tasks import TASKS
 from vlm3_jax.tasks.base import PromptStyle
@@ -50,9 +50,9 @@ def make_items(task_name: str, records: int = 6, style: str = "release", source:
     for k in range(records):
         record = make_record(rng, f"scene-{k}", 96 + 32 * (k % 2), 64)
         examples = TASKS[task_name].examples(record, np.random.default_rng(k), PromptStyle(style, questions=8))
-        plans = tuple(plan_image(record.views[v], SPEC) for v in examples[0].views)
+        layouts = tuple(image_layout(record.views[v], SPEC) for v in examples[0].views)
         items += [
-            Item(f"{source}/{record.id}/{n}", source, task_name, plans, e.question, e.answer, e.target)
+            Item(f"{source}/{record.id}/{n}", source, task_name, layouts, e.question, e.answer, e.target)
             for n, e in enumerate(examples)
         ]
     return items
@@ -68,8 +68,8 @@ class Truthful:
     def answer(self, images, questions):
         self.asked += list(zip(images, questions, strict=True))
         return [
-            [self.answers.get((id(plans[0].ref), task_of(q, self.answers), q), "no idea") for q in asked]
-            for plans, asked in zip(images, questions, strict=True)
+            [self.answers.get((id(layouts[0].ref), task_of(q, self.answers), q), "no idea") for q in asked]
+            for layouts, asked in zip(images, questions, strict=True)
         ]
 
 

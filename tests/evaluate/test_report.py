@@ -175,11 +175,11 @@ def test_smoothing_keeps_a_constant_and_follows_a_step():
 
 
 def test_shown_pixels_follow_the_plan(rng):
-    (plan, *_) = make_items("depth", 1)[0].images
-    pixels = plan.ref.load()
-    assert (panels.shown_pixels(plan) == pixels).all()
-    assert (panels.shown_pixels(dataclasses.replace(plan, flip=True)) == pixels[:, ::-1]).all()
-    cropped = panels.shown_pixels(dataclasses.replace(plan, crop=(10, 4, 50, 40)))
+    (layout, *_) = make_items("depth", 1)[0].images
+    pixels = layout.ref.load()
+    assert (panels.shown_pixels(layout) == pixels).all()
+    assert (panels.shown_pixels(dataclasses.replace(layout, flip=True)) == pixels[:, ::-1]).all()
+    cropped = panels.shown_pixels(dataclasses.replace(layout, crop=(10, 4, 50, 40)))
     assert (cropped == pixels[4:40, 10:50]).all()
 
 

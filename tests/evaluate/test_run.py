@@ -81,16 +81,16 @@ def test_shuffled_is_a_derangement_within_the_source_with_the_same_sizes(records
     names = {
         group.source: {p.ref.name for g in groups if g.source == group.source for p in g.images} for group in groups
     }
-    for group, plans in zip(groups, shown, strict=True):
-        for own, other in zip(group.images, plans, strict=True):
+    for group, layouts in zip(groups, shown, strict=True):
+        for own, other in zip(group.images, layouts, strict=True):
             assert other.ref is not own.ref
             assert other.ref.name in names[group.source]
             assert (other.size, other.final, other.grid) == (own.size, own.final, own.grid)
             assert other.load(SPEC).shape == own.load(SPEC).shape
-    taken = [plans[0].ref.name for group, plans in zip(groups, shown, strict=True) if group.source == "other"]
+    taken = [layouts[0].ref.name for group, layouts in zip(groups, shown, strict=True) if group.source == "other"]
     assert len(set(taken)) == records
     again = variant_images(groups, "shuffled", seed=5)
-    assert [[p.ref for p in plans] for plans in again] == [[p.ref for p in plans] for plans in shown]
+    assert [[p.ref for p in layouts] for layouts in again] == [[p.ref for p in layouts] for layouts in shown]
 
 
 def test_a_mirrored_donor_stays_mirrored():
@@ -104,7 +104,7 @@ def test_a_mirrored_donor_stays_mirrored():
 
 def test_blind_images_are_constant():
     groups = group_items(make_items("pose", 2))
-    pixels = [plan.load(SPEC) for plans in variant_images(groups, "blind", 0) for plan in plans]
+    pixels = [layout.load(SPEC) for layouts in variant_images(groups, "blind", 0) for layout in layouts]
     assert all((p == 128).all() for p in pixels)
     assert pixels[0].shape == groups[0].images[0].load(SPEC).shape
 

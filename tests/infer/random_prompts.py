@@ -53,7 +53,7 @@ class Asked:
             one.images, one.tokens[:n], one.positions[:, :n], one.visual_slot,
             tuple(s.tokens[n:] for s in samples), tuple(s.positions[:, n:] for s in samples),
         )  # fmt: skip
-        return prompt, [plan.load(spec) for plan in one.images]
+        return prompt, [layout.load(spec) for layout in one.images]
 
 
 def random_prompts(rng, count: int) -> list[Asked]:

@@ -14,8 +14,8 @@ from vlm3_jax.errors import UserError
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.video import ask_media, ask_video
 from vlm3_jax.processor.chat import ChatFormat
-from vlm3_jax.processor.image import plan_image
-from vlm3_jax.processor.video import VideoPlan, VideoSpec, plan_video, video_patches, video_prompt
+from vlm3_jax.processor.image import image_layout
+from vlm3_jax.processor.video import VideoLayout, VideoSpec, video_layout, video_patches, video_prompt
 from vlm3_jax.records import View, encode_image
 
 NEW = 16
@@ -46,7 +46,7 @@ def frames() -> np.ndarray:
 @pytest.fixture(scope="module")
 def still(spec):
     pixels = blocks(np.random.default_rng(6), (32, 40))
-    return plan_image(View(encode_image(pixels, "image"), Camera(50.0, 50.0, 16, 20, 32, 40)), spec.vision)
+    return image_layout(View(encode_image(pixels, "image"), Camera(50.0, 50.0, 16, 20, 32, 40)), spec.vision)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def their_answer(model, chat, media, question, spec) -> Greedy:
     ids = torch.tensor(np.concatenate([prompt.prefix_tokens, prompt.suffix_tokens[0]]))[None].long()
     inputs = {"mm_token_type_ids": (ids == chat.image_id).int() + 2 * (ids == chat.video_id).int()}
     for moving, name in ((True, "video"), (False, "image")):
-        mine = [plan for plan in media if isinstance(plan, VideoPlan) == moving]
+        mine = [layout for layout in media if isinstance(layout, VideoLayout) == moving]
         if mine:
             pixels = torch.tensor(np.concatenate(video_patches(mine, spec)))
             inputs["pixel_values_videos" if moving else "pixel_values"] = pixels
@@ -77,7 +77,7 @@ def their_answer(model, chat, media, question, spec) -> Greedy:
 
 
 def test_answers_are_those_of_transformers(engine, their_model, frames, still, spec):
-    clip, other = plan_video(frames, spec, fps=4), plan_video(frames[::-1, :, ::-1], spec, times_s=np.arange(9) / 2)
+    clip, other = video_layout(frames, spec, fps=4), video_layout(frames[::-1, :, ::-1], spec, times_s=np.arange(9) / 2)
     sets = [[clip], [still, clip], [clip, still, other]]
     answers, same = [], []
     for media in sets:

@@ -12,7 +12,7 @@ from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.infer.engine import Engine, _bucket
 from vlm3_jax.processor.chat import ChatFormat
-from vlm3_jax.processor.image import VisionSpec, plan_image
+from vlm3_jax.processor.image import VisionSpec, image_layout
 from vlm3_jax.records import View, encode_image
 
 NEW = 16
@@ -27,29 +27,29 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def plans(lively):
+def layouts(lively):
     rng, spec = np.random.default_rng(5), VisionSpec.from_dir(lively)
 
-    def plan(size):
+    def layout(size):
         pixels = blocks(rng, (64, 64))[: size[1], : size[0]]
-        return plan_image(View(encode_image(pixels, "image"), Camera(50.0, 50.0, *np.divide(size, 2), *size)), spec)
+        return image_layout(View(encode_image(pixels, "image"), Camera(50.0, 50.0, *np.divide(size, 2), *size)), spec)
 
-    return [tuple(plan(size) for size in sizes) for sizes in IMAGES]
+    return [tuple(layout(size) for size in sizes) for sizes in IMAGES]
 
 
 @pytest.fixture(scope="module")
-def greedy(lively, plans) -> list[list[Greedy]]:
+def greedy(lively, layouts) -> list[list[Greedy]]:
     model = Qwen3VLForConditionalGeneration.from_pretrained(lively).eval()
     model.generation_config.eos_token_id = None
     processor, chat = Qwen2VLImageProcessorPil.from_pretrained(lively), ChatFormat.from_dir(lively)
     found = []
-    for images, questions in zip(plans, QUESTIONS, strict=True):
+    for images, questions in zip(layouts, QUESTIONS, strict=True):
         inputs = {}
         if images:
             inputs = dict(processor(images=[Image.fromarray(p.ref.load()) for p in images], return_tensors="pt"))
         found.append([])
         for question in questions:
-            prefix, suffix = chat.prompt([plan.n_visual for plan in images], question)
+            prefix, suffix = chat.prompt([layout.n_visual for layout in images], question)
             ids = torch.tensor(np.concatenate([prefix, suffix]))[None].long()
             model.model.rope_deltas = None
             kind = (ids == chat.image_id).int()
@@ -77,9 +77,9 @@ def make(lively):
 
 
 @pytest.fixture(scope="module")
-def together(make, plans):
+def together(make, layouts):
     """All questions in one call, no stop token."""
-    return make((NEVER,), image_sets=4, questions=4).answer(plans, QUESTIONS)
+    return make((NEVER,), image_sets=4, questions=4).answer(layouts, QUESTIONS)
 
 
 def test_answers_are_those_of_transformers(greedy, together):
@@ -93,12 +93,12 @@ def test_answers_are_those_of_transformers(greedy, together):
     assert len({tuple(together[i][0]) for i in (0, 2, 3)}) == 3, "the same question about other images"
 
 
-def test_a_question_alone_gets_the_same_answer(make, plans, greedy, together):
+def test_a_question_alone_gets_the_same_answer(make, layouts, greedy, together):
     alone = make((NEVER,), image_sets=1, questions=1)
     calls = []
     pad = alone._pad
     alone._pad = lambda *args: calls.append(pad(*args)) or calls[-1]
-    answers = alone.answer(plans, QUESTIONS)
+    answers = alone.answer(layouts, QUESTIONS)
     assert len(calls) == 14
     assert all(lengths.shape == (1, 1) for _, _, lengths, _ in calls)
     for row, mine, shared in zip(greedy, answers, together, strict=True):
@@ -107,12 +107,12 @@ def test_a_question_alone_gets_the_same_answer(make, plans, greedy, together):
             assert one == other or min(their.gaps) < 1e-4
 
 
-def test_a_stop_token_ends_an_answer(make, plans, greedy):
+def test_a_stop_token_ends_an_answer(make, layouts, greedy):
     """One engine for both: answers with the token end before it, the others are cut at max_new_tokens."""
     inside = [set(their.tokens[2:]) - set(their.tokens[:2]) for row in greedy for their in row]
     counts = {token: sum(token in tokens for tokens in inside) for token in set.union(*inside)}
     stop = max(counts, key=lambda token: min(counts[token], 7))
-    answers = make((NEVER, stop), image_sets=4, questions=4).answer(plans, QUESTIONS)
+    answers = make((NEVER, stop), image_sets=4, questions=4).answer(layouts, QUESTIONS)
     ended = 0
     for row, mine in zip(greedy, answers, strict=True):
         for their, ours in zip(row, mine, strict=True):
@@ -124,7 +124,7 @@ def test_a_stop_token_ends_an_answer(make, plans, greedy):
     assert 1 <= ended < 14
 
 
-def test_answers_come_in_the_order_asked(make, plans, monkeypatch):
+def test_answers_come_in_the_order_asked(make, layouts, monkeypatch):
     """Sets are sorted by size, long lists of questions are split; a stand-in for the device repeats its prompts."""
     engine = make((NEVER,), image_sets=2, questions=3)
     seen = []
@@ -132,19 +132,19 @@ def test_answers_come_in_the_order_asked(make, plans, monkeypatch):
     def repeat(prompts, patches, sampling):
         seen.append([(len(p.images), len(p.suffix_tokens)) for p in prompts])
         for prompt, arrays in zip(prompts, patches, strict=True):
-            assert [len(array) for array in arrays] == [plan.n_patches for plan in prompt.images]
+            assert [len(array) for array in arrays] == [layout.n_patches for layout in prompt.images]
         return [[np.array([len(p.prefix_tokens), *suffix, -1]) for suffix in p.suffix_tokens] for p in prompts]
 
     monkeypatch.setattr(engine, "_call", repeat)
-    answers = engine.answer(plans, QUESTIONS)
-    for images, questions, mine in zip(plans, QUESTIONS, answers, strict=True):
+    answers = engine.answer(layouts, QUESTIONS)
+    for images, questions, mine in zip(layouts, QUESTIONS, answers, strict=True):
         for question, ours in zip(questions, mine, strict=True):
-            prefix, suffix = engine.chat.prompt([plan.n_visual for plan in images], question)
+            prefix, suffix = engine.chat.prompt([layout.n_visual for layout in images], question)
             assert ours == [len(prefix), *suffix]
     # Smallest sets first, at most two sets and three questions a call.
     assert seen == [[(0, 3), (1, 3)], [(1, 1), (1, 3)], [(2, 3), (2, 1)]]
     assert engine.answer([], []) == []
-    assert engine.answer([plans[1]], [[]]) == [[]]
+    assert engine.answer([layouts[1]], [[]]) == [[]]
 
 
 def test_buckets_grow_by_half_or_double():

@@ -24,7 +24,7 @@ from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.samples import Sample, unsupervised
 from vlm3_jax.model.vlm import VLM
 from vlm3_jax.processor.chat import Encoding
-from vlm3_jax.processor.image import VisionSpec, plan_image
+from vlm3_jax.processor.image import VisionSpec, image_layout
 from vlm3_jax.processor.prompt import positions
 from vlm3_jax.records import View, encode_image
 
@@ -118,20 +118,20 @@ def row(rng, sizes) -> list:
 
 def to_sample(parts, spec: VisionSpec) -> Sample:
     """Our sample of `row`'s parts."""
-    tokens, images, plans = [], [], []
+    tokens, images, layouts = [], [], []
     for part in parts:
         if part.ndim == 1:
             tokens += part.tolist()
             continue
         height, width = part.shape[:2]
         ref = encode_image(part, "image")
-        plans.append(plan_image(View(ref, Camera(100, 100, 0, 0, width, height)), spec))
-        images.append((len(tokens) + 1, plans[-1].n_visual))
-        tokens += [START, *[IMAGE] * plans[-1].n_visual, END]
+        layouts.append(image_layout(View(ref, Camera(100, 100, 0, 0, width, height)), spec))
+        images.append((len(tokens) + 1, layouts[-1].n_visual))
+        tokens += [START, *[IMAGE] * layouts[-1].n_visual, END]
     tokens = np.array(tokens, np.int32)
     encoding = Encoding(tokens, np.zeros_like(tokens), tuple(images), ())
     slots = np.concatenate([np.arange(a, a + n) for a, n in images]) if images else np.zeros(0, int)
-    return unsupervised(tokens, positions(encoding, plans), slots.astype(np.int32), plans)
+    return unsupervised(tokens, positions(encoding, layouts), slots.astype(np.int32), layouts)
 
 
 def to_batch(pair: Pair, rows, budget=None) -> dict[str, np.ndarray]:
@@ -140,7 +140,7 @@ def to_batch(pair: Pair, rows, budget=None) -> dict[str, np.ndarray]:
     longest = max(sum(len(s.tokens) for s in row) for row in samples)
     patches = max(sum(s.n_patches for s in row) for row in samples)
     budget = budget or RowBudget(longest + 5, max(4, patches + 8), 1)
-    pixels = [[[plan.load(pair.spec) for plan in s.images] for s in row] for row in samples]
+    pixels = [[[layout.load(pair.spec) for layout in s.images] for s in row] for row in samples]
     return pack(samples, pixels, budget, pair.spec)
 
 

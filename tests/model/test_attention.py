@@ -110,7 +110,7 @@ def test_independent_questions_equal_single_ones(tmp_path, rng):
     assert reach < -(-len(together.tokens) // block), "block lists would save nothing"
 
     def logits(rows, budget, back_end=None):
-        loaded = [[[plan.load(spec) for plan in s.images] for s in row] for row in rows]
+        loaded = [[[layout.load(spec) for layout in s.images] for s in row] for row in rows]
         batch = pack(rows, loaded, budget, spec)
         with jax.default_matmul_precision("highest"):
             return np.asarray(jax.jit(lambda p, b: VLM(cfg, p, back_end=back_end).logits(b))(params, batch))

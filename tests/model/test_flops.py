@@ -152,14 +152,14 @@ def test_lengths_count_what_is_seen(mode, block, tiny_model, tmp_path):
     batch = pack_rows([samples[:2], [], samples[2:3], samples[3:]], spec, RowBudget(256, 320, 64, block))
     found = flops.lengths(batch)
     assert found.tokens == sum(len(s.tokens) for s in samples)
-    assert found.patches == sum(plan.n_patches for s in samples for plan in s.images)
+    assert found.patches == sum(layout.n_patches for s in samples for layout in s.images)
     assert found.targets == sum(len(s.target_tokens) for s in samples)
     text = vision = 0
     for sample in samples:
         questions, place = sample.questions, np.arange(len(sample.tokens))
         sees = (questions[None] == 0) | (questions[None] == questions[:, None])
         text += (sees & (place[None] <= place[:, None])).sum()
-        vision += sum(plan.n_patches**2 for plan in sample.images)
+        vision += sum(layout.n_patches**2 for layout in sample.images)
     assert (found.text_pairs, found.vision_pairs) == (text, vision)
 
 

@@ -11,9 +11,9 @@ from vlm3_jax.camera import Camera
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.samples import Sample, unsupervised
 from vlm3_jax.processor.chat import Encoding
-from vlm3_jax.processor.image import plan_image
+from vlm3_jax.processor.image import image_layout
 from vlm3_jax.processor.prompt import positions
-from vlm3_jax.processor.video import VideoPlan, VideoSpec, plan_video, video_patches
+from vlm3_jax.processor.video import VideoLayout, VideoSpec, video_layout, video_patches
 from vlm3_jax.records import View, encode_image
 
 # Groups of two frames: 2, 2 (the last one filled up) and 3.
@@ -43,39 +43,39 @@ def show(pair, rng, media) -> Shown:
     """Random text around and between the media; the marks as transformers' processor sets them."""
     spec = VideoSpec.from_dir(pair.folder)
     tokens, spans, looks = rng.integers(0, 280, 3).tolist(), [], []
-    plans = []
+    layouts = []
     for item in media:
         tokens.append(ref.START)
         if isinstance(item, str):
-            plan = plan_video(draw(rng, FRAMES[item]), spec, times_s=range(FRAMES[item][0]))
-            for group in plan.groups:
+            layout = video_layout(draw(rng, FRAMES[item]), spec, times_s=range(FRAMES[item][0]))
+            for group in layout.groups:
                 tokens += [*rng.integers(0, 280, 4), ref.START]
                 spans.append((len(tokens), group.n_visual))
                 tokens += [ref.VIDEO] * group.n_visual + [ref.END]
         else:
             width, height = item
             ref_image = encode_image(draw(rng, (height, width)), "image")
-            plan = plan_image(View(ref_image, Camera(100, 100, 0, 0, width, height)), spec.vision)
-            spans.append((len(tokens), plan.n_visual))
-            tokens += [ref.IMAGE] * plan.n_visual
-        plans.append(plan)
-        looks += plan.groups if isinstance(plan, VideoPlan) else [plan]
+            layout = image_layout(View(ref_image, Camera(100, 100, 0, 0, width, height)), spec.vision)
+            spans.append((len(tokens), layout.n_visual))
+            tokens += [ref.IMAGE] * layout.n_visual
+        layouts.append(layout)
+        looks += layout.groups if isinstance(layout, VideoLayout) else [layout]
         tokens += [ref.END, *rng.integers(0, 280, 2)]
     tokens = np.array(tokens, np.int32)
     encoding = Encoding(tokens, np.zeros_like(tokens), tuple(spans), ())
     slots = np.concatenate([np.arange(first, first + count) for first, count in spans]).astype(np.int32)
     sample = unsupervised(tokens, positions(encoding, looks), slots, looks)
-    return Shown(sample, video_patches(plans, spec), their_inputs(tokens, plans, spec))
+    return Shown(sample, video_patches(layouts, spec), their_inputs(tokens, layouts, spec))
 
 
-def their_inputs(tokens, plans, spec) -> dict:
+def their_inputs(tokens, layouts, spec) -> dict:
     ids = torch.tensor(tokens)[None].long()
     inputs = {"input_ids": ids, "mm_token_type_ids": (ids == ref.IMAGE).int() + 2 * (ids == ref.VIDEO).int()}
     for kind, pixels, grid in (
         (True, "pixel_values_videos", "video_grid_thw"),
         (False, "pixel_values", "image_grid_thw"),
     ):
-        mine = [plan for plan in plans if isinstance(plan, VideoPlan) == kind]
+        mine = [layout for layout in layouts if isinstance(layout, VideoLayout) == kind]
         if mine:
             inputs[pixels] = torch.tensor(np.concatenate(video_patches(mine, spec)))
             inputs[grid] = torch.tensor([[len(p.times_s), *p.group.grid] if kind else [1, *p.grid] for p in mine])

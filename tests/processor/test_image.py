@@ -52,12 +52,12 @@ def test_patches_equal_the_reference_processor(spec, rng):
     sizes += [tuple(rng.integers(2, 150, 2)) for _ in range(32)]
     for width, height in sizes:
         pixels = noise(rng, width, height)
-        plan = image.plan_image(view_of(pixels), spec)
+        layout = image.image_layout(view_of(pixels), spec)
         theirs = reference(images=[Image.fromarray(pixels)], return_tensors="np")
-        assert (1, *plan.grid) == tuple(theirs["image_grid_thw"][0]), (width, height)
-        mine = plan.load(spec)
+        assert (1, *layout.grid) == tuple(theirs["image_grid_thw"][0]), (width, height)
+        mine = layout.load(spec)
         assert mine.dtype == np.uint8
-        assert mine.shape == (plan.n_patches, 3 * spec.patch_size**2)
+        assert mine.shape == (layout.n_patches, 3 * spec.patch_size**2)
         assert np.abs(normalised(mine, spec) - theirs["pixel_values"]).max() <= 1e-6, (width, height)
 
 
@@ -82,21 +82,21 @@ def test_photo_is_resized_to_the_focal_length_first(samples):
         stored = stored.convert("RGB")
     ref = records.ImageRef(*stored.size, path.name, path=path)
     camera = Camera(500.0, 510.0, stored.width / 2, stored.height / 2, *stored.size).unify(333.0)
-    plan = image.plan_image(records.View(ref, camera), SPEC)
+    layout = image.image_layout(records.View(ref, camera), SPEC)
     resized = stored.resize((camera.width, camera.height), Image.Resampling.BICUBIC)
     theirs = reference_processor(SPEC)(images=[resized], return_tensors="np")["pixel_values"]
-    assert np.abs(normalised(plan.load(SPEC), SPEC) - theirs).max() <= 1e-6
+    assert np.abs(normalised(layout.load(SPEC), SPEC) - theirs).max() <= 1e-6
 
 
 def test_flip_blank_and_foreign_reference(rng):
     pixels = noise(rng, 24, 16)
     view = view_of(pixels)
-    plan = image.plan_image(view, TINY)
-    mirrored = image.plan_image(dataclasses.replace(view, flip=True), TINY)
+    layout = image.image_layout(view, TINY)
+    mirrored = image.image_layout(dataclasses.replace(view, flip=True), TINY)
     np.testing.assert_array_equal(mirrored.load(TINY), image.patchify(pixels[:, ::-1], TINY))
-    assert (dataclasses.replace(plan, blank=True).load(TINY) == 128).all()
-    other = dataclasses.replace(plan, ref=records.encode_image(noise(rng, 50, 70), "other.png"))
-    assert other.load(TINY).shape == plan.load(TINY).shape
+    assert (dataclasses.replace(layout, blank=True).load(TINY) == 128).all()
+    other = dataclasses.replace(layout, ref=records.encode_image(noise(rng, 50, 70), "other.png"))
+    assert other.load(TINY).shape == layout.load(TINY).shape
 
 
 def test_crop_cuts_the_resized_image(rng):
@@ -105,9 +105,9 @@ def test_crop_cuts_the_resized_image(rng):
     full = record.views[0].camera
     camera = full.crop(9, 5, 32, 24)
     view = records.with_cameras(record, [camera]).views[0]
-    plan = image.plan_image(view, TINY)
+    layout = image.image_layout(view, TINY)
     expected = Image.fromarray(pixels).resize((72, 48), Image.Resampling.BICUBIC).crop((9, 5, 41, 29))
-    np.testing.assert_array_equal(plan.load(TINY), image.patchify(np.asarray(expected), TINY))
+    np.testing.assert_array_equal(layout.load(TINY), image.patchify(np.asarray(expected), TINY))
     again = records.with_cameras(records.with_cameras(record, [full.crop(4, 4, 50, 40)]), [camera]).views[0]
     assert again.crop == view.crop == (9, 5, 72, 48)
 

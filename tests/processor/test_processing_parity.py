@@ -56,13 +56,13 @@ def equals_transformers(spec, reference, pixels) -> bool:
         with pytest.raises(ValueError, match="aspect ratio must be smaller than 200"):
             reference(images=[Image.fromarray(pixels)])
         with pytest.raises(UserError, match="aspect ratio above 200"):
-            image.plan_image(view_of(pixels), spec)
+            image.image_layout(view_of(pixels), spec)
         return False
     theirs = reference(images=[Image.fromarray(pixels)], return_tensors="np")
-    plan = image.plan_image(view_of(pixels), spec)
-    assert (1, *plan.grid) == tuple(theirs["image_grid_thw"][0]), (width, height)
+    layout = image.image_layout(view_of(pixels), spec)
+    assert (1, *layout.grid) == tuple(theirs["image_grid_thw"][0]), (width, height)
     # What the device does to bytes is the next test; here the bytes go through the float path, which rounds as theirs.
-    mine = video_patches([plan], VideoSpec(spec, 1, 1))[0]
+    mine = video_patches([layout], VideoSpec(spec, 1, 1))[0]
     np.testing.assert_array_equal(mine, theirs["pixel_values"], err_msg=f"{width} x {height}")
     return True
 
@@ -86,8 +86,8 @@ def test_patches_above_the_largest_area(rng):
     """Large patches too; the release's own bound (16.8 Mpx) takes ten seconds an image and is the same code."""
     spec = dataclasses.replace(RELEASE, max_pixels=1 << 19)
     for width, height in [(1301, 803), (411, 4000)]:
-        plan = image.plan_image(view_of(noise(rng, width, height)), spec)
-        assert plan.final[0] * plan.final[1] <= spec.max_pixels < width * height
+        layout = image.image_layout(view_of(noise(rng, width, height)), spec)
+        assert layout.final[0] * layout.final[1] <= spec.max_pixels < width * height
         assert equals_transformers(spec, qwen.image_processor(spec), noise(rng, width, height))
 
 
@@ -163,7 +163,7 @@ def check_conversation(processor, chat, record, turns):
     np.testing.assert_array_equal(mine.positions, qwen.rope_index(theirs))
     np.testing.assert_array_equal(mine.visual_slot, np.flatnonzero(theirs["mm_token_type_ids"][0].numpy() == 1))
     grids = theirs["image_grid_thw"][:, 1:].tolist() if record.views else []
-    assert [list(plan.grid) for plan in mine.images] == grids
+    assert [list(layout.grid) for layout in mine.images] == grids
     theirs = their_inputs(processor, record, turns[:1], generation=True)
     prompt = prompt_sample(mine.images, turns[0][0], chat)
     tokens = np.concatenate([prompt.prefix_tokens, prompt.suffix_tokens[0]])

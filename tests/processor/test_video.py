@@ -33,7 +33,7 @@ def random_video(rng, count=None, size=None):
 def still(rng):
     width, height = rng.integers(4, 60, 2)
     ref = records.encode_image(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), "x.png")
-    return image.plan_image(records.View(ref, Camera(9.0, 9.0, width / 2, height / 2, width, height)), VISION)
+    return image.image_layout(records.View(ref, Camera(9.0, 9.0, width / 2, height / 2, width, height)), VISION)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_frames_are_chosen_as_by_the_reference(rng):
 
 
 def their_inputs(processor, media, question, rates):
-    """transformers from the messages on; `media`: uint8 videos and plans of still images."""
+    """transformers from the messages on; `media`: uint8 videos and layouts of still images."""
     content, images, videos = [], [], []
     for item in media:
         kind = "video" if isinstance(item, np.ndarray) else "image"
@@ -106,14 +106,14 @@ def test_everything_equals_the_processor(processor, chat, rng, kinds):
         rates = [float(rng.choice([1, 3, 8, 23.976, 30])) for kind in kinds if kind == "v"]
         theirs = their_inputs(processor, media, "What happens?\n", rates)
         fps = iter(rates)
-        plans = [m if isinstance(m, image.ImagePlan) else video.plan_video(m, SPEC, next(fps)) for m in media]
-        prompt = video.video_prompt(plans, "What happens?\n", chat)
+        layouts = [m if isinstance(m, image.ImageLayout) else video.video_layout(m, SPEC, next(fps)) for m in media]
+        prompt = video.video_prompt(layouts, "What happens?\n", chat)
         tokens = np.concatenate([prompt.prefix_tokens, prompt.suffix_tokens[0]])
         np.testing.assert_array_equal(tokens, theirs["input_ids"][0].numpy())
         places = np.concatenate([prompt.prefix_positions, prompt.suffix_positions[0]], 1)
         np.testing.assert_array_equal(places, qwen.rope_index(theirs))
         np.testing.assert_array_equal(prompt.visual_slot, np.flatnonzero(theirs["mm_token_type_ids"][0].numpy()))
-        patches = video.video_patches(plans, SPEC)
+        patches = video.video_patches(layouts, SPEC)
         assert [len(array) for array in patches] == [look.n_patches for look in prompt.images]
         # transformers keeps the patches of images and of videos apart.
         is_video = [isinstance(look, video.FrameGroup) for look in prompt.images]
@@ -121,7 +121,9 @@ def test_everything_equals_the_processor(processor, chat, rng, kinds):
             mine = [array for array, moving in zip(patches, is_video) if moving == wanted]
             if mine:
                 np.testing.assert_array_equal(np.concatenate(mine), theirs[name].numpy())
-        grids = [[len(plan.times_s), *plan.group.grid] for plan in plans if isinstance(plan, video.VideoPlan)]
+        grids = [
+            [len(layout.times_s), *layout.group.grid] for layout in layouts if isinstance(layout, video.VideoLayout)
+        ]
         assert grids == theirs["video_grid_thw"].tolist()
 
 
@@ -132,20 +134,20 @@ def test_cap_of_a_frame_equals_the_reference(rng):
     for count, size in [(2, (300, 200)), (9, (300, 200)), (8, (90, 100)), (40, (500, 60))]:
         frames = random_video(rng, count, size)
         expected = theirs(videos=[frames], do_sample_frames=False, return_tensors="pt")
-        plan = video.plan_video(frames, spec, times_s=range(count))
-        assert [[len(plan.times_s), *plan.group.grid]] == expected["video_grid_thw"].tolist()
-        np.testing.assert_array_equal(np.concatenate(plan.load(spec)), expected["pixel_values_videos"].numpy())
+        layout = video.video_layout(frames, spec, times_s=range(count))
+        assert [[len(layout.times_s), *layout.group.grid]] == expected["video_grid_thw"].tolist()
+        np.testing.assert_array_equal(np.concatenate(layout.load(spec)), expected["pixel_values_videos"].numpy())
 
 
 def test_given_times_show_every_frame(chat, rng):
     frames = random_video(rng, 5, (40, 24))
-    plan = video.plan_video([Image.fromarray(f) for f in frames], SPEC, times_s=[0, 0.5, 1.5, 4, 10.26])
-    assert plan.times_s == (0.25, 2.75, 10.26)
-    text = chat._tokenizer.decode(video.video_prompt([plan], "q", chat).prefix_tokens)
-    pads = "<|vision_start|>" + "<|video_pad|>" * plan.group.n_visual + "<|vision_end|>"
+    layout = video.video_layout([Image.fromarray(f) for f in frames], SPEC, times_s=[0, 0.5, 1.5, 4, 10.26])
+    assert layout.times_s == (0.25, 2.75, 10.26)
+    text = chat._tokenizer.decode(video.video_prompt([layout], "q", chat).prefix_tokens)
+    pads = "<|vision_start|>" + "<|video_pad|>" * layout.group.n_visual + "<|vision_end|>"
     shown = f"<0.2 seconds>{pads}<2.8 seconds>{pads}<10.3 seconds>{pads}"
     assert text == f"<|im_start|>user\n<|vision_start|>{shown}<|vision_end|>"
-    loaded = plan.load(SPEC)
+    loaded = layout.load(SPEC)
     last = loaded[2].reshape(-1, 3, 2, 16)
     np.testing.assert_array_equal(last[:, :, 0], last[:, :, 1])
     assert (loaded[0].reshape(-1, 3, 2, 16)[:, :, 0] != loaded[0].reshape(-1, 3, 2, 16)[:, :, 1]).any()
@@ -153,11 +155,11 @@ def test_given_times_show_every_frame(chat, rng):
 
 def test_packed_rows_keep_float_patches(chat, rng):
     """Groups are images of their own in a row; empty rows and failed images fit beside them."""
-    plan = video.plan_video(random_video(rng, 4, (16, 16)), SPEC, times_s=range(4))
-    prompt = video.video_prompt([plan], "q", chat)
-    patches = video.video_patches([plan], SPEC)
+    layout = video.video_layout(random_video(rng, 4, (16, 16)), SPEC, times_s=range(4))
+    prompt = video.video_prompt([layout], "q", chat)
+    patches = video.video_patches([layout], SPEC)
     sample = unsupervised(prompt.prefix_tokens, prompt.prefix_positions, prompt.visual_slot, prompt.images)
-    n = plan.group.n_patches
+    n = layout.group.n_patches
     batch = pack([[sample], [sample], []], [[patches], [[patches[0], None]], []], RowBudget(200, 2 * n + 4, 1), VISION)
     assert (batch["patches"].dtype, batch["patches"].shape) == (np.float32, (3, 2 * n + 4, 96))
     np.testing.assert_array_equal(batch["patches"][0, : 2 * n], np.concatenate(patches))
@@ -216,4 +218,4 @@ FRAMES = np.zeros((4, 16, 16, 3), np.uint8)
 )
 def test_unusable_videos_are_named(frames, arguments, message):
     with pytest.raises(UserError, match=message):
-        video.plan_video(frames, SPEC, **arguments, name="clip")
+        video.video_layout(frames, SPEC, **arguments, name="clip")

@@ -17,7 +17,7 @@ from tests.support import SIZES, rows_of_metrics, small_run, write_records
 from vlm3_jax import cli
 from vlm3_jax.checkpoint import hf, tiny
 from vlm3_jax.errors import UserError
-from vlm3_jax.processor.image import ImagePlan
+from vlm3_jax.processor.image import ImageLayout
 from vlm3_jax.train import loop
 from vlm3_jax.train import step as steps
 from vlm3_jax.train.checkpoints import Checkpoints
@@ -51,7 +51,7 @@ def finished(tiny_model, tmp_path_factory) -> Finished:
     root = tmp_path_factory.mktemp("run")
     data = write_records(root / "data")
     compiled, grids = [], set()
-    make_step, load = steps.make_step, ImagePlan.load
+    make_step, load = steps.make_step, ImageLayout.load
 
     def remember(*args, **kwargs):
         compiled.append(make_step(*args, **kwargs))
@@ -63,7 +63,7 @@ def finished(tiny_model, tmp_path_factory) -> Finished:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "make_step", remember)
-        patch.setattr(ImagePlan, "load", look)
+        patch.setattr(ImageLayout, "load", look)
         assert loop.train(small_run(tiny_model, data, root / "workdir"))
     (step,) = compiled
     return Finished(root / "workdir", tiny_model, data, step._cache_size(), grids)

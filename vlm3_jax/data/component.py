@@ -142,7 +142,7 @@ class Component:
     def _room(self, record: Record, sample: Sample) -> int:
         """The most patches that every image may keep for a sample with as much text to fit; 0 if they are too few."""
         budget, area = self.settings.budget, self.settings.vision.merge_size**2
-        text = len(sample.tokens) - sum(plan.n_visual for plan in sample.images)
+        text = len(sample.tokens) - sum(layout.n_visual for layout in sample.images)
         # Of tokens and patches every image gets the same part; of the lists of blocks it is tried out what is left.
         room = min(budget.tokens - budget.block + 1 - text, budget.patches // area) // max(1, len(sample.images))
 
@@ -165,7 +165,7 @@ def _with_crops(record: Record, sample: Sample, patches: int, spec: image.Vision
     """
     views = [record.views[number] for number in sample.views]
     views = [view.seen_by(image.fit_camera(view.camera, spec, patches)) for view in views]
-    plans = tuple(image.plan_image(view, spec) for view in views)
+    layouts = tuple(image.image_layout(view, spec) for view in views)
     # All images stand in the prefix, which is for all questions.
-    cut = sum(plan.n_visual for plan in sample.images) - sum(plan.n_visual for plan in plans)
-    return dataclasses.replace(sample, images=plans, tokens=sample.tokens[cut:], questions=sample.questions[cut:])
+    cut = sum(layout.n_visual for layout in sample.images) - sum(layout.n_visual for layout in layouts)
+    return dataclasses.replace(sample, images=layouts, tokens=sample.tokens[cut:], questions=sample.questions[cut:])

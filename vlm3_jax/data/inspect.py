@@ -15,7 +15,7 @@ from vlm3_jax.data.quarantine import Quarantine, bad_lines
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.data.schedule import BadSample
 from vlm3_jax.errors import BadRecord
-from vlm3_jax.processor.image import ImagePlan, VisionSpec
+from vlm3_jax.processor.image import ImageLayout, VisionSpec
 from vlm3_jax.records import Record
 
 RED = (230, 40, 40)
@@ -30,14 +30,14 @@ def show(mixture: Mixture, index: int, picture: pathlib.Path | str | None = None
         return f"index {index}: record {draw.record} of {component.name} gives no sample: {why}"
     record, sample = made
     lines = [f"{sample.id}: record {record.id}, task {component.task.name}"]
-    for number, plan in zip(sample.views, sample.images, strict=True):
+    for number, layout in zip(sample.views, sample.images, strict=True):
         view, camera = record.views[number], record.views[number].camera
         lines.append(
             f"image {view.image.name}: stored {view.image.width} x {view.image.height}, unified {camera.width} x "
-            f"{camera.height} (fx {camera.fx:.1f}, fy {camera.fy:.1f}), seen {plan.final[0]} x {plan.final[1]}, "
-            f"{plan.n_patches} patches, {plan.n_visual} visual tokens"
-            + (", mirrored" if plan.flip else "")
-            + (f", cropped to {plan.crop}" if plan.crop else "")
+            f"{camera.height} (fx {camera.fx:.1f}, fy {camera.fy:.1f}), seen {layout.final[0]} x {layout.final[1]}, "
+            f"{layout.n_patches} patches, {layout.n_visual} visual tokens"
+            + (", mirrored" if layout.flip else "")
+            + (f", cropped to {layout.crop}" if layout.crop else "")
         )
     lines.append(f"{len(sample.tokens)} tokens, {len(sample.target_tokens)} supervised; answers in [brackets]:")
     lines.append(conversation(sample, component))
@@ -75,7 +75,7 @@ def draw_sample(record: Record, sample: Sample, spec: VisionSpec) -> Image.Image
 
     Small images are enlarged by a whole number, so that the labels stay legible.
     """
-    pictures = [Image.fromarray(pixels(plan, spec)) for plan in sample.images]
+    pictures = [Image.fromarray(pixels(layout, spec)) for layout in sample.images]
     zoom = max(1, 1024 // max(max(picture.size) for picture in pictures))
     pictures = [picture.resize((picture.width * zoom, picture.height * zoom), 0) for picture in pictures]
     lefts = np.cumsum([0, *(picture.width for picture in pictures)])
@@ -95,12 +95,12 @@ def draw_sample(record: Record, sample: Sample, spec: VisionSpec) -> Image.Image
     return sheet
 
 
-def pixels(plan: ImagePlan, spec: VisionSpec) -> np.ndarray:
+def pixels(layout: ImageLayout, spec: VisionSpec) -> np.ndarray:
     """The image as the vision tower sees it, uint8 [H, W, 3]: `image.patchify` undone."""
-    rows, columns = plan.grid[0] // spec.merge_size, plan.grid[1] // spec.merge_size
+    rows, columns = layout.grid[0] // spec.merge_size, layout.grid[1] // spec.merge_size
     shape = rows, columns, spec.merge_size, spec.merge_size, 3, spec.patch_size, spec.patch_size
-    blocks = plan.load(spec).reshape(shape)
-    return blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(plan.final[1], plan.final[0], 3)
+    blocks = layout.load(spec).reshape(shape)
+    return blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(layout.final[1], layout.final[0], 3)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,8 +136,8 @@ def check(components: Sequence[Component], quarantine: Quarantine, decode: bool 
             try:
                 sample = component.sample(index, (0, index), id)
                 count["skipped"] += sample is None
-                for plan in sample.images if sample and decode else ():
-                    plan.ref.load()
+                for layout in sample.images if sample and decode else ():
+                    layout.ref.load()
             except BadRecord as error:
                 found.append(BadSample(id, component.name, str(component.source.path), str(error)))
         # Those that the source has set aside are None too.

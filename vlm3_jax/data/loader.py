@@ -172,15 +172,15 @@ class Loader:
     def _fill(self, sample: Sample) -> tuple[list[np.ndarray | None], list[BadSample]]:
         """The sample's patches; None and a reason for an image that cannot be read."""
         patches, bad = [], []
-        for plan in sample.images:
+        for layout in sample.images:
             try:
-                patches.append(plan.load(self._spec))
+                patches.append(layout.load(self._spec))
             except Unreadable:
                 # The workers count these: many in a row are no fault of the images.
                 raise
             except BadRecord as error:
                 patches.append(None)
-                bad.append(self._set_aside(sample, plan.ref.name, error))
+                bad.append(self._set_aside(sample, layout.ref.name, error))
         return patches, bad[:1]
 
     def _filled(self, sample: Sample, fill: Callable) -> tuple[list[np.ndarray | None], list[BadSample]]:
@@ -188,7 +188,7 @@ class Loader:
         try:
             return fill()
         except BadRecord as error:
-            names = ", ".join(plan.ref.name for plan in sample.images)
+            names = ", ".join(layout.ref.name for layout in sample.images)
             return [None] * len(sample.images), [self._set_aside(sample, names, error)]
 
     def _set_aside(self, sample: Sample, file: str, error: BadRecord) -> BadSample:

@@ -89,7 +89,7 @@ def _row_pairs(samples: Sequence[Sample], block: int, size: int, tokens: int, pa
     for segment, (sample, start) in enumerate(zip(samples, _starts(samples, block)), 1):
         here = slice(start, start + len(sample.tokens))
         text[0, here], text[1, here] = segment, sample.questions
-    lengths = [plan.n_patches for sample in samples for plan in sample.images]
+    lengths = [layout.n_patches for sample in samples for layout in sample.images]
     images[:patches] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
     return visible_blocks(text[0], size, text[1]), visible_blocks(images, size)
 
@@ -143,7 +143,7 @@ def pack(
     budget: RowBudget,
     spec: VisionSpec,
 ) -> dict[str, np.ndarray]:
-    """A batch of rows; `patches[row][sample][image]` is what `ImagePlan.load` gave, or None if it failed.
+    """A batch of rows; `patches[row][sample][image]` is what `ImageLayout.load` gave, or None if it failed.
 
     tokens [B, S] (0 where empty), positions [B, 3, S], segments [B, S] (sample number in the row, 0 empty), questions
     [B, S]; visual_index [B, S]: number of the visual token that stands there, else V; visual_slot [B, V]: its inverse,
@@ -234,14 +234,14 @@ def _pack_text(row: dict[str, np.ndarray], samples: Sequence[Sample], starts: Se
 def _pack_images(row: dict[str, np.ndarray], samples: Sequence[Sample], pixels, spec: VisionSpec) -> None:
     start = image = 0
     for sample, arrays in zip(samples, pixels, strict=True):
-        for plan, array in zip(sample.images, arrays, strict=True):
-            here = slice(start, start + plan.n_patches)
+        for layout, array in zip(sample.images, arrays, strict=True):
+            here = slice(start, start + layout.n_patches)
             image += 1
             if array is not None:
                 row["patches"][here] = array
             row["patch_images"][here] = image
-            row["patch_positions"][here] = patch_positions(plan.grid, spec)
-            row["table_index"][here], row["table_weight"][here] = table_lookup(plan.grid, spec)
+            row["patch_positions"][here] = patch_positions(layout.grid, spec)
+            row["table_index"][here], row["table_weight"][here] = table_lookup(layout.grid, spec)
             start = here.stop
 
 
@@ -264,7 +264,7 @@ def lengths(rows: Sequence[Sequence[Sample]]) -> Lengths:
         patches=sum(s.n_patches for s in samples),
         targets=sum(int((s.target_weight > 0).sum()) for s in samples),
         text_pairs=float(sum(visible_pairs(s.questions) for s in samples)),
-        vision_pairs=sum(plan.n_patches**2 for s in samples for plan in s.images),
+        vision_pairs=sum(layout.n_patches**2 for s in samples for layout in s.images),
     )
 
 

@@ -1,4 +1,4 @@
-"""Samples: tokens, positions, targets and image plans of one record's questions; no pixels.
+"""Samples: tokens, positions, targets and image layouts of one record's questions; no pixels.
 
 A sample is a function of its record, its examples and the model directory alone, so it can be planned long before its
 images are decoded. All indices that the model needs are computed here, in numpy, before packing.
@@ -11,7 +11,7 @@ import numpy as np
 
 from vlm3_jax.errors import UserError
 from vlm3_jax.processor.chat import ChatFormat
-from vlm3_jax.processor.image import ImagePlan, Patches, VisionSpec, plan_image
+from vlm3_jax.processor.image import ImageLayout, Patches, VisionSpec, image_layout
 from vlm3_jax.processor.prompt import positions, span_indices
 from vlm3_jax.records import Record
 from vlm3_jax.tasks.base import Example
@@ -36,7 +36,7 @@ class Sample:
     positions: np.ndarray
     questions: np.ndarray
     visual_slot: np.ndarray
-    images: tuple[ImagePlan, ...]
+    images: tuple[ImageLayout, ...]
     target_slot: np.ndarray
     target_tokens: np.ndarray
     target_weight: np.ndarray
@@ -46,7 +46,7 @@ class Sample:
     @property
     def n_patches(self) -> int:
         """Patches of all images."""
-        return sum(plan.n_patches for plan in self.images)
+        return sum(layout.n_patches for layout in self.images)
 
 
 def unsupervised(
@@ -78,9 +78,9 @@ def build_sample(
     """
     if mode not in MODES:
         raise UserError(f"unknown question mode {mode!r}; choose one of {MODES}")
-    plans = tuple(plan_image(record.views[v], spec) for v in examples[0].views)
+    layouts = tuple(image_layout(record.views[v], spec) for v in examples[0].views)
     encode = chat.encode_turns if mode == "turns" else chat.encode_independent
-    encoding = encode([plan.n_visual for plan in plans], [(e.question, e.answer) for e in examples])
+    encoding = encode([layout.n_visual for layout in layouts], [(e.question, e.answer) for e in examples])
     lengths = [stop - first for first, stop in encoding.answers]
     targets = span_indices(encoding.answers)
     weight = np.ones(len(targets), np.float32)
@@ -90,10 +90,10 @@ def build_sample(
         id=id,
         group=group,
         tokens=encoding.tokens,
-        positions=positions(encoding, plans),
+        positions=positions(encoding, layouts),
         questions=encoding.questions,
         visual_slot=span_indices((first, first + count) for first, count in encoding.images),
-        images=plans,
+        images=layouts,
         target_slot=targets - 1,
         target_tokens=encoding.tokens[targets],
         target_weight=weight,

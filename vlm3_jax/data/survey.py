@@ -227,8 +227,8 @@ def mix_report(
 
 def _lengths_only(sample: Sample) -> Sample:
     """The sample without what would fill the memory and no length depends on: encoded images and positions."""
-    plans = (dataclasses.replace(plan, ref=dataclasses.replace(plan.ref, data=b"")) for plan in sample.images)
-    return dataclasses.replace(sample, images=tuple(plans), positions=np.zeros((3, 0), np.int32))
+    layouts = (dataclasses.replace(layout, ref=dataclasses.replace(layout.ref, data=b"")) for layout in sample.images)
+    return dataclasses.replace(sample, images=tuple(layouts), positions=np.zeros((3, 0), np.int32))
 
 
 def _longest(samples: Sequence[Sample], budget: RowBudget) -> dict[str, int]:

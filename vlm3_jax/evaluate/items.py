@@ -9,7 +9,7 @@ from vlm3_jax.data.component import Component
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.schedule import BadSample
 from vlm3_jax.errors import BadRecord
-from vlm3_jax.processor.image import ImagePlan, plan_image
+from vlm3_jax.processor.image import ImageLayout, image_layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class Item:
     id: str
     source: str
     task: str
-    images: tuple[ImagePlan, ...]
+    images: tuple[ImageLayout, ...]
     question: str
     answer: str
     target: dict[str, Any]
@@ -46,7 +46,7 @@ def evaluation_items(
             examples = component.task.examples(record, np.random.default_rng([seed, index]), style)
             if not examples:
                 continue
-            plans = tuple(plan_image(record.views[view], component.settings.vision) for view in examples[0].views)
+            layouts = tuple(image_layout(record.views[view], component.settings.vision) for view in examples[0].views)
         except BadRecord as error:
             where = f"{component.name}/{index}"
             quarantine.add(1, [BadSample(where, component.name, str(component.source.path), str(error))])
@@ -57,7 +57,7 @@ def evaluation_items(
                 id=f"{component.name}/{record.id}/{number}",
                 source=component.name,
                 task=component.task.name,
-                images=plans,
+                images=layouts,
                 question=example.question,
                 answer=example.answer,
                 target=example.target,

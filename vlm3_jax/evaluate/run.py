@@ -30,7 +30,7 @@ from vlm3_jax.setup import Setup
 
 if TYPE_CHECKING:
     from vlm3_jax.evaluate.items import Item
-    from vlm3_jax.processor.image import ImagePlan
+    from vlm3_jax.processor.image import ImageLayout
     from vlm3_jax.tasks.base import Task
 
 VARIANTS = ("model", "blind", "shuffled")
@@ -40,7 +40,7 @@ FILE = "predictions.jsonl"
 class Answerer(Protocol):
     """Whoever answers: the inference engine, another model, a test."""
 
-    def answer(self, images: list[tuple["ImagePlan", ...]], questions: list[list[str]]) -> list[list[str]]:
+    def answer(self, images: list[tuple["ImageLayout", ...]], questions: list[list[str]]) -> list[list[str]]:
         """One answer a question; `questions[i]` are all about `images[i]` and independent of each other."""
 
 
@@ -50,7 +50,7 @@ class Group:
 
     source: str
     record: str
-    images: tuple["ImagePlan", ...]
+    images: tuple["ImageLayout", ...]
     items: list[int]
 
 
@@ -172,7 +172,7 @@ def record_id(item_id: str) -> str:
     return item_id.rpartition("/")[0] or item_id
 
 
-def variant_images(groups: Sequence[Group], variant: str, seed: int) -> list[tuple["ImagePlan", ...]]:
+def variant_images(groups: Sequence[Group], variant: str, seed: int) -> list[tuple["ImageLayout", ...]]:
     """The images that each group is shown: its own ("model"), grey ("blind") or another record's ("shuffled").
 
     A shuffled group keeps its sizes and takes the pixels of a record of the same source; records are permuted in one
@@ -181,7 +181,7 @@ def variant_images(groups: Sequence[Group], variant: str, seed: int) -> list[tup
     if variant == "model":
         return [group.images for group in groups]
     if variant == "blind":
-        return [tuple(dataclasses.replace(plan, blank=True) for plan in group.images) for group in groups]
+        return [tuple(dataclasses.replace(layout, blank=True) for layout in group.images) for group in groups]
     donors = _donors(groups, seed)
     return [
         tuple(dataclasses.replace(p, ref=d.ref, flip=d.flip) for p, d in zip(group.images, donor.images, strict=True))

@@ -16,7 +16,7 @@ from vlm3_jax.infer.decode import programs
 from vlm3_jax.infer.sampling import GREEDY, Draw, Sampling, identity
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.processor.chat import ChatFormat
-from vlm3_jax.processor.image import ImagePlan, VisionSpec
+from vlm3_jax.processor.image import ImageLayout, VisionSpec
 from vlm3_jax.processor.prompt import Prompt, prompt_sample
 
 # New tokens that the caches have room for at first; longer answers make them grow.
@@ -45,13 +45,13 @@ class Engine:
 
     def answer(
         self,
-        images: Sequence[tuple[ImagePlan, ...]],
+        images: Sequence[tuple[ImageLayout, ...]],
         questions: Sequence[Sequence[str]],
         sampling: Sampling = GREEDY,
     ) -> list[list[str]]:
         """The answers to all questions about each image set, in the order given."""
-        prompts = [prompt_sample(plans, asked, self.chat) for plans, asked in zip(images, questions, strict=True)]
-        tokens = self._generate(prompts, lambda i: [plan.load(self.spec) for plan in prompts[i].images], sampling)
+        prompts = [prompt_sample(layouts, asked, self.chat) for layouts, asked in zip(images, questions, strict=True)]
+        tokens = self._generate(prompts, lambda i: [layout.load(self.spec) for layout in prompts[i].images], sampling)
         return [[self.chat.decode(row) for row in rows] for rows in tokens]
 
     def generate(
@@ -62,7 +62,7 @@ class Engine:
     ) -> list[list[list[int]]]:
         """New token ids of every question of every prompt, up to (not with) the first stop token.
 
-        `patches`: for each prompt those of its images in order, what `ImagePlan.load` gives: uint8 still patches [n,
+        `patches`: for each prompt those of its images in order, what `ImageLayout.load` gives: uint8 still patches [n,
         C * p * p], or float32 [n, C * T * p * p], already normalised; one kind in all prompts. Prompts and
         questions may be of any number and length; those of similar size share a call to the device.
         """
@@ -83,7 +83,7 @@ class Engine:
         """Work for one device call each: up to B prompts of similar size with up to Q of their questions."""
         parts = []
         for i, prompt in enumerate(prompts):
-            size = sum(plan.n_patches for plan in prompt.images), len(prompt.prefix_tokens)
+            size = sum(layout.n_patches for layout in prompt.images), len(prompt.prefix_tokens)
             # Questions of similar length share a call too: one long question widens all others beside it.
             asked = sorted(range(len(prompt.suffix_tokens)), key=lambda q: len(prompt.suffix_tokens[q]))
             for first in range(0, len(asked), self.questions):
@@ -116,7 +116,7 @@ class Engine:
         B, unit = self.image_sets, self.spec.merge_size**2
         budget = RowBudget(
             tokens=_bucket(max(len(p.prefix_tokens) for p in prompts), 32),
-            patches=_bucket(max(sum(plan.n_patches for plan in p.images) for p in prompts), 8 * unit),
+            patches=_bucket(max(sum(layout.n_patches for layout in p.images) for p in prompts), 8 * unit),
             targets=1,
         )
         empty = [[]] * (B - len(prompts))

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.sampling import GREEDY, Sampling
-from vlm3_jax.processor.image import ImagePlan
-from vlm3_jax.processor.video import VideoPlan, VideoSpec, plan_video, video_patches, video_prompt
+from vlm3_jax.processor.image import ImageLayout
+from vlm3_jax.processor.video import VideoLayout, VideoSpec, video_layout, video_patches, video_prompt
 
 
 def ask_video(
@@ -14,7 +14,7 @@ def ask_video(
     question: str,
     fps: float | None = None,
     times_s: Sequence[float] | None = None,
-    images: Sequence[ImagePlan] = (),
+    images: Sequence[ImageLayout] = (),
     sampling: Sampling = GREEDY,
 ) -> str:
     """The answer to a question about a video, and about still `images` shown before it.
@@ -24,12 +24,12 @@ def ask_video(
     the time of every frame as `times_s`; then all are. UserError if the frames cannot be shown.
     """
     spec = VideoSpec.from_dir(engine.chat.model_dir)
-    return ask_media(engine, [*images, plan_video(frames, spec, fps, times_s)], [question], spec, sampling)[0]
+    return ask_media(engine, [*images, video_layout(frames, spec, fps, times_s)], [question], spec, sampling)[0]
 
 
 def ask_media(
     engine: Engine,
-    media: Sequence[VideoPlan | ImagePlan],
+    media: Sequence[VideoLayout | ImageLayout],
     questions: Sequence[str],
     spec: VideoSpec,
     sampling: Sampling = GREEDY,

@@ -16,7 +16,7 @@ from vlm3_jax.data.schedule import Planner
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import flops
 from vlm3_jax.model.config import VLMConfig
-from vlm3_jax.processor.image import VisionSpec, fit_camera, plan_image
+from vlm3_jax.processor.image import VisionSpec, fit_camera, image_layout
 from vlm3_jax.records import ImageRef, View
 
 # Tokens of a question with its answer and the chat around it, and of its answer alone, on average: Qwen's vocabulary
@@ -78,7 +78,7 @@ def sample_of(name: str, entry, budget: RowBudget, spec: VisionSpec) -> Sample:
         )
     camera = fit_camera(camera, spec, patches)
     ref = ImageRef(camera.width, camera.height, name, data=b"")
-    plans = (plan_image(View(ref, camera), spec),) * images
+    plans = (image_layout(View(ref, camera), spec),) * images
     visual = sum(plan.n_visual for plan in plans)
     tokens = np.zeros(visual + n_text, np.int32)
     targets = np.zeros(n_targets, np.int32)

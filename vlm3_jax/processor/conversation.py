@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm3_jax.errors import UserError
 from vlm3_jax.processor.chat import ChatFormat, Encoding
-from vlm3_jax.processor.image import ImagePlan
+from vlm3_jax.processor.image import ImageLayout
 from vlm3_jax.processor.prompt import Prompt, positions
 
 ROLES = ("system", "user", "assistant")
@@ -56,16 +56,16 @@ def _image(part, role: str, where: str) -> list:
     )
 
 
-def conversation_prompt(messages, plans: Sequence[ImagePlan], chat: ChatFormat) -> Prompt:
-    """The prompt of the next answer; `plans`: of `conversation_images(messages)`.
+def conversation_prompt(messages, layouts: Sequence[ImageLayout], chat: ChatFormat) -> Prompt:
+    """The prompt of the next answer; `layouts`: of `conversation_images(messages)`.
 
     All but the last token is the prefix, so there is one question of one token.
     """
-    encoding = encode_conversation(messages, [plan.n_visual for plan in plans], chat)
-    axes = positions(encoding, plans)
+    encoding = encode_conversation(messages, [layout.n_visual for layout in layouts], chat)
+    axes = positions(encoding, layouts)
     slots = [np.arange(first, first + count, dtype=np.int32) for first, count in encoding.images]
     return Prompt(
-        images=tuple(plans),
+        images=tuple(layouts),
         prefix_tokens=encoding.tokens[:-1],
         prefix_positions=axes[:, :-1],
         visual_slot=np.concatenate(slots) if slots else np.zeros(0, np.int32),

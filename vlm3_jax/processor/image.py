@@ -121,7 +121,7 @@ class Patches:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ImagePlan(Patches):
+class ImageLayout(Patches):
     """All that is known of an image before its pixels are read.
 
     `size` (w, h): the whole image at the unified focal length; `crop` (left, top, right, bottom) or None: the part of
@@ -141,8 +141,8 @@ class ImagePlan(Patches):
     def load(self, spec: VisionSpec) -> np.ndarray:
         """Decode, resize and cut: uint8 [n_patches, 3 * patch_size**2], (channel, y, x) inside a patch.
 
-        An image of another stored size than the plan's own (a shuffled-image reference) is resized alike. BadRecord if
-        the image cannot be read.
+        An image of another stored size than the layout's own (a shuffled-image reference) is resized alike. BadRecord
+        if the image cannot be read.
         """
         if self.blank:
             return np.full((self.n_patches, 3 * spec.patch_size**2), BLANK, np.uint8)
@@ -157,15 +157,15 @@ class ImagePlan(Patches):
         return patchify(np.asarray(image), spec)
 
 
-def plan_image(view: View, spec: VisionSpec) -> ImagePlan:
-    """The plan of a unified view: its camera says what size the image has when it is shown."""
+def image_layout(view: View, spec: VisionSpec) -> ImageLayout:
+    """The layout of a unified view: its camera says what size the image has when it is shown."""
     camera = view.camera
     height, width = smart_resize(camera.height, camera.width, spec, view.image.name)
     size, crop = (camera.width, camera.height), None
     if view.crop is not None:
         left, top, *size = view.crop
         crop = (left, top, left + camera.width, top + camera.height)
-    return ImagePlan(
+    return ImageLayout(
         ref=view.image,
         size=tuple(size),
         final=(width, height),

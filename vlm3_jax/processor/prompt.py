@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlm3_jax.processor.chat import ChatFormat, Encoding, Frames
-from vlm3_jax.processor.image import ImagePlan, Patches
+from vlm3_jax.processor.image import ImageLayout, Patches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,9 +25,9 @@ class Prompt:
     suffix_positions: tuple[np.ndarray, ...]
 
 
-def prompt_sample(plans: Sequence[ImagePlan], questions: str | Sequence[str], chat: ChatFormat) -> Prompt:
-    """The prompt of one or more questions about the images of `plans`, each asked as if it were the only one."""
-    return make_prompt([plan.n_visual for plan in plans], plans, questions, chat)
+def prompt_sample(layouts: Sequence[ImageLayout], questions: str | Sequence[str], chat: ChatFormat) -> Prompt:
+    """The prompt of one or more questions about the images of `layouts`, each asked as if it were the only one."""
+    return make_prompt([layout.n_visual for layout in layouts], layouts, questions, chat)
 
 
 def make_prompt(
@@ -51,7 +51,7 @@ def make_prompt(
     )
 
 
-def positions(encoding: Encoding, plans: Sequence[Patches]) -> np.ndarray:
+def positions(encoding: Encoding, layouts: Sequence[Patches]) -> np.ndarray:
     """M-RoPE positions (time, row, column), int32 [3, n], as transformers' `get_rope_index` counts them.
 
     Text counts by one on all three axes. An image starts at the next position p: all its tokens have time p, row p + y
@@ -62,9 +62,9 @@ def positions(encoding: Encoding, plans: Sequence[Patches]) -> np.ndarray:
     n_prefix = int(np.searchsorted(encoding.questions, 1))
     result = np.empty((3, n), np.int32)
     done = position = 0
-    for (first, count), plan in zip(encoding.images, plans, strict=True):
+    for (first, count), layout in zip(encoding.images, layouts, strict=True):
         position = _count_on(result[:, done:first], position)
-        rows, columns = (side // plan.merge_size for side in plan.grid)
+        rows, columns = (side // layout.merge_size for side in layout.grid)
         result[0, first : first + count] = position
         result[1, first : first + count] = np.repeat(np.arange(position, position + rows), columns)
         result[2, first : first + count] = np.tile(np.arange(position, position + columns), rows)

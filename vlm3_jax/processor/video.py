@@ -17,7 +17,7 @@ from PIL import Image
 from vlm3_jax.errors import UserError
 from vlm3_jax.model.config import processor_fields
 from vlm3_jax.processor.chat import ChatFormat, Frames
-from vlm3_jax.processor.image import MAX_ASPECT, ImagePlan, Patches, VisionSpec, patchify
+from vlm3_jax.processor.image import MAX_ASPECT, ImageLayout, Patches, VisionSpec, patchify
 from vlm3_jax.processor.prompt import Prompt, make_prompt
 from vlm3_jax.processor.resize import resize
 
@@ -66,7 +66,7 @@ class FrameGroup(Patches):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class VideoPlan:
+class VideoLayout:
     """The chosen frames (uint8 [H, W, 3] each), the time of each group of them, and the size they are resized to.
 
     `final` (w, h); all groups have the same `group` of patches.
@@ -99,10 +99,10 @@ class VideoPlan:
         return [_look_up(values, cut[first : first + T]) for first in range(0, len(cut), T)]
 
 
-def plan_video(
+def video_layout(
     frames, spec: VideoSpec, fps: float | None = None, times_s: Sequence[float] | None = None, name: str = "video"
-) -> VideoPlan:
-    """The plan of a video: uint8 [F, H, W, 3], or a sequence of such frames or PIL images, all of one size.
+) -> VideoLayout:
+    """The layout of a video: uint8 [F, H, W, 3], or a sequence of such frames or PIL images, all of one size.
 
     Give either `fps`, the frames per second of `frames`, from which `spec.fps` per second are chosen evenly; or
     `times_s`, the times of frames that are all shown. UserError (with `name`) if the frames cannot be shown.
@@ -117,7 +117,7 @@ def plan_video(
     height, width = smart_resize(len(pixels), *pixels[0].shape[:2], spec, name)
     times += times[-1:] * (-len(times) % T)
     grid = height // spec.vision.patch_size, width // spec.vision.patch_size
-    return VideoPlan(
+    return VideoLayout(
         frames=pixels,
         times_s=tuple((times[i] + times[i + T - 1]) / 2 for i in range(0, len(times), T)),
         final=(width, height),
@@ -173,20 +173,23 @@ def smart_resize(n_frames: int, height: int, width: int, spec: VideoSpec, name: 
     return new_height, new_width
 
 
-def video_prompt(media: Sequence[VideoPlan | ImagePlan], questions: str | Sequence[str], chat: ChatFormat) -> Prompt:
+def video_prompt(
+    media: Sequence[VideoLayout | ImageLayout], questions: str | Sequence[str], chat: ChatFormat
+) -> Prompt:
     """The prompt of one or more questions about videos and images, shown in the order given."""
-    shown = [plan.shown if isinstance(plan, VideoPlan) else plan.n_visual for plan in media]
-    looks = [look for plan in media for look in (plan.groups if isinstance(plan, VideoPlan) else (plan,))]
+    shown = [layout.shown if isinstance(layout, VideoLayout) else layout.n_visual for layout in media]
+    looks = [look for layout in media for look in (layout.groups if isinstance(layout, VideoLayout) else (layout,))]
     return make_prompt(shown, looks, questions, chat)
 
 
-def video_patches(media: Sequence[VideoPlan | ImagePlan], spec: VideoSpec) -> list[np.ndarray]:
+def video_patches(media: Sequence[VideoLayout | ImageLayout], spec: VideoSpec) -> list[np.ndarray]:
     """float32 patches [n, C * T * p * p] of every image and group of frames, in the order of `video_prompt`."""
     arrays = []
-    for plan in media:
-        arrays += (
-            plan.load(spec) if isinstance(plan, VideoPlan) else [still_patches(plan.load(spec.vision), spec.vision)]
-        )
+    for layout in media:
+        if isinstance(layout, VideoLayout):
+            arrays += layout.load(spec)
+        else:
+            arrays.append(still_patches(layout.load(spec.vision), spec.vision))
     return arrays
 
 

@@ -71,12 +71,12 @@ def count_in_all(aside: Quarantine, setup: Setup) -> None:
 def _pixels(sample: Sample, source: str, spec: VisionSpec, quarantine: Quarantine) -> list[np.ndarray | None]:
     """The patches of a sample's images; None, which masks the sample, for one that cannot be read."""
     pixels, bad = [], []
-    for plan in sample.images:
+    for layout in sample.images:
         try:
-            pixels.append(plan.load(spec))
+            pixels.append(layout.load(spec))
         except BadRecord as error:
             pixels.append(None)
-            bad.append(BadSample(sample.id, source, plan.ref.name, str(error)))
+            bad.append(BadSample(sample.id, source, layout.ref.name, str(error)))
     quarantine.add(0, bad[:1])
     return pixels
 

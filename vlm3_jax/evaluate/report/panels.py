@@ -16,7 +16,7 @@ from vlm3_jax.evaluate.report import pictures
 
 if TYPE_CHECKING:
     from vlm3_jax.evaluate.items import Item
-    from vlm3_jax.processor.image import ImagePlan
+    from vlm3_jax.processor.image import ImageLayout
     from vlm3_jax.tasks.base import Task
 
 MAX_SIDE = 440
@@ -48,7 +48,7 @@ def panels(
         found[name] = list(_scatters(task, groups)) if name == "depth" else []
         draw = _DRAWERS.get(name)
         for key in _spread([key for key in groups if key in images and draw], limit):
-            pixels = [shown_pixels(plan) for plan in images[key]]
+            pixels = [shown_pixels(layout) for layout in images[key]]
             found[name].append(draw(task, groups[key], pixels, key[1]))
     return found
 
@@ -71,14 +71,14 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
     return pictures.loss_curve([s for s, _ in train], [v for _, v in train], held_out, entropies)
 
 
-def shown_pixels(plan: "ImagePlan") -> np.ndarray:
+def shown_pixels(layout: "ImageLayout") -> np.ndarray:
     """What the model was shown, uint8 [h, w, 3], reduced to at most MAX_SIDE pixels a side."""
-    pixels = plan.ref.load()
-    image = Image.fromarray(np.ascontiguousarray(pixels[:, ::-1]) if plan.flip else pixels)
-    if image.size != plan.size:
-        image = image.resize(plan.size, Image.Resampling.BICUBIC)
-    if plan.crop is not None:
-        image = image.crop(plan.crop)
+    pixels = layout.ref.load()
+    image = Image.fromarray(np.ascontiguousarray(pixels[:, ::-1]) if layout.flip else pixels)
+    if image.size != layout.size:
+        image = image.resize(layout.size, Image.Resampling.BICUBIC)
+    if layout.crop is not None:
+        image = image.crop(layout.crop)
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return np.asarray(image)
 
