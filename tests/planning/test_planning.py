@@ -66,7 +66,15 @@ def test_a_topology_is_checked():
     assert parse("h100:8x4").devices == 32
     assert parse("h200:8").shape == (8, 1)
     for wrong, message in {
-        "v9:2x2": "unknown accelerator 'v9'; choose one of v5e, v5p",
+        "v9:2x2": "unknown accelerator 'v9'; choose one of v4, v5e, v5p, .*, or a cloud's name: .* as v5p-64",
+        "v5p-64:2": "unknown accelerator 'v5p-64'",
+        "v5p-12": "no such slice; N of v5p-N counts TensorCores, two a chip: 8, 16, 32, 64 or a multiple of 128 up to",
+        "v5p-13": "no such slice",
+        "v4-12288": "no such slice; .* up to 8192",
+        "v6e-512": "no such slice; N of v6e-N counts chips: 1, 4, 8, 16, 32, 64, 128, 256$",
+        "v5e-many": "no such slice",
+        "a3-ultragpu-8g:0": "write MACHINE:NODES, for example a3-ultragpu-8g:4",
+        "p5.48xlarge:4x2": "write MACHINE:NODES",
         "v5p:2x2": "write v5p:NxNxN, for example v5p:2x2x2",
         "v5e": "write v5e:NxN, for example v5e:4x4",
         "h100:8x4x2": "write h100:GPUS or GPUSxNODES, for example h100:8 or h100:8x4",
@@ -79,6 +87,58 @@ def test_a_topology_is_checked():
         parse_mesh("1x4x1", parse("h200:8"))
     assert all(math.prod(mesh) == 32 and mesh[2] <= 8 for mesh in parse("h100:8x4").meshes())
     assert {chip.kind for chip in CHIPS.values()} <= set(flops.PEAK_BF16)
+
+
+@pytest.mark.parametrize(
+    ("name", "chip", "shape"),
+    [
+        # docs.cloud.google.com/tpu/docs/v5p, its table of cores and chips; two that are not in it; v4, v6e and v5e.
+        ("v5p-8", "v5p", (2, 2, 1)),
+        ("v5p-16", "v5p", (2, 2, 2)),
+        ("v5p-64", "v5p", (2, 4, 4)),
+        ("v5p-128", "v5p", (4, 4, 4)),
+        ("v5p-256", "v5p", (4, 4, 8)),
+        ("v5p-1024", "v5p", (8, 8, 8)),
+        ("v5p-4096", "v5p", (8, 16, 16)),
+        ("v5p-12288", "v5p", (16, 16, 24)),
+        ("v5p-384", "v5p", (4, 4, 12)),
+        ("v5p-768", "v5p", (4, 8, 12)),
+        ("v4-32", "v4", (2, 2, 4)),
+        ("v4-4096", "v4", (8, 16, 16)),
+        ("v6e-1", "v6e", (1, 1)),
+        ("v6e-8", "v6e", (2, 4)),
+        ("v6e-256", "v6e", (16, 16)),
+        ("v5litepod-128", "v5e", (8, 16)),
+        ("v5e-32", "v5e", (4, 8)),
+    ],
+)
+def test_slices_by_their_cloud_names(name, chip, shape):
+    found = parse(name)
+    assert (found.chip, found.shape) == (CHIPS[chip], shape)
+    assert found.name == f"{chip}:{'x'.join(map(str, shape))}"
+    assert parse(found.name) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "chip", "nodes", "gbits"),
+    [
+        ("a2-ultragpu-8g", "a100", 1, 12.5),
+        ("a3-highgpu-8g:4", "h100", 4, 100),
+        ("a3-megagpu-8g:4", "h100", 4, 200),
+        ("a3-ultragpu-8g:4", "h200", 4, 400),
+        ("a4-highgpu-8g:2", "b200", 2, 400),
+        ("p4de.24xlarge", "a100", 1, 50),
+        ("p5.48xlarge:16", "h100", 16, 400),
+        ("p6-b200.48xlarge", "b200", 1, 400),
+        ("Standard_ND96isr_H100_v5:2", "h100", 2, 400),
+        ("ND H100 v5:2", "h100", 2, 400),
+        ("Standard_ND96amsr_A100_v4", "a100", 1, 200),
+    ],
+)
+def test_machines_by_their_cloud_names(name, chip, nodes, gbits):
+    found = parse(name)
+    assert found.shape == (8, nodes)
+    assert found.chip == dataclasses.replace(CHIPS[chip], network=gbits * 1e9 / 8)
 
 
 def test_links():
@@ -257,6 +317,25 @@ def test_a_plan_of_gpus(tiny_model):
     tree = json.loads(json.dumps(plan.to_json()))
     assert tree["options"][0]["samples_per_s"] == plan.best.samples_per_s
     assert tree["options"][0]["days"] == pytest.approx(1000 / plan.best.samples_per_s / 86_400)
+    assert tree["price_per_device_hour"] is tree["options"][0]["cost"] is None
+    assert table.line("small", dataclasses.replace(plan, price=2.5)) == table.line("small", plan)
+
+
+def test_what_a_run_costs(capsys):
+    arguments = ["plan", "--config=depth:2b", "--topology=a3-ultragpu-8g:4", "--mesh=1x32x1", "--price=2.5"]
+    assert cli.main([*arguments, "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    (option,) = tree["options"]
+    # 32e6 samples by 32 devices at 2.5 an hour each.
+    expected = 32e6 / option["samples_per_s"] / 3600 * 32 * 2.5
+    assert option["cost"] == pytest.approx(expected)
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert f" {expected:,.0f}\n" in re.sub(" +\n", "\n", printed)
+    assert "cost = days x 24 x 32 devices x 2.5" in printed
+    for price in ("-1", "nan", "inf"):
+        assert cli.main(["plan", "--config=depth:2b", "--topology=h200:8", f"--price={price}"]) == 2
+        assert "give the price of a device for an hour, finite and at least 0" in capsys.readouterr().err
 
 
 def test_the_published_run_is_below_the_bound():

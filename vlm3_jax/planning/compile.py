@@ -55,8 +55,12 @@ def tpu_devices(name: str) -> list:
         raise UserError(MISSING) from None
     from jax.experimental import topologies
 
+    # Both cores of a v4 chip are one device, as on its machines; a single chip does not fill the host that is supposed.
+    more = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    if name.endswith(":1x1"):
+        more["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        return topologies.get_topology_desc(name, "tpu").devices
+        return topologies.get_topology_desc(name, "tpu", **more).devices
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"--topology={name}: the TPU compiler refuses it ({str(error).splitlines()[0]})") from None
 

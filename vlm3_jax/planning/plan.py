@@ -76,6 +76,10 @@ class Option:
         """Useful FLOPs over what the devices could do."""
         return self.load.useful() * self.samples_per_s / (self.topology.devices * self.topology.chip.peak)
 
+    def days(self, samples: int) -> float:
+        """Of a run of so many samples."""
+        return samples / self.samples_per_s / DAY
+
     def to_json(self, samples: int) -> dict:
         """All figures, JSON-able; `samples`: length of the run."""
         load = self.load
@@ -100,14 +104,17 @@ class Option:
             "samples_per_s": self.samples_per_s,
             "samples_per_s_per_device": self.samples_per_s / self.topology.devices,
             "mfu": self.mfu,
-            "days": samples / self.samples_per_s / DAY,
+            "days": self.days(samples),
             "fallbacks": [{**dataclasses.asdict(fallback), "bytes": size} for fallback, size in load.fallbacks()],
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All options of a recipe on a topology, the fastest that fits first, then those that do not fit."""
+    """All options of a recipe on a topology, the fastest that fits first, then those that do not fit.
+
+    `price`: of a device for an hour, in any currency; None if nobody said it.
+    """
 
     config: object
     cfg: VLMConfig
@@ -115,6 +122,12 @@ class Plan:
     budget: RowBudget
     typical: Rows
     options: list[Option]
+    price: float | None = None
+
+    def cost(self, option: Option) -> float | None:
+        """What the whole run costs with an option; None without a price."""
+        days = option.days(self.config.train.samples)
+        return None if self.price is None else days * 24 * self.topology.devices * self.price
 
     @property
     def best(self) -> Option | None:
@@ -135,8 +148,9 @@ class Plan:
             "typical_row": dataclasses.asdict(self.typical),
             "useful_flops_per_sample": self.options[0].load.useful(),
             "samples": samples,
+            "price_per_device_hour": self.price,
             "best": best and self.options.index(best),
-            "options": [option.to_json(samples) for option in self.options],
+            "options": [{**option.to_json(samples), "cost": self.cost(option)} for option in self.options],
         }
 
 

@@ -8,7 +8,7 @@ import rich.console
 import rich.table
 
 from vlm3_jax.errors import UserError
-from vlm3_jax.planning.plan import DAY, Option, Plan
+from vlm3_jax.planning.plan import Option, Plan
 from vlm3_jax.planning.topology import GPU_SHARE
 
 # Of a GPU's memory what jax takes when nothing is said.
@@ -31,6 +31,8 @@ def print_plan(plan: Plan, console: rich.console.Console) -> None:
         table.add_column(name, justify="right")
     for name in ("arithmetic s", "memory s", "exchange s", "step s", "samples/s", "MFU", "days", "memory by"):
         table.add_column(name, justify="right")
+    if plan.price is not None:
+        table.add_column("cost", justify="right")
     for option in plan.options:
         bounds = option.bounds()
         table.add_row(
@@ -39,7 +41,8 @@ def print_plan(plan: Plan, console: rich.console.Console) -> None:
             f"{option.total / 1e9:.1f}" + ("" if option.fits else " too much"),
             *(f"{bounds[name]:.2f}" for name in ("arithmetic", "memory", "exchange")),
             f"{option.seconds:.2f}", f"{option.samples_per_s:.2f}", f"{option.mfu:.0%}",
-            f"{config.train.samples / option.samples_per_s / DAY:.1f}", option.source,
+            f"{option.days(config.train.samples):.1f}", option.source,
+            *(() if plan.price is None else (f"{plan.cost(option):,.0f}",)),
             style=None if option.fits else "dim",
         )  # fmt: skip
     console.print(table)
@@ -50,6 +53,7 @@ def print_plan(plan: Plan, console: rich.console.Console) -> None:
         f"{row.looked_at[0] / row.lengths.text_pairs:.2f} x the pairs needed in text, "
         f"{row.looked_at[1] / row.lengths.vision_pairs:.2f} x in images.\n"
         f"step s = the longest of the three bounds / {plan.options[0].reached}; {config.train.samples:,} samples."
+        + ("" if plan.price is None else f" cost = days x 24 x {plan.topology.devices} devices x {plan.price:g}.")
     )
     best = plan.best
     if best is None:
@@ -87,8 +91,8 @@ def line(name: str, plan: Plan) -> str:
         f"{option.load.useful() / 1e12:.0f}",
     ]  # fmt: skip
     if plan.best:
-        days = plan.config.train.samples / option.samples_per_s / DAY
-        cells += [f"{option.seconds:.1f}", f"{option.samples_per_s:.1f}", f"{option.mfu:.0%}", f"{days:.1f}"]
+        days = f"{option.days(plan.config.train.samples):.1f}"
+        cells += [f"{option.seconds:.1f}", f"{option.samples_per_s:.1f}", f"{option.mfu:.0%}", days]
     else:
         cells += ["does not fit", "", "", ""]
     return f"| {' | '.join([*cells, option.source])} |"
