@@ -2,8 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
+from vlm3_jax import tasks
 from vlm3_jax.errors import UserError
 from vlm3_jax.tasks.score import score_files
 
@@ -68,6 +71,7 @@ def test_wrong_predictions(tmp_path, rows, message):
             {"kind": "translation_direction", "pair": "a", "rotation": [0] * 9, "translation": [0, 0, 0]},
             "'translation' is missing or is not a list of 3 numbers that are not all zero",
         ),
+        ("depth", {"kind": "depth", "depth_m": 10**400}, "'depth_m'"),
         ("objects", {"kind": "direction", "family": "direction", "truth": 13}, "an hour from 1 to 12"),
         (
             "objects",
@@ -82,6 +86,40 @@ def test_wrong_targets(tmp_path, task, target, message):
     with pytest.raises(UserError, match="line 1") as error:
         score_files(task, write(tmp_path / "p.jsonl", [answer("a")]), targets)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "rotation",
+    [
+        np.diag([1, 1, -1]),
+        -np.eye(3),
+        np.eye(3) * 1000,
+        np.eye(3) * 1.01,
+        np.zeros((3, 3)),
+        np.full((3, 3), 1e200),
+        np.diag([1, 1, 2]),
+        [[1, 0.1, 0], [0, 1, 0], [0, 0, 1]],
+    ],
+)
+@pytest.mark.parametrize("kind", tasks.get("pose").target_fields)
+def test_a_target_rotation_must_be_a_rotation(tmp_path, rotation, kind):
+    def row(row_id, rotation):
+        target = {"kind": kind, "pair": "p", "rotation": np.ravel(rotation).tolist(), "translation": [1, 0, 0]}
+        return {"id": row_id, "target": target}
+
+    predictions = write(tmp_path / "p.jsonl", [answer("a")])
+    turned = Rotation.from_euler("YXZ", (30, -20, 5), degrees=True).as_matrix().round(5)
+    assert score_files("pose", predictions, write(tmp_path / "t.jsonl", [row("a", turned)]))["count"] == 1
+    targets = write(tmp_path / "t.jsonl", [row("a", turned), row("b", rotation)])
+    with pytest.raises(UserError, match=r"t\.jsonl, line 2: target field 'rotation'.* no scale, no reflection"):
+        score_files("pose", predictions, targets)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    paths = [write(tmp_path / "p.jsonl", [answer("a")]), write(tmp_path / "t.jsonl", [truth("a")])]
+    for path in paths:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert score_files("depth", *paths)["delta1"] == 1
 
 
 def test_wrong_files(tmp_path):

@@ -69,8 +69,8 @@ class PoseTask(Task):
     target_fields = {  # noqa: RUF012
         kind: {
             "pair": "id",
-            "rotation": "numbers9",
             "translation": "vector" if kind == "translation_direction" else "numbers3",
+            "rotation": "rotation",
         }
         for kind in KINDS
     }

@@ -5,8 +5,10 @@ import math
 import pathlib
 from typing import Any
 
-from vlm3_jax import tasks
-from vlm3_jax.errors import UserError
+import numpy as np
+
+from vlm3_jax import pose, tasks
+from vlm3_jax.errors import BadRecord, UserError
 
 
 def score_files(task_name: str, predictions_path, targets_path) -> dict[str, float]:
@@ -34,7 +36,8 @@ def _read(path, field: str, problem) -> dict[Any, tuple[int, Any]]:
     path = pathlib.Path(path)
     rows: dict[Any, tuple[int, Any]] = {}
     try:
-        with path.open(encoding="utf-8") as lines:
+        # Some editors and spreadsheets begin a file with a byte order mark.
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     row_id, value = _read_row(line, f"{path}, line {number}", field, problem)
@@ -77,11 +80,28 @@ def _target_problem(target, fields: dict[str, dict[str, Any]]) -> str | None:
 
 
 def _number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _numbers(value, count: int) -> bool:
     return isinstance(value, list) and len(value) == count and all(map(_number, value))
+
+
+def _rotation(value) -> bool:
+    if not _numbers(value, 9) or max(map(abs, value)) > 2:
+        return False
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(value, (3, 3))
+    try:
+        pose.check_pose(matrix, "target")
+    except BadRecord:
+        return False
+    return True
 
 
 def _integer(value, low: int, high: int) -> bool:
@@ -94,7 +114,7 @@ FORMS = {
     "positive": lambda v: _number(v) and v > 0,
     "numbers2": lambda v: _numbers(v, 2),
     "numbers3": lambda v: _numbers(v, 3),
-    "numbers9": lambda v: _numbers(v, 9),
+    "rotation": _rotation,
     "vector": lambda v: _numbers(v, 3) and any(v),
     "boxes2": lambda v: isinstance(v, list) and len(v) == 2 and all(_numbers(box, 4) for box in v),
     "index": lambda v: _integer(v, 0, 1),
@@ -106,7 +126,7 @@ _DESCRIPTIONS = {
     "positive": "a positive number",
     "numbers2": "a list of 2 numbers",
     "numbers3": "a list of 3 numbers",
-    "numbers9": "a list of 9 numbers",
+    "rotation": "a rotation matrix, 9 numbers row by row (orthonormal, determinant +1: no scale, no reflection)",
     "vector": "a list of 3 numbers that are not all zero",
     "boxes2": "a list of 2 boxes of 4 numbers",
     "index": "0 or 1",
