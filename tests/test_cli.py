@@ -221,11 +221,11 @@ def damage_images(folder):
 def test_data_check_counts_broken_images(depthlm, capsys):
     folder, config = depthlm
     assert cli.main(["data", "check", *config]) == 0
-    assert "depth: 20 records, 0 skipped, 0 bad" in capsys.readouterr().out
+    assert "depth: 20 records, 0 passed over, 0 bad" in capsys.readouterr().out
     damage_images(folder)
     assert cli.main(["data", "check", *config]) == 2
     out, err = capsys.readouterr()
-    assert "depth: 20 records, 0 skipped, 2 bad, 0 labels removed" in out
+    assert "depth: 20 records, 0 passed over, 2 bad, 0 labels removed" in out
     assert "depth/3: 3.png: no such image file" in out
     assert "depth/7: 7.png: cannot decode the image" in out
     assert len(err.splitlines()) == 1

@@ -28,7 +28,7 @@ from vlm3_jax import config as configs  # noqa: E402
 from vlm3_jax.data.component import SampleSettings  # noqa: E402
 from vlm3_jax.data.loader import Loader  # noqa: E402
 from vlm3_jax.data.packing import RowBudget, fits  # noqa: E402
-from vlm3_jax.data.schedule import Planner  # noqa: E402
+from vlm3_jax.data.schedule import Scheduler  # noqa: E402
 from vlm3_jax.processor.chat import ChatFormat  # noqa: E402
 
 ROWS = 4
@@ -49,11 +49,11 @@ def measure(table: dict, settings: SampleSettings, batches: int) -> dict:
         for _ in range(batches):
             samples += next(loader).samples
         whole = samples / (time.process_time() - start)
-    planner = Planner(opened.mixture.sample, opened.mixture.describe, lambda row: fits(row, settings.budget), ROWS)
+    scheduler = Scheduler(opened.mixture.sample, opened.mixture.describe, lambda row: fits(row, settings.budget), ROWS)
     cursors, rows, start = opened.state.cursors, [], time.process_time()
     for _ in range(batches):
-        planned = planner.plan(cursors)
-        cursors, rows = planned.cursors, rows + planned.rows
+        scheduled = scheduler.batch(cursors)
+        cursors, rows = scheduled.cursors, rows + scheduled.rows
     planning = sum(map(len, rows)) / (time.process_time() - start)
     layouts = [layout for row in rows for sample in row for layout in sample.images][:48]
     start = time.process_time()

@@ -21,7 +21,7 @@ from tests.model import reference as ref
 from vlm3_jax import cli
 from vlm3_jax.checkpoint import hf, layouts, tiny
 from vlm3_jax.checkpoint.copying import copy_into
-from vlm3_jax.data.schedule import PlanState
+from vlm3_jax.data.schedule import Schedule
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import params as parameters
 from vlm3_jax.parallel import mesh as meshes
@@ -244,7 +244,7 @@ def workdir(tiny_model, tmp_path_factory):
     for step in (3, 12):
         states[step] = jax.tree.map(lambda x, step=step: x * np.float32(step), params)
         state = steps.create_state(cfg, states[step], tx, mesh)
-        checkpoints.save(step, state, PlanState(np.arange(8), ()), {"seed": 0})
+        checkpoints.save(step, state, Schedule(np.arange(8), ()), {"seed": 0})
     checkpoints.close()
     hf.copy_files(tiny_model, folder / "model")
     return folder, states
@@ -287,7 +287,7 @@ def test_adapters_are_merged(tiny_model, tmp_path):
     tx = optimizers.make(cfg, config.optimizer, trainable.trained_rows)
     state = steps.create_state(cfg, parameters.nest(params), tx, mesh, trainable)
     checkpoints = Checkpoints(tmp_path / "run")
-    checkpoints.save(1, state, PlanState(np.arange(8), ()), trainable.facts())
+    checkpoints.save(1, state, Schedule(np.arange(8), ()), trainable.facts())
     checkpoints.close()
     hf.copy_files(tiny_model, tmp_path / "run" / "model")
     convert(tmp_path / "run", tmp_path / "out")

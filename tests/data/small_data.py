@@ -94,7 +94,7 @@ class Opened:
         self.lengths = {c.name: len(c) for c in self.components}
         self.weights = {c.name: c.entry.weight for c in self.components}
         self.streams = streams
-        self.state = schedule.open_state(self.lengths, self.weights, streams, saved, seed)
+        self.state = schedule.open_schedule(self.lengths, self.weights, streams, saved, seed)
         self.mixture = mixture.Mixture(self.components, seed, self.state.phases)
 
 

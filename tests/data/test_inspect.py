@@ -21,7 +21,7 @@ def test_check_lists_every_fault(jsonl, settings, tmp_path):
     (tmp_path / "5.png").unlink()
     components = build_components(jsonl, settings, max_bad_fraction=1.0)
     report = inspect.check(components, Quarantine(max_bad_fraction=0.1))
-    assert report.counts["x"] == {"records": 11, "skipped": 0, "bad": 3, "points_removed": 0}
+    assert report.counts["x"] == {"records": 11, "passed_over": 0, "bad": 3, "points_removed": 0}
     assert [item.id.rpartition("/")[2] for item in report.bad] == ["x.jsonl:11", "3", "5"]
     assert "5.png: no such image file" in report.text()
     with pytest.raises(UserError, match="3 of 11 samples"):

@@ -5,7 +5,7 @@ import pytest
 from small_data import Opened, load, same, small_record, write_shard
 
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.schedule import BadSample, PlanState
+from vlm3_jax.data.schedule import Bad, Schedule
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.evaluate import items
 
@@ -23,7 +23,7 @@ def test_batches_do_not_depend_on_workers(opened, settings):
 def test_restoring_any_state_continues_identically(table, opened, settings):
     whole = load(opened, settings, 6, workers=2, prefetch=3)
     for cut in range(5):
-        saved = PlanState.from_tree(json.loads(json.dumps(whole[cut].state.to_tree(), default=np.ndarray.tolist)))
+        saved = Schedule.from_tree(json.loads(json.dumps(whole[cut].state.to_tree(), default=np.ndarray.tolist)))
         again = Opened(table, settings, 4, saved=saved)
         rest = load(again, settings, 5 - cut, workers=2, prefetch=3)
         for one, two in zip(whole[cut + 1 :], rest, strict=True):
@@ -53,7 +53,7 @@ def test_stats(opened, settings):
     assert batch.stats["text_work"] == pytest.approx(4 * settings.budget.tokens**2 / tokens)
     assert batch.stats["vision_work"] == pytest.approx(4 * settings.budget.patches**2 / patches)
     assert batch.stats["wait_s"] > 0
-    assert (batch.stats["bad"], batch.stats["skipped"]) == (0, 0)
+    assert (batch.stats["bad"], batch.stats["passed_over"]) == (0, 0)
 
 
 def test_broken_pixels_mask_their_sample_only(jsonl, settings, tmp_path):
@@ -102,7 +102,7 @@ def test_pairs_that_barely_overlap_are_skipped(settings, tmp_path):
     batches = load(Opened({"a": entry}, settings, 1), settings, 4, workers=0)
     drawn = {id.split("/")[1].split("@")[0] for batch in batches for row in batch.ids for id in row}
     assert drawn == {"1", "2", "4", "5"}
-    assert sum(batch.stats["skipped"] for batch in batches) > 0
+    assert sum(batch.stats["passed_over"] for batch in batches) > 0
     assert sum(batch.stats["bad"] for batch in batches) == 0
 
 
@@ -127,10 +127,10 @@ def test_evaluation_items_depend_on_seed_and_record_only(opened, table, settings
 def test_quarantine_waits_for_enough_samples():
     quarantine = Quarantine(max_bad_fraction=0.01)
     error = BadRecord("why")
-    quarantine.add(50, [BadSample("a/1@0", "a", "f", str(error))])
+    quarantine.add(50, [Bad("a/1@0", "a", "f", str(error))])
     quarantine.check()
     quarantine.add(50, [])
     quarantine.check()
-    quarantine.add(1, [BadSample("a/2@0", "a", "f", "torn")])
+    quarantine.add(1, [Bad("a/2@0", "a", "f", "torn")])
     with pytest.raises(UserError, match=r"2 of 101 samples .* a/2@0: torn"):
         quarantine.check()

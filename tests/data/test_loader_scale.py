@@ -12,7 +12,7 @@ from small_data import Opened, blank_depthlm, by_stream, load, same_without, sma
 
 from vlm3_jax.data.loader import Loader
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.schedule import PlanState
+from vlm3_jax.data.schedule import Schedule
 from vlm3_jax.errors import BadRecord
 
 STREAMS = 4
@@ -28,7 +28,7 @@ class Hosts:
         self._streams = [np.arange(host, STREAMS, hosts) for host in range(hosts)]
         self.loaders = [
             Loader(
-                self.opened.mixture, PlanState(cursors[mine], phases), STREAMS, settings.budget, settings.vision,
+                self.opened.mixture, Schedule(cursors[mine], phases), STREAMS, settings.budget, settings.vision,
                 workers=workers, prefetch=prefetch, quarantine=Quarantine(None, max_bad_fraction),
             )
             for mine in self._streams
@@ -48,9 +48,9 @@ class Hosts:
         rows = [row for part in parts for row in part.ids]
         arrays = {name: np.concatenate([part.arrays[name] for part in parts])[order] for name in parts[0].arrays}
         cursors = np.concatenate([part.state.cursors for part in parts])[order]
-        state = PlanState(cursors, parts[0].state.phases)
+        state = Schedule(cursors, parts[0].state.phases)
         tree = json.loads(json.dumps(state.to_tree(), default=np.ndarray.tolist))
-        return [rows[i] for i in order], arrays, PlanState.from_tree(tree)
+        return [rows[i] for i in order], arrays, Schedule.from_tree(tree)
 
 
 def run(table, settings, batches, hosts=1, workers=0, saved=None, **kwargs):

@@ -139,7 +139,7 @@ def test_a_new_phase_repeats_and_loses_nothing():
     """Streams stop at different places; each finishes the old phase up to the foremost one, then the new one begins."""
     lengths = {"a": 50_000, "b": 70_000, "c": 3000}
     names = list(lengths)
-    state = schedule.open_state(lengths, {"a": 2, "b": 1, "c": 0}, 4)
+    state = schedule.open_schedule(lengths, {"a": 2, "b": 1, "c": 0}, 4)
     seen = collections.Counter()
     for ends, weights in [
         ([5000, 4401, 4802, 4903], {"a": 1, "c": 1}),
@@ -154,9 +154,9 @@ def test_a_new_phase_repeats_and_loses_nothing():
             indices = range(cursor, end, 4)
             seen.update(map(current.draw, indices))
             cursors.append(indices.stop if len(indices) == 0 else indices[-1] + 4)
-        state = schedule.PlanState(np.array(cursors), state.phases)
+        state = schedule.Schedule(np.array(cursors), state.phases)
         if weights:
-            state = schedule.open_state(lengths, weights, 4, state)
+            state = schedule.open_schedule(lengths, weights, 4, state)
             assert state.cursors.tolist() == cursors
             assert state.phases[-1].start == max(cursors)
     assert set(seen.values()) == {1}
@@ -174,9 +174,9 @@ def test_a_new_phase_repeats_and_loses_nothing():
 
 
 def test_a_component_that_is_gone_leaves_its_draws_out():
-    state = schedule.open_state({"a": 50, "b": 70}, {"a": 1, "b": 1}, 2)
-    saved = schedule.PlanState(np.array([100, 41]), state.phases)
-    changed = schedule.open_state({"a": 50}, {"a": 1}, 2, saved)
+    state = schedule.open_schedule({"a": 50, "b": 70}, {"a": 1, "b": 1}, 2)
+    saved = schedule.Schedule(np.array([100, 41]), state.phases)
+    changed = schedule.open_schedule({"a": 50}, {"a": 1}, 2, saved)
     whole, left = mix(["a", "b"], state.phases), mix(["a"], changed.phases)
     for index in range(41, 100, 2):
         draw = whole.draw(index)
@@ -185,22 +185,22 @@ def test_a_component_that_is_gone_leaves_its_draws_out():
 
 
 def test_phase_survives_saving_and_checks_the_data():
-    state = schedule.open_state({"b": 10, "a": 20}, {"b": 1, "a": 2}, 3)
+    state = schedule.open_schedule({"b": 10, "a": 20}, {"b": 1, "a": 2}, 3)
     tree = json.loads(json.dumps({**state.to_tree(), "cursors": [3, 4, 11]}, sort_keys=True))
-    saved = schedule.PlanState.from_tree(tree)
-    assert schedule.open_state({"b": 10, "a": 20}, {"b": 1, "a": 2}, 3, saved) is saved
+    saved = schedule.Schedule.from_tree(tree)
+    assert schedule.open_schedule({"b": 10, "a": 20}, {"b": 1, "a": 2}, 3, saved) is saved
     before, after = (mix(["b", "a"], phases) for phases in (state.phases, saved.phases))
     assert [before.draw(i) for i in range(100)] == [after.draw(i) for i in range(100)]
-    changed = schedule.open_state({"b": 10, "a": 20}, {"b": 1, "a": 3}, 3, saved)
+    changed = schedule.open_schedule({"b": 10, "a": 20}, {"b": 1, "a": 3}, 3, saved)
     assert changed.phases[:-1] == saved.phases
     assert changed.cursors.tolist() == [3, 4, 11]
     assert changed.phases[-1].start == 11
     with pytest.raises(UserError, match="'b' has 9 records, and 10 when"):
-        schedule.open_state({"b": 9, "a": 20}, {"b": 1, "a": 2}, 3, saved)
+        schedule.open_schedule({"b": 9, "a": 20}, {"b": 1, "a": 2}, 3, saved)
     with pytest.raises(UserError, match="3 rows a batch and the configuration 4"):
-        schedule.open_state({"b": 10, "a": 20}, {"b": 1, "a": 2}, 4, saved)
+        schedule.open_schedule({"b": 10, "a": 20}, {"b": 1, "a": 2}, 4, saved)
     with pytest.raises(UserError, match="the mixture is empty"):
-        schedule.open_state({"b": 10}, {"b": 0}, 4)
+        schedule.open_schedule({"b": 10}, {"b": 0}, 4)
     with pytest.raises(UserError, match="'a' of the saved run is not in the configuration"):
         mix(["b"], saved.phases)
 

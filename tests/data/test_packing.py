@@ -18,7 +18,7 @@ SPEC = image.VisionSpec(4, 2, 2, 64, 16_384, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8
 BUDGET = RowBudget(tokens=90, patches=112, targets=20)
 
 
-def random_sample(rng, sizes, n_text=8, n_targets=3, group=0, name="s"):
+def random_sample(rng, sizes, n_text=8, n_targets=3, component=0, name="s"):
     """A sample with images of the given (w, h) sizes, a text token between them, everything else random."""
     layouts = []
     for width, height in sizes:
@@ -31,7 +31,7 @@ def random_sample(rng, sizes, n_text=8, n_targets=3, group=0, name="s"):
     n += n_text
     return Sample(
         id=name,
-        group=group,
+        component=component,
         tokens=rng.integers(1, 400, n).astype(np.int32),
         positions=rng.integers(1, 99, (3, n)).astype(np.int32),
         questions=rng.integers(0, 4, n).astype(np.int32),
@@ -50,10 +50,10 @@ def load(samples):
 
 def make_rows(rng):
     return [
-        [random_sample(rng, [(16, 8), (8, 24)], group=1), random_sample(rng, []), random_sample(rng, [(24, 16)])],
+        [random_sample(rng, [(16, 8), (8, 24)], component=1), random_sample(rng, []), random_sample(rng, [(24, 16)])],
         [],
-        [random_sample(rng, [], group=3)],
-        [random_sample(rng, [(8, 8)], group=2)],
+        [random_sample(rng, [], component=3)],
+        [random_sample(rng, [(8, 8)], component=2)],
     ]
 
 
@@ -71,7 +71,7 @@ def check_row(row, samples, pixels, budget):
         np.testing.assert_array_equal(row["target_slot"][here] - start, sample.target_slot)
         np.testing.assert_array_equal(row["target_tokens"][here], sample.target_tokens)
         np.testing.assert_array_equal(row["target_weight"][here], sample.target_weight)
-        np.testing.assert_array_equal(row["target_group"][here] // 2, sample.group)
+        np.testing.assert_array_equal(row["target_group"][here] // 2, sample.component)
         np.testing.assert_array_equal(row["target_group"][here] % 2, sample.target_later)
         visual = row["visual_index"][mine]
         np.testing.assert_array_equal(np.flatnonzero(visual < V), sample.visual_slot)

@@ -102,9 +102,9 @@ def test_targets_are_the_answers(chat, mode):
 
 
 def test_views_are_shown_in_the_order_of_the_example(chat):
-    sample = build_sample(make_record(3), [Example("q", "a", {}, (2, 0))], chat, SPEC, id="x", group=4)
+    sample = build_sample(make_record(3), [Example("q", "a", {}, (2, 0))], chat, SPEC, id="x", component=4)
     assert [layout.final for layout in sample.images] == [SIZES[2], SIZES[0]]
-    assert (sample.id, sample.group) == ("x", 4)
+    assert (sample.id, sample.component) == ("x", 4)
     assert sample.n_patches == 4 + 24
 
 

@@ -7,7 +7,7 @@ import pytest
 from small_data import Opened
 
 from vlm3_jax.data import packing
-from vlm3_jax.data.schedule import MAX_FRUITLESS, Planner
+from vlm3_jax.data.schedule import MAX_FRUITLESS, Scheduler
 from vlm3_jax.errors import BadRecord, UserError
 
 BUDGET = packing.RowBudget(100, 60, 50)
@@ -23,47 +23,47 @@ def stand_in(index):
     return SimpleNamespace(id=index, tokens=range(size), n_patches=size // 2, target_tokens=range(size // 5))
 
 
-def planner(stride, sample=stand_in):
-    return Planner(sample, lambda i: (f"s/{i}", "s", "file"), lambda row: packing.fits(row, BUDGET), stride)
+def scheduler(stride, sample=stand_in):
+    return Scheduler(sample, lambda i: (f"s/{i}", "s", "file"), lambda row: packing.fits(row, BUDGET), stride)
 
 
 def run(state, stride, batches, sample=stand_in):
-    own, planned = planner(stride, sample), []
+    own, scheduled = scheduler(stride, sample), []
     for _ in range(batches):
-        planned.append(own.plan(state))
-        state = planned[-1].cursors
-    return planned
+        scheduled.append(own.batch(state))
+        state = scheduled[-1].cursors
+    return scheduled
 
 
 def test_streams_fill_rows_until_the_next_sample_does_not_fit():
-    planned = run(np.arange(3), 3, 20)
+    scheduled = run(np.arange(3), 3, 20)
     for stream in range(3):
-        rows = [batch.rows[stream] for batch in planned]
+        rows = [batch.rows[stream] for batch in scheduled]
         taken = [sample.id for row in rows for sample in row]
         usable = [i for i in range(stream, taken[-1] + 1, 3) if i % 11 != 5 and i % 13 != 7]
         assert taken == usable
         for row, after in itertools.pairwise(rows):
             assert packing.fits(row, BUDGET)
             assert not packing.fits([*row, after[0]], BUDGET)
-    assert planned[0].n_samples == sum(len(row) for row in planned[0].rows)
+    assert scheduled[0].n_samples == sum(len(row) for row in scheduled[0].rows)
 
 
 def test_bad_records_are_reported_once_and_skipped():
-    planned = run(np.arange(3), 3, 20)
-    end = planned[-1].cursors
+    scheduled = run(np.arange(3), 3, 20)
+    end = scheduled[-1].cursors
     passed = [i for stream in range(3) for i in range(stream, end[stream], 3)]
-    bad = sorted(int(item.id[2:]) for batch in planned for item in batch.bad)
+    bad = sorted(int(item.id[2:]) for batch in scheduled for item in batch.bad)
     assert bad == sorted(i for i in passed if i % 11 == 5)
-    assert sum(batch.skipped for batch in planned) == sum(i % 13 == 7 and i % 11 != 5 for i in passed)
-    assert planned[0].bad[0].reason == f"record {planned[0].bad[0].id[2:]}: broken"
+    assert sum(batch.passed_over for batch in scheduled) == sum(i % 13 == 7 and i % 11 != 5 for i in passed)
+    assert scheduled[0].bad[0].reason == f"record {scheduled[0].bad[0].id[2:]}: broken"
 
 
 @pytest.mark.parametrize("shares", [[[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0], [1], [2], [3]]])
 def test_hosts_plan_the_rows_of_one_global_batch(shares):
     whole = run(np.arange(4), 4, 6)
     for share in shares:
-        for batch, planned in zip(whole, run(np.array(share), 4, 6), strict=True):
-            assert [[s.id for s in row] for row in planned.rows] == [[s.id for s in batch.rows[r]] for r in share]
+        for batch, scheduled in zip(whole, run(np.array(share), 4, 6), strict=True):
+            assert [[s.id for s in row] for row in scheduled.rows] == [[s.id for s in batch.rows[r]] for r in share]
 
 
 def test_any_state_continues_identically():
@@ -81,9 +81,9 @@ def test_broken_data_do_not_loop_for_ever():
         raise BadRecord(f"record {index}: torn")
 
     with pytest.raises(UserError, match=f"{MAX_FRUITLESS} records in a row .* record 999: torn"):
-        planner(1, broken).plan(np.array([0]))
+        scheduler(1, broken).batch(np.array([0]))
     with pytest.raises(UserError, match=r"without a usable one; a record is passed over if .* covisibility_min"):
-        planner(1, lambda index: None).plan(np.array([0]))
+        scheduler(1, lambda index: None).batch(np.array([0]))
 
 
 def test_real_mixture_of_two_sources(samples, shards, settings):
@@ -95,13 +95,13 @@ def test_real_mixture_of_two_sources(samples, shards, settings):
     }
     settings = dataclasses.replace(settings, budget=packing.RowBudget(768, 512, 256))
     opened = Opened(table, settings, 3)
-    own = Planner(opened.mixture.sample, opened.mixture.describe, lambda row: packing.fits(row, settings.budget), 3)
+    own = Scheduler(opened.mixture.sample, opened.mixture.describe, lambda row: packing.fits(row, settings.budget), 3)
     state, taken = opened.state.cursors, []
     for _ in range(6):
-        planned = own.plan(state)
-        state = planned.cursors
-        taken += [sample for row in planned.rows for sample in row]
-        assert not planned.bad
-    assert {sample.group for sample in taken} == {0, 1}
+        scheduled = own.batch(state)
+        state = scheduled.cursors
+        taken += [sample for row in scheduled.rows for sample in row]
+        assert not scheduled.bad
+    assert {sample.component for sample in taken} == {0, 1}
     assert len({sample.id for sample in taken}) == len(taken)
-    assert 0.1 < np.mean([sample.group == 0 for sample in taken]) < 0.4
+    assert 0.1 < np.mean([sample.component == 0 for sample in taken]) < 0.4

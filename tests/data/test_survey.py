@@ -16,7 +16,7 @@ from vlm3_jax.data import survey
 from vlm3_jax.data.component import SampleSettings
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, pack
 from vlm3_jax.data.samples import unsupervised
-from vlm3_jax.data.schedule import Planner
+from vlm3_jax.data.schedule import Scheduler
 from vlm3_jax.errors import UserError
 from vlm3_jax.processor.chat import ChatFormat
 
@@ -49,44 +49,44 @@ def depth(recipe, qwen_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def planned(recipe, depth):
-    """Three steps of the depth recipe, an eighth of its rows, planned as the loader does."""
+def scheduled(recipe, depth):
+    """Three steps of the depth recipe, an eighth of its rows, scheduled as the loader does."""
     table, settings = depth
     streams = recipe.data.rows * recipe.train.accumulation // PART
     opened, batches = Opened(table, settings, streams), []
-    planner = Planner(
+    scheduler = Scheduler(
         opened.mixture.sample, opened.mixture.describe, lambda row: fits(row, settings.budget), opened.streams
     )
     cursors = opened.state.cursors
     for _ in range(3):
-        batches.append(planner.plan(cursors))
+        batches.append(scheduler.batch(cursors))
         cursors = batches[-1].cursors
     return batches
 
 
-def test_rows_of_the_depth_recipe_are_full(depth, planned):
+def test_rows_of_the_depth_recipe_are_full(depth, scheduled):
     """The sizes of the paper's depth mixture: nine tenths of the tokens at least, attention at most 1.3 times."""
     budget = depth[1].budget
-    visual = {layout.n_visual for batch in planned for row in batch.rows for s in row for layout in s.images}
+    visual = {layout.n_visual for batch in scheduled for row in batch.rows for s in row for layout in s.images}
     # All but one set lie between 858 and 1,300 visual tokens.
     assert sorted(visual)[:2] == [551, 858]
     assert max(visual) == 1296
-    for batch in planned:
+    for batch in scheduled:
         stats = batch_stats(batch.rows, lengths(batch.rows), budget)
         assert stats["token_fill"] >= 0.9
         assert stats["patch_fill"] >= 0.7
         assert stats["text_work"] <= 1.3
         assert stats["vision_work"] <= 1.3
     # Attention over whole rows would be far from that.
-    rows = planned[0].rows
+    rows = scheduled[0].rows
     dense = batch_stats(rows, lengths(rows), dataclasses.replace(budget, pair_block=0))
     assert dense["text_work"] > 5
     assert dense["vision_work"] > 4
 
 
-def test_the_work_reported_is_that_of_the_lists(depth, planned):
+def test_the_work_reported_is_that_of_the_lists(depth, scheduled):
     """Pairs of blocks of two packed rows, against pairs that see each other counted one by one."""
-    budget, rows = depth[1].budget, planned[0].rows[:2]
+    budget, rows = depth[1].budget, scheduled[0].rows[:2]
     batch = pack(rows, [[[None]] * len(row) for row in rows], budget, QWEN_VISION)
     stats = batch_stats(rows, lengths(rows), budget)
     tokens = [len(s.tokens) for row in rows for s in row]
@@ -98,13 +98,13 @@ def test_the_work_reported_is_that_of_the_lists(depth, planned):
     assert stats["token_fill"] == pytest.approx((batch["segments"] > 0).mean())
 
 
-def test_a_step_holds_the_batch_that_is_asked_for(recipe, depth, planned):
+def test_a_step_holds_the_batch_that_is_asked_for(recipe, depth, scheduled):
     """The schedule runs on samples, and the paper's batch is samples a step: with the rows that the report names the
     mean is within 2 %.
     """
     rows = recipe.data.rows * recipe.train.accumulation
     report = survey.mix_report(*depth, seed=1, samples=300, run=survey.Run(32_000_000, rows, 1344))
-    a_row = np.mean([batch.n_samples for batch in planned]) / len(planned[0].rows)
+    a_row = np.mean([batch.n_samples for batch in scheduled]) / len(scheduled[0].rows)
     assert a_row * report.configured.rows_for(1344) == pytest.approx(1344, rel=0.02)
     assert report.samples_per_step == pytest.approx(a_row * rows, rel=0.02)
     text = " ".join(printed(report).split())
@@ -115,9 +115,9 @@ def test_a_step_holds_the_batch_that_is_asked_for(recipe, depth, planned):
     assert f"; {report.configured.rows_for(1344)} rows a step (data.rows x train.accumulation) come closest;" in text
 
 
-def test_proposed_rows_of_the_depth_recipe(depth, planned):
+def test_proposed_rows_of_the_depth_recipe(depth, scheduled):
     """Proposed from one draw, they do for another."""
-    drawn = [s for batch in planned for row in batch.rows for s in row]
+    drawn = [s for batch in scheduled for row in batch.rows for s in row]
     for fill in survey.propose(drawn[:250], 4):
         again = survey.row_fill(survey.in_rows(drawn[250:], fill.budget), fill.budget)
         assert again.token_fill > 0.9
@@ -151,7 +151,7 @@ def test_skipped_records_cost_draws(settings, tmp_path):
     table = {"x": {"kind": "depthlm", "path": str(tmp_path / "x.jsonl"), "depth_kind": "z", "focal": 50.0}}
     settings = dataclasses.replace(settings, budget=RowBudget(4096, 512, 512))
     report = survey.mix_report(table, settings, samples=100, max_bad_fraction=0.5, run=survey.Run(20))
-    assert report.skipped == pytest.approx(100, abs=10)
+    assert report.passed_over == pytest.approx(100, abs=10)
     assert report.shares[0].epochs == pytest.approx(2, abs=0.1)
 
 
@@ -257,7 +257,8 @@ def test_command(command, capsys):
     text = " ".join(capsys.readouterr().out.split())
     for words in ("entry records share drawn epochs", "match 24", "data.row_tokens 256", "tokens filled",
                   "patches filled", "attention work, text", "attention work, vision", "rows for 9 samples",
-                  "60 samples drawn; 0 records skipped, 0 bad", "of 9 asked", "steps for 1,000 samples"):  # fmt: skip
+                  "60 samples drawn; 0 records passed over, 0 bad", "of 9 asked",
+                  "steps for 1,000 samples"):  # fmt: skip
         assert words in text, words
 
 

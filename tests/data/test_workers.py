@@ -9,7 +9,7 @@ from small_data import Opened, Troubled, load, same, same_without
 from vlm3_jax.data import workers as module
 from vlm3_jax.data.loader import Loader
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.schedule import Planner
+from vlm3_jax.data.schedule import Scheduler
 from vlm3_jax.errors import UserError
 
 
@@ -178,7 +178,7 @@ def test_trouble_in_the_planning_thread_is_raised(opened, settings, monkeypatch,
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(Planner, "_take", fail)
+    monkeypatch.setattr(Scheduler, "_take", fail)
     with pytest.raises(RuntimeError, match=f"^the data loader failed: {type(error).__name__}: a bug$"):
         load(opened, settings, 1, workers=2)
 

@@ -45,7 +45,7 @@ def main(model, data, workdir) -> dict:
         for _ in range(BATCHES):
             time.sleep(SLOW_S if slow else 0)
             _, _, stats, samples, checksum = feed.next()
-            batches.append([stats["bad"], stats["skipped"], samples, checksum])
+            batches.append([stats["bad"], stats["passed_over"], samples, checksum])
         feed.close()
         times = goodput.row()
     return {"batches": batches, "held_out": [aside.bad, aside.samples], "own": own, "times": times}

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from vlm3_jax.checkpoint import hf
-from vlm3_jax.data.schedule import PlanState
+from vlm3_jax.data.schedule import Schedule
 from vlm3_jax.model import params as parameters
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.train import step as steps
@@ -98,13 +98,13 @@ def main(dense: str, experts: str, folder: pathlib.Path) -> None:
 def restore_elsewhere(cfg, state, folder) -> None:
     """A checkpoint of eight devices comes back bit by bit on others, in the shardings asked for."""
     checkpoints = Checkpoints(folder)
-    checkpoints.save(1, state, PlanState(np.arange(8), ()), {"seed": 0})
+    checkpoints.save(1, state, Schedule(np.arange(8), ()), {"seed": 0})
     checkpoints.wait()
     for shape, kinds in (((1, 4, 2), 4), ((1, 1, 1), 1)):
         mesh = meshes.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
         wanted = steps.abstract_state(cfg, GRADIENT, mesh)
-        restored, plan = checkpoints.restore(wanted, {"seed": 0})
-        assert plan.cursors.tolist() == list(range(8))
+        restored, schedule = checkpoints.restore(wanted, {"seed": 0})
+        assert schedule.cursors.tolist() == list(range(8))
         for leaf, old, abstract in zip(*map(jax.tree.leaves, (restored, state, wanted)), strict=True):
             assert leaf.sharding.is_equivalent_to(abstract.sharding, leaf.ndim)
             np.testing.assert_array_equal(np.asarray(leaf), np.asarray(old))

@@ -54,7 +54,7 @@ def theirs(model_dir, samples, rates) -> list[float]:
         batch = samples[number * PER_STEP : (number + 1) * PER_STEP]
         weight, total = sum(s.target_weight.sum() for s in batch), 0.0
         for s in batch:
-            images = [Image.fromarray(plan.ref.load()) for plan in s.images]
+            images = [Image.fromarray(layout.ref.load()) for layout in s.images]
             ids = torch.tensor(s.tokens)[None].long()
             model.model.rope_deltas = None
             kind = (ids == model.config.image_token_id).int()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.support import files_of_at_most
-from vlm3_jax.data.schedule import PlanState
+from vlm3_jax.data.schedule import Schedule
 from vlm3_jax.errors import Again, UserError
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.train import checkpoints, settings
@@ -39,15 +39,15 @@ def make_state(step: int, shape=(96, 64)) -> TrainState:
     return TrainState(tree(), (count[0], tree(), tree()), *count[1:])
 
 
-def plan_at(step: int) -> PlanState:
-    return PlanState(np.arange(4) + 1000 * step, ())
+def schedule_at(step: int) -> Schedule:
+    return Schedule(np.arange(4) + 1000 * step, ())
 
 
 def save(folder, steps=(), losses=None, **options) -> list[int]:
     """Saves states, one after the other; the steps that are there then."""
     checkpoints = Checkpoints(folder, **options)
     for step in steps:
-        checkpoints.save(step, make_state(step), plan_at(step), FACTS, losses=(losses or {}).get(step))
+        checkpoints.save(step, make_state(step), schedule_at(step), FACTS, losses=(losses or {}).get(step))
     checkpoints.wait()
     found = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdecimal())
     checkpoints.close()
@@ -55,11 +55,11 @@ def save(folder, steps=(), losses=None, **options) -> list[int]:
 
 
 def restore(folder, like=None, facts=FACTS, config=None):
-    """(state, plan, what the user is told)."""
+    """(state, schedule, what the user is told)."""
     checkpoints = Checkpoints(folder)
     try:
-        state, plan = checkpoints.restore(jax.eval_shape(lambda: like) if like else abstract(), facts, config)
-        return state, plan, checkpoints.notes
+        state, schedule = checkpoints.restore(jax.eval_shape(lambda: like) if like else abstract(), facts, config)
+        return state, schedule, checkpoints.notes
     finally:
         checkpoints.close()
 
@@ -69,10 +69,10 @@ def abstract(state=None) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def assert_is(state: TrainState, plan: PlanState, step: int) -> None:
+def assert_is(state: TrainState, schedule: Schedule, step: int) -> None:
     for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(make_state(step)), strict=True):
         assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
-    np.testing.assert_array_equal(plan.cursors, plan_at(step).cursors)
+    np.testing.assert_array_equal(schedule.cursors, schedule_at(step).cursors)
 
 
 def test_which_are_kept(tmp_path):
@@ -146,8 +146,8 @@ def saved(tmp_path_factory):
 def test_a_damaged_checkpoint_falls_back(damage, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "run") / "checkpoints"
     DAMAGE[damage](folder / "5")
-    state, plan, (note,) = restore(tmp_path / "run")
-    assert_is(state, plan, 2)
+    state, schedule, (note,) = restore(tmp_path / "run")
+    assert_is(state, schedule, 2)
     assert note.startswith(f"{folder}: step 5 is damaged (")
     assert note.endswith("), kept aside as 5.damaged; going on from step 2")
     assert "\n" not in note
@@ -282,8 +282,8 @@ def test_what_an_error_says_of_a_checkpoint(saved, monkeypatch, error, kind):
 
 
 def test_intact_checkpoints_are_told_nothing_about(saved):
-    state, plan, notes = restore(saved)
-    assert_is(state, plan, 5)
+    state, schedule, notes = restore(saved)
+    assert_is(state, schedule, 5)
     assert notes == []
 
 
@@ -328,7 +328,7 @@ def test_changed_settings_are_told(tmp_path):
     config = {"workdir": "a", "optimizer": {"clip": 1.0, "rates": {"vision": 1.0}}, "train": {"keep": 2}, "old": 1}
     config["data"] = {"components": {"depth": {"weight": 1.0}}, "workers": 4}
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, make_state(3), plan_at(3), FACTS, config)
+    checkpoints.save(3, make_state(3), schedule_at(3), FACTS, config)
     checkpoints.close()
     assert restore(tmp_path, config=config)[2] == []
     harmless = json.loads(json.dumps(config)) | {"workdir": "b", "train": {"keep": 5}, "new": 2}
@@ -358,11 +358,11 @@ def test_a_save_that_fails(tmp_path, capfd):
         rf"{tmp_path}/checkpoints: step 3 cannot be saved \(File too large\); .* the same command goes on from step 2"
     )
     with files_of_at_most(10_000):
-        checkpoints.save(3, make_state(3), plan_at(3), FACTS)
+        checkpoints.save(3, make_state(3), schedule_at(3), FACTS)
         with pytest.raises(UserError, match=line) as caught:
             checkpoints.wait()
         assert "\n" not in str(caught.value)
-        checkpoints.save(4, make_state(4), plan_at(4), FACTS)
+        checkpoints.save(4, make_state(4), schedule_at(4), FACTS)
         with pytest.raises(UserError, match="step 4 cannot be saved"):
             check_until_it_fails(checkpoints)
         checkpoints.close()

@@ -319,7 +319,7 @@ def test_export_of_a_run_is_the_trained_model(runs, tiny_model):
     model = Qwen3VLForConditionalGeneration.from_pretrained(root / "whole" / "export").eval()
     processor = Qwen2VLImageProcessorPil.from_pretrained(root / "whole" / "export")
     for row, sample in enumerate(samples):
-        images = [Image.fromarray(plan.ref.load()) for plan in sample.images]
+        images = [Image.fromarray(layout.ref.load()) for layout in sample.images]
         ids = torch.tensor(sample.tokens)[None].long()
         kind = (ids == model.config.image_token_id).int()
         model.model.rope_deltas = None

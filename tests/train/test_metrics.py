@@ -22,9 +22,12 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
     """As soon as it is written; infinities and texts stay in metrics.jsonl alone, and a resume hides what it redoes."""
     metrics = Metrics(tmp_path, 0)
     for step in range(1, 5):
-        row = {"step": step, "loss/a b": step / 4, "mfu": float("inf"), "ids": "0", "skipped": 1}
+        row = {"step": step, "loss/a b": step / 4, "mfu": float("inf"), "ids": "0", "skipped_steps": 1}
         metrics.write(row, board=step != 3)
-    assert events(tmp_path) == {"loss/a_b": [(1, 0.25), (2, 0.5), (4, 1.0)], "skipped": [(1, 1.0), (2, 1.0), (4, 1.0)]}
+    assert events(tmp_path) == {
+        "loss/a_b": [(1, 0.25), (2, 0.5), (4, 1.0)],
+        "skipped_steps": [(1, 1.0), (2, 1.0), (4, 1.0)],
+    }
     metrics.close()
     metrics = Metrics(tmp_path, 2)
     metrics.write({"step": 3, "loss/a b": 0.125}, board=True)

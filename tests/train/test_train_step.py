@@ -93,7 +93,7 @@ def reference(worked, tiny_model):
     weight = sum(s.target_weight.sum() for s in samples)
     tokens, losses = [], []
     for sample in samples:
-        images = [Image.fromarray(plan.ref.load()) for plan in sample.images]
+        images = [Image.fromarray(layout.ref.load()) for layout in sample.images]
         vision = dict(processor(images=images, return_tensors="pt"))
         for question in range(sample.questions.max() + 1):
             # Question 0 is the prefix that all share: alone it is a conversation only if there are no others.
@@ -112,7 +112,7 @@ def reference(worked, tiny_model):
             each = torch.nn.functional.cross_entropy(out.logits[0, slots], labels[0, slots + 1], reduction="none")
             torch.testing.assert_close(each.mean(), out.loss, rtol=1e-5, atol=0)
             (each * torch.tensor(sample.target_weight[own]) / weight).sum().backward()
-            tokens.append((2 * sample.group + sample.target_later[own], sample.target_weight[own]))
+            tokens.append((2 * sample.component + sample.target_later[own], sample.target_weight[own]))
             losses.append(each.detach().numpy())
     return np.concatenate(tokens, 1), np.concatenate(losses), {k: p.grad for k, p in model.named_parameters()}
 

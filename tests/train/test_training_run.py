@@ -57,9 +57,9 @@ def finished(tiny_model, tmp_path_factory) -> Finished:
         compiled.append(make_step(*args, **kwargs))
         return compiled[-1]
 
-    def look(plan, spec):
-        grids.add(plan.grid)
-        return load(plan, spec)
+    def look(layout, spec):
+        grids.add(layout.grid)
+        return load(layout, spec)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "make_step", remember)
@@ -71,7 +71,7 @@ def finished(tiny_model, tmp_path_factory) -> Finished:
 
 def per_step(workdir) -> list[dict]:
     """The rows of metrics with what depends neither on the clock nor on when the last row was logged."""
-    each = {"step", "samples", "lr", "ids", "loss", "grad_norm", "skipped"}
+    each = {"step", "samples", "lr", "ids", "loss", "grad_norm", "skipped_steps"}
     return [
         {k: v for k, v in row.items() if k in each or k.startswith(("eval_loss/", "answer_entropy/"))}
         for row in rows_of_metrics(workdir)
@@ -245,7 +245,7 @@ def test_a_step_that_is_not_finite_changes_nothing(finished, tmp_path, monkeypat
     assert loop.train(config)
     assert seen == [False] * 5 + [True] + [False] * 4
     rows = [row for row in rows_of_metrics(tmp_path) if "ids" in row]
-    assert [row.get("skipped") for row in rows] == [None] * 5 + [1] + [None] * 4
+    assert [row.get("skipped_steps") for row in rows] == [None] * 5 + [1] + [None] * 4
     assert ["loss" in row for row in rows] == [True] * 5 + [False] + [True] * 4
     whole = [row for row in rows_of_metrics(finished.workdir) if "ids" in row]
     assert [row["ids"] for row in rows] == [row["ids"] for row in whole[:10]]

@@ -46,14 +46,14 @@ class SampleSettings:
 
 
 class Component:
-    """Records of one source as samples of one task; `group` is its number in the mixture table."""
+    """Records of one source as samples of one task; `number` is its place in the mixture table."""
 
-    def __init__(self, name: str, entry, source: Source, settings: SampleSettings, group: int = 0):
+    def __init__(self, name: str, entry, source: Source, settings: SampleSettings, number: int = 0):
         self.name = name
         self.entry = check_entry(name, entry)
         self.source = source
         self.settings = settings
-        self.group = group
+        self.number = number
         self.task = tasks.get(self.entry.task)
         self.style = PromptStyle(
             name=self.entry.style,
@@ -119,7 +119,7 @@ class Component:
         if not examples:
             return None
         s = self.settings
-        return build_sample(record, examples, s.chat, s.vision, s.mode, s.first_answer_weight, id, self.group)
+        return build_sample(record, examples, s.chat, s.vision, s.mode, s.first_answer_weight, id, self.number)
 
     def _cropped(self, record: Record, sample: Sample) -> Record:
         """The record with its images cut so that a sample with as much text fits; labels outside are removed.

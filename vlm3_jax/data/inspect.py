@@ -13,7 +13,7 @@ from vlm3_jax.data.component import Component
 from vlm3_jax.data.mixture import Mixture
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
 from vlm3_jax.data.samples import Sample
-from vlm3_jax.data.schedule import BadSample
+from vlm3_jax.data.schedule import Bad
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.processor.image import ImageLayout, VisionSpec
 from vlm3_jax.records import Record
@@ -108,13 +108,13 @@ class CheckReport:
     """What walking through components found; `quarantine.check(final=True)` raises if it is too much."""
 
     counts: dict[str, collections.Counter]
-    bad: list[BadSample]
+    bad: list[Bad]
     quarantine: Quarantine
 
     def text(self, most: int = 20) -> str:
         """Counts a component and the first `most` reasons."""
         lines = [
-            f"{name}: {count['records']} records, {count['skipped']} skipped, {count['bad']} bad, "
+            f"{name}: {count['records']} records, {count['passed_over']} passed over, {count['bad']} bad, "
             f"{count['points_removed']} labels removed"
             for name, count in self.counts.items()
         ]
@@ -135,13 +135,13 @@ def check(components: Sequence[Component], quarantine: Quarantine, decode: bool 
             id = f"{component.name}/{index}"
             try:
                 sample = component.sample(index, (0, index), id)
-                count["skipped"] += sample is None
+                count["passed_over"] += sample is None
                 for layout in sample.images if sample and decode else ():
                     layout.ref.load()
             except BadRecord as error:
-                found.append(BadSample(id, component.name, str(component.source.path), str(error)))
+                found.append(Bad(id, component.name, str(component.source.path), str(error)))
         # Those that the source has set aside are None too.
-        count["skipped"] -= len(component.source.bad)
+        count["passed_over"] -= len(component.source.bad)
         count["records"], count["bad"] = len(component), len(found)
         quarantine.add(count["records"], found)
         bad += found

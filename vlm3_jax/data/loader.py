@@ -1,7 +1,7 @@
-"""The loader: planned rows become fixed-shape arrays, read and decoded by threads and handed over in plan order.
+"""The loader: scheduled rows become fixed-shape arrays, read and decoded by threads and handed over in order.
 
 Decoding and resizing release the interpreter lock, so threads suffice (docs/benchmarks.md). The order never depends on
-them: one thread plans, the workers read and fill, and results are put together in the order planned. Each batch carries
+them: one thread schedules, the workers read and fill, and results are put together in that order. Each batch carries
 the state behind itself, so batches that were prepared but not used are prepared again after a restart.
 """
 
@@ -18,7 +18,7 @@ from vlm3_jax.data.mixture import Mixture
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, pack
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
 from vlm3_jax.data.samples import Sample
-from vlm3_jax.data.schedule import BadSample, PlannedBatch, Planner, PlanState
+from vlm3_jax.data.schedule import Bad, Schedule, ScheduledBatch, Scheduler
 from vlm3_jax.data.workers import Workers
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.model.flops import Lengths
@@ -33,14 +33,14 @@ class LoadedBatch:
     `arrays`: see `packing.pack`. `ids`: sample ids, row by row. `samples`: their number, those with broken pixels
     (masked) included. `lengths`: what they hold. `state`: go on from here after this batch; its cursors are those of
     this loader's streams. `stats`: those of `packing.batch_stats`, wait_s (time the caller waited for the batch), bad,
-    skipped.
+    passed_over.
     """
 
     arrays: dict[str, np.ndarray]
     ids: list[list[str]]
     samples: int
     lengths: Lengths
-    state: PlanState
+    state: Schedule
     stats: dict[str, float]
 
 
@@ -49,8 +49,8 @@ class _Ready:
     """A packed batch, from the planning thread."""
 
     arrays: dict[str, np.ndarray]
-    planned: PlannedBatch
-    bad: list[BadSample]
+    scheduled: ScheduledBatch
+    bad: list[Bad]
     lengths: Lengths
     stats: dict[str, float]
 
@@ -67,7 +67,7 @@ class Loader:
     def __init__(
         self,
         mixture: Mixture,
-        state: PlanState,
+        state: Schedule,
         total_streams: int,
         budget: RowBudget,
         spec: VisionSpec,
@@ -77,7 +77,7 @@ class Loader:
         worker_timeout_s: float = 120.0,
         quarantine: Quarantine | None = None,
     ):
-        self._planner = Planner(mixture.sample, mixture.describe, lambda row: fits(row, budget), total_streams)
+        self._scheduler = Scheduler(mixture.sample, mixture.describe, lambda row: fits(row, budget), total_streams)
         self._mixture, self._state, self._budget, self._spec = mixture, state, budget, spec
         self._quarantine = quarantine or Quarantine()
         for component in mixture.components:
@@ -95,13 +95,17 @@ class Loader:
     def __next__(self) -> LoadedBatch:
         start = time.perf_counter()
         ready = self._wait() if self._ahead else self._assemble(*self._begin(self._state.cursors))
-        planned, bad, stats = ready.planned, ready.bad, dict(ready.stats)
-        self._state = dataclasses.replace(self._state, cursors=planned.cursors)
-        self._quarantine.add(planned.n_samples + len(planned.bad), planned.bad + bad)
+        scheduled, bad, stats = ready.scheduled, ready.bad, dict(ready.stats)
+        self._state = dataclasses.replace(self._state, cursors=scheduled.cursors)
+        self._quarantine.add(scheduled.n_samples + len(scheduled.bad), scheduled.bad + bad)
         self._quarantine.check()
-        stats |= {"wait_s": time.perf_counter() - start, "bad": len(planned.bad) + len(bad), "skipped": planned.skipped}
-        ids = [[sample.id for sample in row] for row in planned.rows]
-        return LoadedBatch(ready.arrays, ids, planned.n_samples, ready.lengths, self._state, stats)
+        stats |= {
+            "wait_s": time.perf_counter() - start,
+            "bad": len(scheduled.bad) + len(bad),
+            "passed_over": scheduled.passed_over,
+        }
+        ids = [[sample.id for sample in row] for row in scheduled.rows]
+        return LoadedBatch(ready.arrays, ids, scheduled.n_samples, ready.lengths, self._state, stats)
 
     def close(self) -> None:
         """Stops the threads; batches that were prepared are dropped."""
@@ -121,7 +125,7 @@ class Loader:
         if self._stop.is_set():
             raise RuntimeError("the loader is closed")
         if self._producer is None:
-            self._producer = threading.Thread(target=self._produce, name="vlm3-plan", daemon=True)
+            self._producer = threading.Thread(target=self._produce, name="vlm3-schedule", daemon=True)
             self._producer.start()
         prepared = self._next_ready()
         if not isinstance(prepared, BaseException):
@@ -160,16 +164,16 @@ class Loader:
             except queue.Full:
                 continue
 
-    def _begin(self, cursors: np.ndarray) -> tuple[PlannedBatch, list[list[Callable]]]:
-        """The plan behind `cursors`, and what waits for the pixels of its samples."""
-        planned = self._planner.plan(cursors, self._start_reading)
-        fills = [[self._workers.submit(self._fill, s, lambda s=s: s.id) for s in row] for row in planned.rows]
-        return planned, fills
+    def _begin(self, cursors: np.ndarray) -> tuple[ScheduledBatch, list[list[Callable]]]:
+        """The rows behind `cursors`, and what waits for the pixels of its samples."""
+        scheduled = self._scheduler.batch(cursors, self._start_reading)
+        fills = [[self._workers.submit(self._fill, s, lambda s=s: s.id) for s in row] for row in scheduled.rows]
+        return scheduled, fills
 
     def _start_reading(self, sample: Callable, index: int) -> Callable:
         return self._workers.submit(sample, index, lambda: self._mixture.describe(index)[0])
 
-    def _fill(self, sample: Sample) -> tuple[list[np.ndarray | None], list[BadSample]]:
+    def _fill(self, sample: Sample) -> tuple[list[np.ndarray | None], list[Bad]]:
         """The sample's patches; None and a reason for an image that cannot be read."""
         patches, bad = [], []
         for layout in sample.images:
@@ -183,7 +187,7 @@ class Loader:
                 bad.append(self._set_aside(sample, layout.ref.name, error))
         return patches, bad[:1]
 
-    def _filled(self, sample: Sample, fill: Callable) -> tuple[list[np.ndarray | None], list[BadSample]]:
+    def _filled(self, sample: Sample, fill: Callable) -> tuple[list[np.ndarray | None], list[Bad]]:
         """What `_fill` has returned; None for all images if it was given up."""
         try:
             return fill()
@@ -191,17 +195,17 @@ class Loader:
             names = ", ".join(layout.ref.name for layout in sample.images)
             return [None] * len(sample.images), [self._set_aside(sample, names, error)]
 
-    def _set_aside(self, sample: Sample, file: str, error: BadRecord) -> BadSample:
-        return BadSample(sample.id, self._mixture.components[sample.group].name, file, str(error))
+    def _set_aside(self, sample: Sample, file: str, error: BadRecord) -> Bad:
+        return Bad(sample.id, self._mixture.components[sample.component].name, file, str(error))
 
-    def _assemble(self, planned: PlannedBatch, fills: list[list[Callable]]) -> "_Ready":
+    def _assemble(self, scheduled: ScheduledBatch, fills: list[list[Callable]]) -> "_Ready":
         filled = [
             [self._filled(sample, fill) for sample, fill in zip(row, row_fills, strict=True)]
-            for row, row_fills in zip(planned.rows, fills, strict=True)
+            for row, row_fills in zip(scheduled.rows, fills, strict=True)
         ]
-        arrays = pack(planned.rows, [[patches for patches, _ in row] for row in filled], self._budget, self._spec)
-        held = lengths(planned.rows)
+        arrays = pack(scheduled.rows, [[patches for patches, _ in row] for row in filled], self._budget, self._spec)
+        held = lengths(scheduled.rows)
         # Those with broken pixels have their targets masked.
         held = dataclasses.replace(held, targets=int((arrays["target_weight"] > 0).sum()))
         bad = [item for row in filled for _, bad in row for item in bad]
-        return _Ready(arrays, planned, bad, held, batch_stats(planned.rows, held, self._budget))
+        return _Ready(arrays, scheduled, bad, held, batch_stats(scheduled.rows, held, self._budget))

@@ -164,7 +164,7 @@ def _drawn_before(draw: int, weights: Sequence[int]) -> list[int]:
 class Mixture:
     """Random access to the draws and samples of all `phases`.
 
-    `components` in table order (a component's `group` is its place in the table); only those with a weight are drawn.
+    `components` in table order (a component's `number` is its place in the table); only those with a weight are drawn.
     UserError if a component of the last phase is missing; what one of an earlier phase would have given is left out.
     """
 

@@ -252,7 +252,7 @@ def _pack_targets(row: dict[str, np.ndarray], samples: Sequence[Sample], pixels,
         row["target_slot"][here] = token + sample.target_slot
         row["target_tokens"][here] = sample.target_tokens
         row["target_weight"][here] = 0 if any(array is None for array in arrays) else sample.target_weight
-        row["target_group"][here] = 2 * sample.group + sample.target_later
+        row["target_group"][here] = 2 * sample.component + sample.target_later
         start = here.stop
 
 

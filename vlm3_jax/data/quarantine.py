@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable
 
 from vlm3_jax.data.component import Component
-from vlm3_jax.data.schedule import BadSample
+from vlm3_jax.data.schedule import Bad
 from vlm3_jax.errors import UserError
 
 # A share of fewer samples says little.
@@ -24,9 +24,9 @@ class Quarantine:
         self.max_bad_fraction = max_bad_fraction
         self.samples = 0
         self.bad = 0
-        self._last: BadSample | None = None
+        self._last: Bad | None = None
 
-    def add(self, samples: int, bad: Iterable[BadSample]) -> None:
+    def add(self, samples: int, bad: Iterable[Bad]) -> None:
         """`samples`: how many were looked at, the bad ones included."""
         bad = list(bad)
         self.samples += samples
@@ -36,7 +36,7 @@ class Quarantine:
         self._last = bad[-1]
         self.write(bad)
 
-    def write(self, bad: Iterable[BadSample]) -> None:
+    def write(self, bad: Iterable[Bad]) -> None:
         """Writes without counting: lines that were set aside, and judged, when a source was opened."""
         bad = list(bad)
         if self.path is not None and bad:
@@ -54,8 +54,6 @@ class Quarantine:
             )
 
 
-def bad_lines(component: Component) -> list[BadSample]:
+def bad_lines(component: Component) -> list[Bad]:
     """The lines that the component's source set aside when it was opened; their id is `FILE:LINE`."""
-    return [
-        BadSample(f"{line.file}:{line.line}", component.name, line.file, line.reason) for line in component.source.bad
-    ]
+    return [Bad(f"{line.file}:{line.line}", component.name, line.file, line.reason) for line in component.source.bad]

@@ -1,6 +1,6 @@
 """Samples: tokens, positions, targets and image layouts of one record's questions; no pixels.
 
-A sample is a function of its record, its examples and the model directory alone, so it can be planned long before its
+A sample is a function of its record, its examples and the model directory alone, so it can be scheduled long before its
 images are decoded. All indices that the model needs are computed here, in numpy, before packing.
 """
 
@@ -26,12 +26,12 @@ class Sample:
     tokens int32 [n]; positions int32 [3, n] (time, row, column of M-RoPE); questions int32 [n]: 0 for the shared
     prefix, k > 0 for the k-th independent question (all 0 in "turns"); visual_slot int32 [v]: visual tokens.
     target_slot int32 [t]: the token whose hidden state predicts; target_tokens int32 [t]; target_weight float32 [t];
-    target_later bool [t]: True for turns after the first. group: the mixture component it comes from. views: which of
-    the record's views `images` are.
+    target_later bool [t]: True for turns after the first. component: the number of the one it comes from. views: which
+    of the record's views `images` are.
     """
 
     id: str
-    group: int
+    component: int
     tokens: np.ndarray
     positions: np.ndarray
     questions: np.ndarray
@@ -69,7 +69,7 @@ def build_sample(
     mode: str = "turns",
     first_answer_weight: float = 1.0,
     id: str = "",
-    group: int = 0,
+    component: int = 0,
 ) -> Sample:
     """The sample of a unified record and its examples, in their order; all examples show the same views.
 
@@ -88,7 +88,7 @@ def build_sample(
     later = np.repeat(np.arange(len(lengths)) > 0, lengths) if mode == "turns" else np.zeros(len(targets), bool)
     return Sample(
         id=id,
-        group=group,
+        component=component,
         tokens=encoding.tokens,
         positions=positions(encoding, layouts),
         questions=encoding.questions,

@@ -1,8 +1,8 @@
-"""The plan: which samples make up which row of which batch, computed without pixels and exactly repeatable.
+"""The schedule: which samples make up which row of which batch, computed without pixels and exactly repeatable.
 
 Stream r of R (the rows of the global batch) takes mixture indices r, r + R, r + 2R, ... and adds samples until the next
-one does not fit; that one opens the stream's next row. Streams never look at each other, so a host plans its own only,
-and the whole state is one cursor a stream plus the list of phases.
+one does not fit; that one opens the stream's next row. Streams never look at each other, so a host schedules its own
+only, and the whole state is one cursor a stream plus the list of phases.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ MAX_FRUITLESS = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PlanState:
+class Schedule:
     """All that is needed to go on: the next mixture index of every stream, int64 [R], and the phases so far."""
 
     cursors: np.ndarray
@@ -32,18 +32,18 @@ class PlanState:
         return {"cursors": self.cursors, "phases": [dataclasses.asdict(phase) for phase in self.phases]}
 
     @classmethod
-    def from_tree(cls, tree: Mapping) -> "PlanState":
+    def from_tree(cls, tree: Mapping) -> "Schedule":
         """The inverse of `to_tree`."""
         return cls(np.asarray(tree["cursors"], np.int64), tuple(Phase(**phase) for phase in tree["phases"]))
 
 
-def open_state(
+def open_schedule(
     lengths: Mapping[str, int],
     weights: Mapping[str, float],
     streams: int,
-    saved: PlanState | None = None,
+    saved: Schedule | None = None,
     seed: int = 0,
-) -> PlanState:
+) -> Schedule:
     """The state of `streams` streams that a run starts or goes on with.
 
     `lengths` and `weights` by component name. `saved` is the state of *all* streams; it is returned as it is unless the
@@ -51,7 +51,7 @@ def open_state(
     if the number of streams, which is fixed for a run's life, or the length of a component has changed.
     """
     if saved is None:
-        return PlanState(np.arange(streams), (first_phase(lengths, weights),))
+        return Schedule(np.arange(streams), (first_phase(lengths, weights),))
     if len(saved.cursors) != streams:
         raise UserError(
             f"the saved run has {len(saved.cursors)} rows a batch and the configuration {streams}; "
@@ -63,11 +63,11 @@ def open_state(
     phase = next_phase(last, (seed, number), start, lengths, weights)
     if phase.weights == last.weights:
         return saved
-    return PlanState(saved.cursors, (*saved.phases, phase))
+    return Schedule(saved.cursors, (*saved.phases, phase))
 
 
 @dataclasses.dataclass(frozen=True)
-class BadSample:
+class Bad:
     """A sample that was set aside: its `id`, the file it came from and why."""
 
     id: str
@@ -77,17 +77,17 @@ class BadSample:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PlannedBatch:
+class ScheduledBatch:
     """One batch of a host's streams.
 
-    `cursors` int64 [rows]: of these streams, after the batch. `bad`: passed over because of broken labels; `skipped`:
-    number of records passed over for another reason (`component.PASSED_OVER`).
+    `cursors` int64 [rows]: of these streams, after the batch. `bad`: set aside because of broken labels;
+    `passed_over`: number of records that give no sample for another reason (`component.PASSED_OVER`).
     """
 
     rows: list[list[Sample]]
     cursors: np.ndarray
-    bad: list[BadSample]
-    skipped: int
+    bad: list[Bad]
+    passed_over: int
 
     @property
     def n_samples(self) -> int:
@@ -101,14 +101,14 @@ class _Row:
 
     cursor: int
     samples: list[Sample] = dataclasses.field(default_factory=list)
-    bad: list[BadSample] = dataclasses.field(default_factory=list)
-    skipped: int = 0
+    bad: list[Bad] = dataclasses.field(default_factory=list)
+    passed_over: int = 0
     fruitless: int = 0
     full: bool = False
 
 
-class Planner:
-    """Plans batches of some of the streams; its only state is a cache, so `plan` is a function of the cursors.
+class Scheduler:
+    """Makes rows of some of the streams; its only state is a cache, so `batch` is a function of the cursors.
 
     `sample(index)`: the sample at a mixture index, None if it is not to be used, BadRecord if it cannot be.
     `describe(index)`: (id, source, file) of it, for the quarantine. `fits(samples)`: whether they fit one row.
@@ -125,7 +125,7 @@ class Planner:
         # The sample that did not fit a stream's last row, by mixture index: it opens the next one.
         self._left_over: dict[int, Sample] = {}
 
-    def plan(self, cursors: np.ndarray, start: Callable | None = None) -> PlannedBatch:
+    def batch(self, cursors: np.ndarray, start: Callable | None = None) -> ScheduledBatch:
         """One row for each cursor.
 
         Rows do not depend on each other, so all that are not full yet read a record at a time, together.
@@ -139,11 +139,11 @@ class Planner:
             for row, reading in zip(unfilled, readings, strict=True):
                 self._take(row, reading)
             unfilled = [row for row in unfilled if not row.full]
-        return PlannedBatch(
+        return ScheduledBatch(
             rows=[row.samples for row in rows],
             cursors=np.array([row.cursor for row in rows], np.int64),
             bad=[bad for row in rows for bad in row.bad],
-            skipped=sum(row.skipped for row in rows),
+            passed_over=sum(row.passed_over for row in rows),
         )
 
     def _start(self, index: int, start: Callable) -> Callable[[], Sample | None]:
@@ -155,10 +155,10 @@ class Planner:
         sample, why = None, PASSED_OVER
         try:
             sample = reading()
-            row.skipped += sample is None
+            row.passed_over += sample is None
         except BadRecord as error:
             why = f"the last is broken: {error}"
-            row.bad.append(BadSample(*self._describe(row.cursor), str(error)))
+            row.bad.append(Bad(*self._describe(row.cursor), str(error)))
         if sample is None:
             row.fruitless += 1
             if row.fruitless >= MAX_FRUITLESS:

@@ -15,7 +15,7 @@ from vlm3_jax.data.mixture import Mixture, build_components, first_phase
 from vlm3_jax.data.packing import FIELDS, RowBudget, batch_stats, fits, lengths, needs
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.samples import Sample
-from vlm3_jax.data.schedule import BadSample
+from vlm3_jax.data.schedule import Bad
 from vlm3_jax.errors import BadRecord, UserError
 
 UNBOUNDED = RowBudget(2**30, 2**30, 2**30)
@@ -72,15 +72,15 @@ class MixReport:
     """The report on a draw of `samples` samples, of which `oversize` are larger than a configured row.
 
     `longest`: what the largest sample needs of the lists of blocks that the configuration uses, by field of `data`.
-    `bad` records were passed over because they are broken, `skipped` ones for another reason (`component.PASSED_OVER`).
+    `bad` records are broken, those `passed_over` give no sample for another reason (`component.PASSED_OVER`).
     """
 
     shares: list[Share]
     samples: int
     oversize: int
     longest: dict[str, int]
-    skipped: int
-    bad: list[BadSample]
+    passed_over: int
+    bad: list[Bad]
     configured: RowFill
     proposed: list[RowFill]
     run: Run
@@ -92,7 +92,7 @@ class MixReport:
 
     def sentences(self) -> list[str]:
         """What the tables leave out."""
-        n = f"{self.samples} samples drawn; {self.skipped} records skipped, {len(self.bad)} bad"
+        n = f"{self.samples} samples drawn; {self.passed_over} records passed over, {len(self.bad)} bad"
         if self.oversize:
             n += f"; {self.oversize} samples are larger than a configured row (data.oversize)"
         lines = [n, *(f"  bad: {item.id}: {item.reason}" for item in self.bad[:5])]
@@ -166,7 +166,7 @@ class MixReport:
             "samples": self.samples,
             "oversize": self.oversize,
             "longest": self.longest,
-            "skipped": self.skipped,
+            "passed_over": self.passed_over,
             "bad": [dataclasses.asdict(item) for item in self.bad],
             "configured": dataclasses.asdict(self.configured),
             "proposed": [dataclasses.asdict(fill) for fill in self.proposed],
@@ -196,15 +196,15 @@ def mix_report(
     components = build_components(table, dataclasses.replace(settings, budget=UNBOUNDED), max_bad_fraction)
     phase = first_phase({c.name: len(c) for c in components}, {c.name: c.entry.weight for c in components})
     mixture = Mixture(components, seed, [phase])
-    drawn, bad, skipped, index = [], [], 0, 0
+    drawn, bad, passed_over, index = [], [], 0, 0
     while len(drawn) < samples and index < 2 * samples + 1000:
         try:
             sample = mixture.sample(index)
-            skipped += sample is None
+            passed_over += sample is None
             if sample is not None:
                 drawn.append(_lengths_only(sample))
         except BadRecord as error:
-            bad.append(BadSample(*mixture.describe(index), str(error)))
+            bad.append(Bad(*mixture.describe(index), str(error)))
         index += 1
     quarantine = Quarantine(max_bad_fraction=max_bad_fraction)
     quarantine.add(index, bad)
@@ -217,7 +217,7 @@ def mix_report(
         samples=len(drawn),
         oversize=sum(not fits([s], settings.budget) for s in drawn),
         longest=_longest(drawn, settings.budget),
-        skipped=skipped,
+        passed_over=passed_over,
         bad=bad,
         configured=row_fill(in_rows(drawn, settings.budget), settings.budget),
         proposed=propose(drawn, settings.vision.merge_size**2),
@@ -240,11 +240,11 @@ def _longest(samples: Sequence[Sample], budget: RowBudget) -> dict[str, int]:
 
 def _shares(components: Sequence[Component], drawn: Sequence[Sample], draws: float) -> list[Share]:
     """`draws`: how many the run makes, those without a sample included."""
-    sizes, group = _sizes(drawn), np.array([s.group for s in drawn])
+    sizes, number = _sizes(drawn), np.array([s.component for s in drawn])
     total = sum(component.entry.weight for component in components)
     parts = []
     for c in components:
-        share, own = c.entry.weight / total, sizes[group == c.group]
+        share, own = c.entry.weight / total, sizes[number == c.number]
         epochs = draws * share / len(c) if draws else None
         parts.append(Share(c.name, len(c), share, len(own) / len(drawn), epochs, own))
     return parts
@@ -316,7 +316,7 @@ def row_fill(rows: Sequence[Sequence[Sample]], budget: RowBudget) -> RowFill:
 
 
 def _members(count: int, fit: Callable[[list[int]], bool]) -> list[list[int]]:
-    """Numbers of the samples in each full row, as the plan makes rows of streams; `fit(numbers)`: whether they fit."""
+    """Numbers of the samples in each full row, made as the schedule does; `fit(numbers)`: whether they fit."""
     full = []
     for stream in range(min(STREAMS, count)):
         row, since = [], len(full)

@@ -7,7 +7,7 @@ import numpy as np
 
 from vlm3_jax.data.component import Component
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.schedule import BadSample
+from vlm3_jax.data.schedule import Bad
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.processor.image import ImageLayout, image_layout
 
@@ -49,7 +49,7 @@ def evaluation_items(
             layouts = tuple(image_layout(record.views[view], component.settings.vision) for view in examples[0].views)
         except BadRecord as error:
             where = f"{component.name}/{index}"
-            quarantine.add(1, [BadSample(where, component.name, str(component.source.path), str(error))])
+            quarantine.add(1, [Bad(where, component.name, str(component.source.path), str(error))])
             continue
         quarantine.add(1, [])
         items += [

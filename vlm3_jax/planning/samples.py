@@ -12,7 +12,7 @@ import numpy as np
 from vlm3_jax.camera import Camera
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, looked_at, needs
 from vlm3_jax.data.samples import Sample
-from vlm3_jax.data.schedule import Planner
+from vlm3_jax.data.schedule import Scheduler
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import flops
 from vlm3_jax.model.config import VLMConfig
@@ -78,12 +78,12 @@ def sample_of(name: str, entry, budget: RowBudget, spec: VisionSpec) -> Sample:
         )
     camera = fit_camera(camera, spec, patches)
     ref = ImageRef(camera.width, camera.height, name, data=b"")
-    plans = (image_layout(View(ref, camera), spec),) * images
-    visual = sum(plan.n_visual for plan in plans)
+    layouts = (image_layout(View(ref, camera), spec),) * images
+    visual = sum(layout.n_visual for layout in layouts)
     tokens = np.zeros(visual + n_text, np.int32)
     targets = np.zeros(n_targets, np.int32)
     return Sample(
-        name, 0, tokens, np.zeros((3, len(tokens)), np.int32), np.zeros_like(tokens), np.arange(visual), plans,
+        name, 0, tokens, np.zeros((3, len(tokens)), np.int32), np.zeros_like(tokens), np.arange(visual), layouts,
         targets, targets, np.ones(len(targets), np.float32), targets > 0,
     )  # fmt: skip
 
@@ -99,12 +99,12 @@ def typical_rows(config, cfg: VLMConfig, budget: RowBudget, count: int = 512) ->
     drawn = np.random.default_rng(config.seed).choice(len(samples), 1 << 16, p=weights / weights.sum())
     # Lists of blocks are sized to what rows need, so they are no bound here.
     loose = dataclasses.replace(budget, pair_block=0, reach=0)
-    planner = Planner(
+    scheduler = Scheduler(
         lambda i: samples[drawn[i % len(drawn)]], lambda i: ("", "", ""), lambda row: fits(row, loose), STREAMS
     )
     cursors, rows = np.arange(STREAMS), []
     while len(rows) < count:
-        batch = planner.plan(cursors)
+        batch = scheduler.batch(cursors)
         cursors = batch.cursors
         rows += batch.rows
     held, found, mean = lengths(rows), [needs(row, budget) for row in rows], 1 / len(rows)

@@ -28,7 +28,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from vlm3_jax.checkpoint import locate
 from vlm3_jax.checkpoint.layouts import CHUNK_BYTES
 from vlm3_jax.checkpoint.locate import CHECKPOINTS, PARAMS
-from vlm3_jax.data.schedule import PlanState
+from vlm3_jax.data.schedule import Schedule
 from vlm3_jax.errors import Again, UserError
 from vlm3_jax.parallel import processes
 from vlm3_jax.train import settings
@@ -103,7 +103,7 @@ class Checkpoints:
         self,
         step: int,
         state: TrainState,
-        plan: PlanState,
+        schedule: Schedule,
         facts: dict,
         config: dict | None = None,
         losses: dict[str, float] | None = None,
@@ -116,7 +116,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self.wait()
-        tree = plan.to_tree()
+        tree = schedule.to_tree()
         losses = {name: loss for name, loss in (losses or {}).items() if math.isfinite(loss)}
         meta = {
             "cursors": tree["cursors"].tolist(),
@@ -146,7 +146,7 @@ class Checkpoints:
         if not self._manager.is_saving_in_progress():
             self.wait()
 
-    def restore(self, abstract: TrainState, facts: dict, config: dict | None = None) -> tuple[TrainState, PlanState]:
+    def restore(self, abstract: TrainState, facts: dict, config: dict | None = None) -> tuple[TrainState, Schedule]:
         """The newest state that can be read, in the shardings of `abstract`.
 
         Damaged checkpoints behind it are set aside. UserError if none can be read, or if the run was another one; Again
@@ -167,7 +167,7 @@ class Checkpoints:
             if config and (changed := settings.changes(meta.get("config", {}), config)):
                 self.notes.append(f"settings changed since step {step}, and are used as they are now: {changed}")
             cursors = np.asarray(meta["cursors"], np.int64)
-            return state, PlanState.from_tree({"cursors": cursors, "phases": meta["phases"]})
+            return state, Schedule.from_tree({"cursors": cursors, "phases": meta["phases"]})
         raise self._none_left(damaged)
 
     def _none_left(self, damaged: dict[int, str]) -> UserError:

@@ -12,18 +12,18 @@ from vlm3_jax.data.component import Component
 from vlm3_jax.data.loader import Loader
 from vlm3_jax.data.mixture import Mixture
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.schedule import PlanState, open_state
+from vlm3_jax.data.schedule import Schedule, open_schedule
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
 from vlm3_jax.setup import Setup
 from vlm3_jax.train.goodput import Goodput
 
 # Of the loader's numbers those that add up over accumulated batches; the others are means.
-SUMMED = ("wait_s", "bad", "skipped")
+SUMMED = ("wait_s", "bad", "passed_over")
 
 
 # And those that are told of all processes' rows.
-COUNTED = ("bad", "skipped")
+COUNTED = ("bad", "passed_over")
 
 
 class Feed:
@@ -33,20 +33,20 @@ class Feed:
     data; the exchange behind that, which also waits for the step under way, is no part of it.
     """
 
-    def __init__(self, setup: Setup, components: list[Component], saved: PlanState | None, goodput: Goodput):
+    def __init__(self, setup: Setup, components: list[Component], saved: Schedule | None, goodput: Goodput):
         config, data = setup.config, setup.config.data
         lengths = {c.name: len(c) for c in components}
         weights = {c.name: c.entry.weight for c in components}
-        plan = open_state(lengths, weights, data.rows, saved, config.seed)
+        schedule = open_schedule(lengths, weights, data.rows, saved, config.seed)
         # Stream r fills row r, wherever it lies.
         self._mine = meshes.process_rows(setup.mesh, data.rows)
         self.stop: list = []
         self._goodput = goodput
-        self._phases = plan.phases
+        self._phases = schedule.phases
         self._accumulation = config.train.accumulation
         self._loader = Loader(
-            Mixture(components, config.seed, plan.phases),
-            PlanState(plan.cursors[self._mine], plan.phases),
+            Mixture(components, config.seed, schedule.phases),
+            Schedule(schedule.cursors[self._mine], schedule.phases),
             data.rows,
             setup.budget,
             setup.spec,
@@ -55,10 +55,10 @@ class Feed:
             worker_timeout_s=data.worker_timeout_s,
             quarantine=Quarantine(quarantine_file(setup.workdir), data.max_bad_fraction),
         )
-        self.plan = plan
+        self.schedule = schedule
 
     def next(self):
-        """The next batch, and then `plan` lies behind it. None in all processes alike if some process is to stop.
+        """The next batch, and then `schedule` lies behind it. None in all processes alike if some process is to stop.
 
         (Arrays of this process's rows, what these hold, the loader's stats, in which the counts `COUNTED` are of all
         processes, and of the global batch the number of samples and the checksum of their ids.)
@@ -90,7 +90,7 @@ class Feed:
         # In the order of the rows; a row that several processes bring counts once.
         _, order = np.unique(found["rows"], return_index=True)
         cursors, ids, samples = (np.concatenate(found[key])[order] for key in ("cursors", "ids", "samples"))
-        self.plan = PlanState(cursors, self._phases)
+        self.schedule = Schedule(cursors, self._phases)
         stats |= dict(zip(COUNTED, processes.over_rows(found["rows"], found["counts"]).tolist(), strict=True))
         return arrays, held, stats, int(samples.sum()), zlib.crc32(ids.T.tobytes())
 

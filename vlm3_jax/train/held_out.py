@@ -11,7 +11,7 @@ from vlm3_jax.data.component import Component
 from vlm3_jax.data.packing import fits, pack
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
 from vlm3_jax.data.samples import Sample
-from vlm3_jax.data.schedule import BadSample
+from vlm3_jax.data.schedule import Bad
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
@@ -35,7 +35,7 @@ def held_out_batches(
         try:
             sample = component.sample(index, (setup.config.seed, index), f"{component.name}/{index}")
         except BadRecord as error:
-            bad = BadSample(f"{component.name}/{index}", component.name, str(component.source.path), str(error))
+            bad = Bad(f"{component.name}/{index}", component.name, str(component.source.path), str(error))
             quarantine.add(1, [bad] if first else [])
             continue
         if sample is None:
@@ -76,7 +76,7 @@ def _pixels(sample: Sample, source: str, spec: VisionSpec, quarantine: Quarantin
             pixels.append(layout.load(spec))
         except BadRecord as error:
             pixels.append(None)
-            bad.append(BadSample(sample.id, source, layout.ref.name, str(error)))
+            bad.append(Bad(sample.id, source, layout.ref.name, str(error)))
     quarantine.add(0, bad[:1])
     return pixels
 

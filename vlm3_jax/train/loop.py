@@ -151,8 +151,8 @@ class _Run:
         config, mesh, cfg = setup.config, setup.mesh, setup.cfg
         self.goodput, self.profile = goodput, Profile(config.train.profile, setup.workdir / "profile")
         self.setup, self.config, self.trainable = setup, config, trainable
-        self.groups = 2 * (1 + max(c.group for c in components))
-        self.names = {c.group: (c.name, c.task.name) for c in components}
+        self.groups = 2 * (1 + max(c.number for c in components))
+        self.names = {c.number: (c.name, c.task.name) for c in components}
         tx = optimizers.make(cfg, config.optimizer, trainable.trained_rows)
         self.facts = {"seed": config.seed, "rows": config.data.rows, "parameters": parameters.count(cfg)}
         self.facts |= trainable.facts()
@@ -162,13 +162,13 @@ class _Run:
         self.checkpoints = Checkpoints(setup.workdir, train.keep, train.keep_every, train.keep_best)
         if self.checkpoints.latest_step() is None:
             params = trainable.start(hf.load_sharded(setup.model_dir, abstract.params), config.seed)
-            self.state, plan = steps.create_state(cfg, params, tx, mesh, trainable), None
+            self.state, schedule = steps.create_state(cfg, params, tx, mesh, trainable), None
             # Compiled before the first save.
             checksums(self.state)
         else:
-            self.state, plan = self.checkpoints.restore(abstract, self.facts, self.settings)
+            self.state, schedule = self.checkpoints.restore(abstract, self.facts, self.settings)
         self.step, self.samples = int(self.state.step), int(self.state.samples)
-        self.skipped = self.skipped_in_a_row = 0
+        self.skipped_steps = self.skipped_in_a_row = 0
         self.run_step = steps.from_config(cfg, config, tx, mesh, trainable, self.groups)
         held_out = self._held_out_components()
         self.aside = aside = Quarantine(quarantine_file(setup.workdir), config.data.max_bad_fraction)
@@ -177,7 +177,7 @@ class _Run:
             if not answers:
                 raise UserError(f"eval.components.{name}: none of its records gives a sample; check its path and task")
         count_in_all(aside, setup)
-        groups = 2 * (1 + max((c.group for c in held_out), default=0))
+        groups = 2 * (1 + max((c.number for c in held_out), default=0))
         self.run_evaluate = steps.make_evaluate(
             cfg, mesh, groups=groups, dtype=DTYPES[train.dtype], trainable=trainable,
             back_end=meshes.back_end(mesh, train.attention),
@@ -187,10 +187,10 @@ class _Run:
         first = jax.process_index() == 0
         self.metrics = Metrics(setup.workdir, self.step, first)
         self.bar = Bar(config.train.samples, self.samples, first)
-        self.feed = Feed(setup, components, plan, goodput)
+        self.feed = Feed(setup, components, schedule, goodput)
         # The step at which held-out losses were measured last.
         self.losses: tuple[int, dict[str, float]] = (-1, {})
-        self.bar.say("\n".join([self._introduction(plan is not None), *self.checkpoints.notes]))
+        self.bar.say("\n".join([self._introduction(schedule is not None), *self.checkpoints.notes]))
         if aside.bad:
             where = aside.path if jax.process_count() == 1 else aside.path.with_name("quarantine*.jsonl")
             self.bar.say(f"{aside.bad} of {aside.samples} held-out samples are set aside; {where} says why")
@@ -265,7 +265,7 @@ class _Run:
         with self.goodput.spent_on("save"):
             step, losses = self.losses
             losses = losses if step == self.step else {}
-            self.checkpoints.save(self.step, self.state, self.feed.plan, self.facts, self.settings, losses)
+            self.checkpoints.save(self.step, self.state, self.feed.schedule, self.facts, self.settings, losses)
 
     def evaluate(self) -> None:
         """Held-out loss by component, beside the entropy of its answers: what a model that sees nothing reaches."""
@@ -296,7 +296,7 @@ class _Run:
         metrics = jax.device_get(metrics)
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         broken = bool(metrics["skipped"])
-        self.skipped += broken
+        self.skipped_steps += broken
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if broken else 0
         if self.skipped_in_a_row >= self.config.train.max_skipped:
             raise UserError(
@@ -304,9 +304,11 @@ class _Run:
                 f"{self.skipped_in_a_row} skipped in a row: lower optimizer.learning_rate or look at the data"
             )
         row = {"step": step, "samples": seen, "lr": float(metrics["lr"]), "ids": f"{checksum:08x}"}
-        row |= {"skipped": self.skipped} if broken else {"loss": loss, "grad_norm": norm}
+        row |= {"skipped_steps": self.skipped_steps} if broken else {"loss": loss, "grad_norm": norm}
         if broken:
-            self.bar.say(f"step {step}: loss {loss}, gradient's norm {norm}: skipped ({self.skipped} in this run)")
+            self.bar.say(
+                f"step {step}: loss {loss}, gradient's norm {norm}: skipped ({self.skipped_steps} in this run)"
+            )
         window.add(samples, lengths, useful, stats, None if broken else metrics["groups"])
         logged = step % self.config.train.log_every == 0
         if logged:

@@ -9,7 +9,7 @@ import numpy as np
 from vlm3_jax.model.flops import Lengths
 
 # Of the loader's numbers those that are counts, and their names in a row of metrics.
-COUNTS = {"bad": "records_bad", "skipped": "records_unused"}
+COUNTS = {"bad": "records_bad", "passed_over": "records_passed_over"}
 
 
 class Window:

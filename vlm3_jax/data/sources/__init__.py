@@ -64,7 +64,7 @@ def component_config(**fields) -> ml_collections.ConfigDict:
     config.questions = 10
     # Probability that a record is mirrored left to right.
     config.flip = 0.0
-    # Pairs with a smaller covisibility are left out (they are counted as skipped, not as bad).
+    # Pairs with a smaller covisibility are left out (they are counted as passed over, not as bad).
     config.covisibility_min = 0.0
     # Typical (width, height, focal length) of the stored images in px: `vlm3 plan` works without the data.
     config.size = ()
