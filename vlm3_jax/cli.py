@@ -68,21 +68,13 @@ def _eval(args, fields) -> None:
     print(f"predictions and scores: {out}")
 
 
-def _report(args, fields) -> None:
-    from vlm3_jax.evaluate import run
+def _report(args, _) -> None:
     from vlm3_jax.evaluate.report.page import write_report
-    from vlm3_jax.evaluate.run import make_items
-    from vlm3_jax.setup import Setup
 
-    items = ()
-    if args.config:
-        args.workdir = args.workdir or args.results[-1]
-        items = make_items(Setup.from_config(read_config(args, fields)))
-    for folder in args.results:
-        run.rescore(pathlib.Path(folder))
-    runs = {os.path.basename(os.path.normpath(folder)): pathlib.Path(folder) for folder in args.results}
-    metrics = pathlib.Path(args.metrics) if args.metrics else None
-    print(write_report(pathlib.Path(args.out), runs, metrics=metrics, items=items))
+    names = [os.path.basename(os.path.abspath(folder)) for folder in args.results]
+    labels = names if len(set(names)) == len(names) else args.results
+    runs = {label: pathlib.Path(folder) for label, folder in zip(labels, args.results)}
+    print(write_report(pathlib.Path(args.out), runs, metrics=args.metrics))
 
 
 def _score(args, _) -> None:
@@ -268,7 +260,6 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("results", nargs="+", help="folders that `vlm3 eval` has written")
     sub.add_argument("--out", default="report.html", help="the file to write")
     sub.add_argument("--metrics", help="the training's metrics.jsonl, for the loss curve")
-    with_config(sub, required=False)
     sub = command("score", _score, "score anybody's answers")
     sub.add_argument("task", choices=("depth", "objects", "correspondence", "pose"))
     sub.add_argument("predictions", help='rows {"id", "prediction": text}')

@@ -11,8 +11,7 @@ from vlm3_jax import synth
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.report.page import write_report
 from vlm3_jax.evaluate.results import load_results
-from vlm3_jax.evaluate.run import evaluate_model, make_items
-from vlm3_jax.setup import Setup
+from vlm3_jax.evaluate.run import evaluate_model
 from vlm3_jax.train.loop import train
 
 # Held-out scenes have numbers of their own, so no amount of training data reaches them.
@@ -76,7 +75,6 @@ def demo(config, scenes: int, name: str = "demo", workers: int = 2) -> bool:
         metrics=workdir / "metrics.jsonl",
         summary=_summary(config, scenes, time.perf_counter() - start),
         commands=(f"vlm3 demo --config={name} --workdir={workdir} --scenes={scenes} --config.seed={config.seed}",),
-        items=make_items(Setup.from_config(trained)),
     )
     rich.console.Console().print(results.table())
     stage(f"done; look at {report}")

@@ -106,22 +106,23 @@ def test_pairs_that_barely_overlap_are_skipped(settings, tmp_path):
     assert sum(batch.stats["bad"] for batch in batches) == 0
 
 
-def test_evaluation_items_depend_on_seed_and_record_only(opened, table, settings, tmp_path):
+def test_evaluation_questions_depend_on_seed_and_record_only(opened, table, settings, tmp_path):
+    def texts(found):
+        return [(example.question, example.answer) for questions in found for example in questions.examples]
+
     component = opened.components[1]
-    found = items.evaluation_items(component, 10, seed=1)
-    assert len(found) == 10 * 6
-    assert len({item.id for item in found}) == 60
-    assert [(i.id, i.question, i.answer) for i in items.evaluation_items(component, 3, seed=1)] == [
-        (i.id, i.question, i.answer) for i in found[:18]
-    ]
-    assert found[0].images is found[5].images
-    assert [i.question for i in items.evaluation_items(component, 3, seed=2)] != [i.question for i in found[:18]]
+    found = items.component_questions(component, 10, seed=1)
+    assert [len(questions.examples) for questions in found] == [6] * 10
+    assert len({id for questions in found for id in questions.ids}) == 60
+    assert texts(items.component_questions(component, 3, seed=1)) == texts(found[:3])
+    assert texts(items.component_questions(component, 3, seed=2)) != texts(found[:3])
     write_shard(tmp_path / "a.array_record", [small_record(1), small_record(1)])
     twins = Opened({"far": {**table["far"], "path": str(tmp_path)}}, settings, 1).components[0]
-    questions = [i.question for i in items.evaluation_items(twins)]
-    assert set(questions[:6]) != set(questions[6:])
+    first, second = items.component_questions(twins)
+    assert set(texts([first])) != set(texts([second]))
     shifted = Opened({"far": {**table["far"], "first": 3}}, settings, 1).components[0]
-    assert {i.id for i in items.evaluation_items(shifted, 1)} == {f"far/r3/{number}" for number in range(6)}
+    (third,) = items.component_questions(shifted, 1)
+    assert (third.record, third.ids) == ("r3", [f"far/r3/{number}" for number in range(6)])
 
 
 def test_quarantine_waits_for_enough_samples():

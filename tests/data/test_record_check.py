@@ -111,7 +111,7 @@ def test_labels_of_no_objects_need_no_second_axis():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_malformed_records_are_set_aside_everywhere(settings, tmp_path, workers):
-    """In training, in the check and as evaluation items; the others keep their order."""
+    """In training, in the check and as questions of an evaluation; the others keep their order."""
     faults = FAULTS[:6:2] + FAULTS[-12:-8]
     good = [small_record(number) for number in range(20)]
     write_shard(tmp_path / "a.array_record", [*good, *(broken(*fault[:2]) for fault in faults)])
@@ -127,7 +127,7 @@ def test_malformed_records_are_set_aside_everywhere(settings, tmp_path, workers)
         assert item.reason.startswith(str(tmp_path / "a.array_record["))
         assert why in item.reason
     with pytest.raises(UserError, match=rf"^{len(faults)} of {20 + len(faults)} samples were unusable"):
-        items.evaluation_items(opened.components[0])
+        items.component_questions(opened.components[0])
 
 
 def encoded(image: Image.Image, format: str, **kwargs) -> records.ImageRef:

@@ -1,10 +1,10 @@
-"""Small items of all four tasks and answerers that need no model."""
+"""Small questions of all four tasks and answerers that need no model."""
 
 import numpy as np
 
 from vlm3_jax import pose
 from vlm3_jax.camera import Camera
-from vlm3_jax.evaluate.items import Item
+from vlm3_jax.evaluate.items import Questions
 from vlm3_jax.processor.image import VisionSpec, image_layout
 from vlm3_jax.records import DepthPoints, Matches, Objects, Record, View, encode_image
 from vlm3_jax.tasks import TASKS
@@ -42,40 +42,37 @@ def make_record(rng, name: str, width: int = 96, height: int = 64) -> Record:
     )
 
 
-def make_items(task_name: str, records: int = 6, style: str = "release", source: str | None = None) -> list[Item]:
-    """All items of one task on `records` records of different sizes."""
+def make_questions(
+    task_name: str, records: int = 6, style: str = "release", component: str | None = None
+) -> list[Questions]:
+    """The questions of one task about `records` records of different sizes."""
     rng = np.random.default_rng(3)
-    source = source or f"toy-{task_name}"
-    items = []
+    found = []
     for k in range(records):
-        record = make_record(rng, f"scene-{k}", 96 + 32 * (k % 2), 64)
+        record = make_record(rng, f"scene/{k}", 96 + 32 * (k % 2), 64)
         examples = TASKS[task_name].examples(record, np.random.default_rng(k), PromptStyle(style, questions=8))
         layouts = tuple(image_layout(record.views[v], SPEC) for v in examples[0].views)
-        items += [
-            Item(f"{source}/{record.id}/{n}", source, task_name, layouts, e.question, e.answer, e.target)
-            for n, e in enumerate(examples)
-        ]
-    return items
+        found.append(Questions(component or f"toy-{task_name}", record.id, task_name, layouts, tuple(examples)))
+    return found
 
 
 class Truthful:
     """Answers every question with its own answer, whatever the images, and keeps what it was asked."""
 
-    def __init__(self, items):
-        self.answers = {(id(i.images[0].ref), i.task, i.question): i.answer for i in items}
+    def __init__(self, asked):
+        self.answers = {
+            (id(questions.images[0].ref), example.question): example.answer
+            for questions in asked
+            for example in questions.examples
+        }
         self.asked = []
 
     def answer(self, images, questions):
         self.asked += list(zip(images, questions, strict=True))
         return [
-            [self.answers.get((id(layouts[0].ref), task_of(q, self.answers), q), "no idea") for q in asked]
-            for layouts, asked in zip(images, questions, strict=True)
+            [self.answers.get((id(layouts[0].ref), question), "no idea") for question in texts]
+            for layouts, texts in zip(images, questions, strict=True)
         ]
-
-
-def task_of(question, answers):
-    """The task that asks this question."""
-    return next(task for _, task, q in answers if q == question)
 
 
 class Constant:
@@ -88,7 +85,12 @@ class Constant:
         return [[self.text] * len(asked) for asked in questions]
 
 
-def mixed_items() -> list[Item]:
-    """Items of every task, mixed in one list."""
-    items = [item for name in TASKS for item in make_items(name)]
-    return [items[i] for i in np.random.default_rng(1).permutation(len(items))]
+def mixed_questions() -> list[Questions]:
+    """Questions of every task, their records mixed in one list."""
+    found = [questions for name in TASKS for questions in make_questions(name)]
+    return [found[i] for i in np.random.default_rng(1).permutation(len(found))]
+
+
+def count(asked) -> int:
+    """The number of questions."""
+    return sum(len(questions.examples) for questions in asked)

@@ -1,20 +1,22 @@
 import base64
-import builtins
-import dataclasses
 import html.parser
+import importlib
 import io
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
-from evaluate_toys import Constant, Truthful, make_items, mixed_items
+from evaluate_toys import Constant, Truthful, make_questions, mixed_questions
 from PIL import Image
 
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.report import page as pages
-from vlm3_jax.evaluate.report import panels, pictures
+from vlm3_jax.evaluate.report import pictures
 from vlm3_jax.evaluate.report.page import read_metrics, write_report
 from vlm3_jax.evaluate.run import evaluate
+from vlm3_jax.tasks import TASKS
 
 HOSTILE = '<script>alert("&")</script> 3 m'
 VOID = {"meta", "img", "br"}
@@ -53,9 +55,9 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    items = mixed_items()
-    evaluate(Constant(HOSTILE), items, None, folder / "before", progress=False)
-    evaluate(HalfRight(items), items, None, folder / "after", progress=False)
+    asked = mixed_questions()
+    evaluate(Constant(HOSTILE), asked, folder / "before", progress=False)
+    evaluate(HalfRight(asked), asked, folder / "after", progress=False)
     rows = [{"step": k, "samples": 16 * k, "loss": 3 / (1 + k / 40), "lr": 1e-3} for k in range(200)]
     rows += [{"step": k, "eval_loss/toy-depth": 1.5 - k / 400, "answer_entropy/toy-depth": 1.36} for k in (0, 100, 199)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -66,8 +68,6 @@ def page(tmp_path_factory):
         metrics=folder / "metrics.jsonl",
         summary={"model": "tiny <0.8 M>"},
         commands=["vlm3 eval --config=tiny"],
-        items=items,
-        pictures_per_task=2,
     )
     assert path.stat().st_size < 3_000_000
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]
@@ -98,9 +98,9 @@ def test_model_text_is_shown_as_text(page):
 
 
 def test_every_picture_decodes(page):
-    # Four interval charts, the loss, the depth scatter and two pictures a task.
+    # Four interval charts, the loss, the depth scatter and six pictures a task.
     sources = page.images()
-    assert len(sources) == 4 + 1 + 1 + 4 * 2
+    assert len(sources) == 4 + 1 + 1 + 4 * 6
     for source in sources:
         image = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
         image.load()
@@ -116,38 +116,43 @@ def test_scores_references_and_published_tables_are_there(page):
     assert "40.93" in page.text
 
 
-def test_without_items_and_metrics_only_charts_remain(tmp_path):
-    items = make_items("depth", 3)
-    evaluate(Constant("2 m"), items, None, tmp_path / "run", progress=False)
+def test_without_thumbnails_and_metrics_only_charts_remain(tmp_path):
+    asked = make_questions("depth", 3)
+    evaluate(Constant("2 m"), asked, tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "run" / "thumbnails")
     page = Page(write_report(tmp_path / "r.html", {"model": tmp_path / "run"}).read_text(encoding="utf-8"))
     assert len(page.images()) == 2
     assert "Loss" not in page.text
 
 
 def test_pictures_beyond_the_limit_are_left_out_and_counted(tmp_path, monkeypatch):
-    items = make_items("depth", 3)
-    evaluate(Constant("2 m"), items, None, tmp_path / "run", progress=False)
+    asked = make_questions("depth", 3)
+    evaluate(Constant("2 m"), asked, tmp_path / "run", progress=False)
     monkeypatch.setattr(pages, "PICTURE_BYTES", 30_000)
-    page = Page(write_report(tmp_path / "r.html", {"m": tmp_path / "run"}, items=items).read_text(encoding="utf-8"))
+    page = Page(write_report(tmp_path / "r.html", {"m": tmp_path / "run"}).read_text(encoding="utf-8"))
     assert len(page.images()) < 5
     assert "pictures left out" in page.text
 
 
-def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    for module in ("vlm3_jax.evaluate.pictures", "vlm3_jax.evaluate.panels"):
-        monkeypatch.delitem(__import__("sys").modules, module)
-    monkeypatch.delattr("vlm3_jax.evaluate.panels", raising=False)
-    monkeypatch.delattr("vlm3_jax.evaluate.pictures", raising=False)
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_missing_matplotlib_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.colors", None)
+    for name in ("pictures", "panels", "page"):
+        monkeypatch.delitem(sys.modules, f"vlm3_jax.evaluate.report.{name}")
+        monkeypatch.delattr(f"vlm3_jax.evaluate.report.{name}")
     with pytest.raises(UserError, match=r"vlm3-jax\[demo\]"):
-        write_report(tmp_path / "r.html", {})
+        importlib.import_module("vlm3_jax.evaluate.report.page")
+
+
+def test_tasks_stand_in_their_order(page):
+    titles = [page.text.index(f"{task} on toy-{task}") for task in TASKS]
+    assert titles == sorted(titles)
+
+
+def test_text_that_no_file_can_hold_is_replaced(tmp_path):
+    evaluate(Constant("no"), make_questions("pose", 1), tmp_path / "run", variants=("model",), progress=False)
+    path = tmp_path / "run" / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"prediction": "no"', r'"prediction": "\ud800"'))
+    assert "→ ? (true" in write_report(tmp_path / "r.html", {"a": tmp_path / "run"}).read_text(encoding="utf-8")
 
 
 def test_metrics_rows_merge_by_step_and_later_rows_win(tmp_path):
@@ -172,15 +177,6 @@ def test_smoothing_keeps_a_constant_and_follows_a_step():
     smooth = pictures._smooth(np.r_[np.zeros(100), np.ones(100)])
     assert (smooth[:100] == 0).all()
     assert smooth[104] == pytest.approx(1)
-
-
-def test_shown_pixels_follow_the_plan(rng):
-    (layout, *_) = make_items("depth", 1)[0].images
-    pixels = layout.ref.load()
-    assert (panels.shown_pixels(layout) == pixels).all()
-    assert (panels.shown_pixels(dataclasses.replace(layout, flip=True)) == pixels[:, ::-1]).all()
-    cropped = panels.shown_pixels(dataclasses.replace(layout, crop=(10, 4, 50, 40)))
-    assert (cropped == pixels[4:40, 10:50]).all()
 
 
 def test_drawings_cope_with_unreadable_and_absurd_answers(rng):
@@ -212,8 +208,3 @@ def test_correct_matches_are_green_and_wrong_ones_red():
     red, green = colours([0.9, 0.1])
     assert red > 100
     assert green < 10
-
-
-def test_spread_takes_evenly_and_all_when_few():
-    assert panels._spread(list(range(10)), 3) == [0, 3, 6]
-    assert panels._spread([1, 2], 6) == [1, 2]

@@ -2,29 +2,31 @@ import dataclasses
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import rich.console
-from evaluate_toys import SPEC, Constant, Truthful, make_items, mixed_items
+from evaluate_toys import SPEC, Constant, Truthful, count, make_questions, mixed_questions
 
 from vlm3_jax.errors import UserError
-from vlm3_jax.evaluate import run
 from vlm3_jax.evaluate.results import load_results
-from vlm3_jax.evaluate.run import evaluate, group_items, rescore, variant_images
+from vlm3_jax.evaluate.run import VARIANTS, evaluate, variant_images
+from vlm3_jax.evaluate.scoring import before_after, read_cells, rescore
 from vlm3_jax.tasks import TASKS
+from vlm3_jax.tasks.depth import DepthTask
 
 
 @pytest.fixture
-def all_items():
-    return mixed_items()
+def all_questions():
+    return mixed_questions()
 
 
 PERFECT = {"depth": 1.0, "objects": 1.0, "correspondence": 0.0, "pose": 1.0}
 
 
-def test_truth_scores_perfectly_and_only_with_its_own_images(all_items, tmp_path):
-    results = evaluate(Truthful(all_items), all_items, None, tmp_path, progress=False, records_per_call=5)
+def test_truth_scores_perfectly_and_only_with_its_own_images(all_questions, tmp_path):
+    results = evaluate(Truthful(all_questions), all_questions, tmp_path, progress=False, records_per_call=5)
     assert {entry.task for entry in results.entries} == set(TASKS)
     for entry in results.entries:
         model, blind, shuffled = (entry.scores[v] for v in ("model", "blind", "shuffled"))
@@ -34,18 +36,18 @@ def test_truth_scores_perfectly_and_only_with_its_own_images(all_items, tmp_path
         assert model.gain is None
         assert blind.value == model.value, "a grey image keeps its reference, so this answerer still knows it"
         # Pose asks the same questions everywhere, so another pair's answers can be read; they are just wrong.
-        assert entry.task == "pose" or shuffled.failures > 0.5 * len(make_items(entry.task))
+        assert entry.task == "pose" or shuffled.failures > 0.5 * len(make_questions(entry.task))
         difference, low, high = shuffled.gain
         assert (low > 0 and difference > 0) if entry.higher_is_better else (high < 0 and difference < 0)
         assert list(entry.scores)[:4] == ["model", "blind", "shuffled", "best constant"]
 
 
 def test_constant_answer_equals_the_constant_row(tmp_path):
-    items = make_items("depth")
-    (best, *_) = TASKS["depth"].constant_answers([i.target for i in items])
-    results = evaluate(Constant(f"<answer> {best} </answer>"), items, None, tmp_path, progress=False)
+    asked = make_questions("depth")
+    (best, *_) = TASKS["depth"].constant_answers([e.target for questions in asked for e in questions.examples])
+    results = evaluate(Constant(f"<answer> {best} </answer>"), asked, tmp_path, progress=False)
     scores = results.entries[0].scores
-    for variant in run.VARIANTS:
+    for variant in VARIANTS:
         assert dataclasses.replace(scores[variant], metrics={}, gain=None) == dataclasses.replace(
             scores["best constant"], gain=None
         )
@@ -53,68 +55,65 @@ def test_constant_answer_equals_the_constant_row(tmp_path):
 
 
 def test_copying_the_query_is_a_reference_of_correspondence(tmp_path):
-    items = make_items("correspondence")
-    results = evaluate(Constant("?"), items, None, tmp_path, variants=("model",), progress=False)
+    asked = make_questions("correspondence")
+    results = evaluate(Constant("?"), asked, tmp_path, variants=("model",), progress=False)
     scores = results.entries[0].scores
     assert list(scores) == ["model", "best constant", "copy query"]
-    assert scores["model"].failures == scores["model"].count == len(items)
+    assert scores["model"].failures == scores["model"].count == count(asked)
     assert scores["model"].value == scores["best constant"].value, "unreadable counts as the image centre"
+    targets = [example.target for questions in asked for example in questions.examples]
     errors = [
-        math.dist(np.divide(i.target["coords"], 1000) * (560, 420), np.divide(i.target["truth"], 1000) * (560, 420))
-        for i in items
+        math.dist(np.divide(t["coords"], 1000) * (560, 420), np.divide(t["truth"], 1000) * (560, 420)) for t in targets
     ]
     assert scores["copy query"].value == pytest.approx(np.mean(errors))
 
 
-def test_each_record_is_asked_once_with_all_its_questions(all_items, tmp_path):
-    answerer = Truthful(all_items)
-    evaluate(answerer, all_items, None, tmp_path, variants=("model",), progress=False)
-    assert len(answerer.asked) == len({(i.source, i.images[0].ref.name, len(i.images)) for i in all_items})
-    assert sum(len(questions) for _, questions in answerer.asked) == len(all_items)
+def test_each_record_is_asked_once_with_all_its_questions(all_questions, tmp_path):
+    answerer = Truthful(all_questions)
+    evaluate(answerer, all_questions, tmp_path, variants=("model",), progress=False)
+    assert len(answerer.asked) == len(all_questions)
+    assert sum(len(questions) for _, questions in answerer.asked) == count(all_questions)
 
 
 @pytest.mark.parametrize("records", [2, 3, 7])
-def test_shuffled_is_a_derangement_within_the_source_with_the_same_sizes(records):
-    items = make_items("pose", records) + make_items("depth", records, source="other")
-    groups = group_items(items)
-    shown = variant_images(groups, "shuffled", seed=5)
-    names = {
-        group.source: {p.ref.name for g in groups if g.source == group.source for p in g.images} for group in groups
-    }
-    for group, layouts in zip(groups, shown, strict=True):
-        for own, other in zip(group.images, layouts, strict=True):
+def test_shuffled_is_a_derangement_within_the_component_with_the_same_sizes(records):
+    asked = make_questions("pose", records) + make_questions("depth", records, component="other")
+    shown = variant_images(asked, "shuffled", seed=5)
+    names = {of.component: {p.ref.name for g in asked if g.component == of.component for p in g.images} for of in asked}
+    for questions, layouts in zip(asked, shown, strict=True):
+        for own, other in zip(questions.images, layouts, strict=True):
             assert other.ref is not own.ref
-            assert other.ref.name in names[group.source]
+            assert other.ref.name in names[questions.component]
             assert (other.size, other.final, other.grid) == (own.size, own.final, own.grid)
             assert other.load(SPEC).shape == own.load(SPEC).shape
-    taken = [layouts[0].ref.name for group, layouts in zip(groups, shown, strict=True) if group.source == "other"]
+    taken = [layouts[0].ref.name for of, layouts in zip(asked, shown, strict=True) if of.component == "other"]
     assert len(set(taken)) == records
-    again = variant_images(groups, "shuffled", seed=5)
+    again = variant_images(asked, "shuffled", seed=5)
     assert [[p.ref for p in layouts] for layouts in again] == [[p.ref for p in layouts] for layouts in shown]
 
 
 def test_a_mirrored_donor_stays_mirrored():
-    groups = group_items(make_items("depth", 2))
-    mirrored = tuple(dataclasses.replace(p, flip=True) for p in groups[0].images)
-    groups[0] = dataclasses.replace(groups[0], images=mirrored)
-    first, second = variant_images(groups, "shuffled", seed=0)
+    asked = make_questions("depth", 2)
+    mirrored = tuple(dataclasses.replace(p, flip=True) for p in asked[0].images)
+    asked[0] = dataclasses.replace(asked[0], images=mirrored)
+    first, second = variant_images(asked, "shuffled", seed=0)
     assert not first[0].flip
     assert second[0].flip
 
 
 def test_blind_images_are_constant():
-    groups = group_items(make_items("pose", 2))
-    pixels = [layout.load(SPEC) for layouts in variant_images(groups, "blind", 0) for layout in layouts]
+    asked = make_questions("pose", 2)
+    pixels = [layout.load(SPEC) for layouts in variant_images(asked, "blind", 0) for layout in layouts]
     assert all((p == 128).all() for p in pixels)
-    assert pixels[0].shape == groups[0].images[0].load(SPEC).shape
+    assert pixels[0].shape == asked[0].images[0].load(SPEC).shape
 
 
-def test_prediction_rows_and_rescoring(all_items, tmp_path):
-    results = evaluate(Constant("<answer> 3 </answer>"), all_items, None, tmp_path, progress=False)
+def test_prediction_rows_and_rescoring(all_questions, tmp_path):
+    results = evaluate(Constant("<answer> 3 </answer>"), all_questions, tmp_path, progress=False)
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows[: len(all_items)]] == [item.id for item in all_items]
-    assert {"id", "source", "task", "variant", "question", "prediction", "target"} <= set(rows[0])
-    assert len(rows) == 3 * len(all_items)
+    assert [row["id"] for row in rows] == 3 * [id for questions in all_questions for id in questions.ids]
+    assert {"id", "component", "record", "task", "variant", "question", "prediction", "target"} <= set(rows[0])
+    assert all(re.fullmatch(rf"{row['component']}/{row['record']}/\d", row["id"]) for row in rows)
     assert not list(tmp_path.glob("*.part"))
     (tmp_path / "results.json").unlink()
     assert repr(rescore(tmp_path)) == repr(results)
@@ -122,24 +121,24 @@ def test_prediction_rows_and_rescoring(all_items, tmp_path):
     tree = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
     assert isinstance(tree["entries"][0]["scores"]["model"]["value"], float)
     for entry in results.entries:
-        mine = [row for row in rows if (row["source"], row["variant"]) == (entry.source, "model")]
+        mine = [row for row in rows if (row["component"], row["variant"]) == (entry.component, "model")]
         metrics = TASKS[entry.task].score([r["prediction"] for r in mine], [r["target"] for r in mine])
         assert entry.scores["model"].value == pytest.approx(metrics[entry.headline], nan_ok=True)
         assert next(iter(metrics)) == entry.headline
 
 
 def test_before_after_is_the_difference_of_the_scores(tmp_path):
-    items = make_items("depth")
-    after = evaluate(Truthful(items), items, None, tmp_path / "after", progress=False)
-    before = evaluate(Constant("2 m"), items[::-1], None, tmp_path / "before", progress=False)
-    ((cell, gain),) = run.before_after(tmp_path / "before", tmp_path / "after").items()
+    asked = make_questions("depth")
+    after = evaluate(Truthful(asked), asked, tmp_path / "after", progress=False)
+    before = evaluate(Constant("2 m"), asked[::-1], tmp_path / "before", progress=False)
+    ((cell, gain),) = before_after(read_cells(tmp_path / "before"), read_cells(tmp_path / "after")).items()
     assert cell == ("toy-depth", "depth")
     assert gain[0] == pytest.approx(after.entries[0].scores["model"].value - before.entries[0].scores["model"].value)
     assert gain[1] < gain[0] < gain[2] or gain[0] == 1
 
 
-def test_table_marks_the_direction_and_shows_every_row(all_items, tmp_path):
-    results = evaluate(Constant("?"), all_items, None, tmp_path, progress=False)
+def test_table_marks_the_direction_and_shows_every_row(all_questions, tmp_path):
+    results = evaluate(Constant("?"), all_questions, tmp_path, progress=False)
     console = rich.console.Console(width=200, record=True, file=io.StringIO())
     console.print(results.table())
     text = console.export_text()
@@ -149,8 +148,8 @@ def test_table_marks_the_direction_and_shows_every_row(all_items, tmp_path):
 
 
 def test_a_failing_answerer_leaves_earlier_results_alone(tmp_path):
-    items = make_items("depth", 2)
-    evaluate(Constant("1 m"), items, None, tmp_path, progress=False)
+    asked = make_questions("depth", 2)
+    evaluate(Constant("1 m"), asked, tmp_path, progress=False)
     kept = (tmp_path / "predictions.jsonl").read_text()
 
     class Broken:
@@ -158,24 +157,24 @@ def test_a_failing_answerer_leaves_earlier_results_alone(tmp_path):
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="memory"):
-        evaluate(Broken(), items, None, tmp_path, progress=False)
+        evaluate(Broken(), asked, tmp_path, progress=False)
     assert (tmp_path / "predictions.jsonl").read_text() == kept
 
 
 def test_user_errors(tmp_path):
-    items = make_items("depth", 1)
+    asked = make_questions("depth", 1)
     with pytest.raises(UserError, match="nothing to evaluate"):
-        evaluate(Constant("1"), [], None, tmp_path)
+        evaluate(Constant("1"), [], tmp_path)
     with pytest.raises(UserError, match="toy-depth: a single record cannot be shuffled"):
-        evaluate(Constant("1"), items, None, tmp_path)
+        evaluate(Constant("1"), asked, tmp_path)
     with pytest.raises(UserError, match="include model"):
-        evaluate(Constant("1"), items, None, tmp_path, variants=("blind",))
+        evaluate(Constant("1"), asked, tmp_path, variants=("blind",))
     with pytest.raises(UserError, match=r"predictions.jsonl: no predictions here"):
         rescore(tmp_path)
     with pytest.raises(UserError, match=r"results.json: no results here"):
         load_results(tmp_path)
     (tmp_path / "predictions.jsonl").write_text('{"id": "a"}\n')
-    with pytest.raises(UserError, match=r"line 1: the row lacks source"):
+    with pytest.raises(UserError, match=r"line 1: the row lacks component"):
         rescore(tmp_path)
     (tmp_path / "predictions.jsonl").write_text("[1\n")
     with pytest.raises(UserError, match=r"line 1: not a JSON object"):
@@ -185,8 +184,38 @@ def test_user_errors(tmp_path):
         load_results(tmp_path)
 
 
-def test_variants_must_hold_the_same_items(tmp_path):
-    evaluate(Constant("1 m"), make_items("depth", 2), None, tmp_path, progress=False)
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("task", "cooking", r"line 1: unknown task 'cooking'; choose one of depth, "),
+        ("prediction", 3, "line 1: prediction must be text"),
+        ("target", [], "line 1: target must be an object"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_named(tmp_path, field, value, why):
+    evaluate(Constant("1 m"), make_questions("depth", 2), tmp_path, variants=("model",), progress=False)
+    path = tmp_path / "predictions.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), field: value}), *others]))
+    with pytest.raises(UserError, match=why):
+        rescore(tmp_path)
+
+
+def test_entries_stand_in_the_order_of_the_tasks(all_questions, tmp_path):
+    results = evaluate(Constant("?"), all_questions, tmp_path, variants=("model",), progress=False)
+    assert [entry.task for entry in results.entries] == list(TASKS)
+
+
+def test_every_answer_is_read_once(tmp_path, monkeypatch):
+    asked, read = make_questions("depth"), []
+    parse = DepthTask.parse
+    monkeypatch.setattr(DepthTask, "parse", lambda self, text, target: read.append(text) or parse(self, text, target))
+    evaluate(Constant("1 m"), asked, tmp_path, progress=False)
+    assert len(read) == len(VARIANTS) * count(asked)
+
+
+def test_variants_must_hold_the_same_questions(tmp_path):
+    evaluate(Constant("1 m"), make_questions("depth", 2), tmp_path, progress=False)
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match="shuffled: 15"):

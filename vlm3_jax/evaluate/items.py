@@ -1,7 +1,6 @@
-"""Evaluation items: the questions of a component, one by one, chosen by the record and a seed alone."""
+"""What evaluation asks: the questions of a component, record by record, chosen by the record and a seed alone."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -10,34 +9,38 @@ from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.schedule import Bad
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.processor.image import ImageLayout, image_layout
+from vlm3_jax.setup import Setup
+from vlm3_jax.tasks.base import Example
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Item:
-    """One question to be answered: `images` as the model sees them, `target` holds all that scoring needs."""
+class Questions:
+    """All questions about one record of a component, hence about the same `images`, as the model sees them."""
 
-    id: str
-    source: str
+    component: str
+    record: str
     task: str
     images: tuple[ImageLayout, ...]
-    question: str
-    answer: str
-    target: dict[str, Any]
+    examples: tuple[Example, ...]
+
+    @property
+    def ids(self) -> list[str]:
+        """COMPONENT/RECORD/NUMBER of every question; only to name them, nobody takes an id apart."""
+        return [f"{self.component}/{self.record}/{number}" for number in range(len(self.examples))]
 
 
-def evaluation_items(
+def component_questions(
     component: Component, limit: int | None = None, seed: int = 0, quarantine: Quarantine | None = None
-) -> list[Item]:
-    """The items of the first `limit` records (None: all).
+) -> list[Questions]:
+    """The questions about the first `limit` records (None: all), those without any passed over.
 
-    The questions of record i depend on (seed, i) only and their wording does not vary, so a run over part of the
-    records, or split over hosts, asks the same. Items of one record share their `images` tuple; an id is
-    `COMPONENT/RECORD/NUMBER`. Records that the task has nothing to ask about are passed over; broken ones go to
-    `quarantine`, which decides (UserError) whether they are too many.
+    The questions about record i depend on (seed, i) only and their wording does not vary, so a run over part of the
+    records, or split over hosts, asks the same. Broken records go to `quarantine`, which decides (UserError) whether
+    they are too many.
     """
     style = dataclasses.replace(component.style, vary=False)
     quarantine = quarantine or Quarantine()
-    items = []
+    found = []
     for index in range(len(component) if limit is None else min(limit, len(component))):
         try:
             record = component.record(index)
@@ -52,17 +55,16 @@ def evaluation_items(
             quarantine.add(1, [Bad(where, component.name, str(component.source.path), str(error))])
             continue
         quarantine.add(1, [])
-        items += [
-            Item(
-                id=f"{component.name}/{record.id}/{number}",
-                source=component.name,
-                task=component.task.name,
-                images=layouts,
-                question=example.question,
-                answer=example.answer,
-                target=example.target,
-            )
-            for number, example in enumerate(examples)
-        ]
+        found.append(Questions(component.name, record.id, component.task.name, layouts, tuple(examples)))
     quarantine.check(final=True)
-    return items
+    return found
+
+
+def held_out_questions(setup: Setup, seed: int = 0) -> list[Questions]:
+    """The questions of every held-out component of a config; bad records are set aside and counted."""
+    config = setup.config
+    found = []
+    for component in setup.components(config.eval.components):
+        quarantine = Quarantine(setup.workdir / "quarantine.jsonl", config.data.max_bad_fraction)
+        found += component_questions(component, config.eval.records or None, seed, quarantine)
+    return found

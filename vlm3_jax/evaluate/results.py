@@ -34,9 +34,9 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One task on one source. `scores` in order: model, then what it must beat; `records`: images or pairs."""
+    """One task on one component. `scores` in order: model, then what it must beat; `records`: images or pairs."""
 
-    source: str
+    component: str
     task: str
     headline: str
     higher_is_better: bool
@@ -50,9 +50,9 @@ class Results:
 
     entries: tuple[Entry, ...]
 
-    def entry(self, source: str, task: str) -> Entry | None:
-        """The entry of one source and task, None if it was not evaluated."""
-        return next((e for e in self.entries if (e.source, e.task) == (source, task)), None)
+    def entry(self, component: str, task: str) -> Entry | None:
+        """The entry of one component and task, None if it was not evaluated."""
+        return next((e for e in self.entries if (e.component, e.task) == (component, task)), None)
 
     def table(self) -> rich.table.Table:
         """For the terminal: a block of rows an entry, the model first."""
@@ -61,7 +61,7 @@ class Results:
         for column in ("value", "model - this", "unread"):
             table.add_column(column, justify="right", no_wrap=True)
         for entry in self.entries:
-            table.add_row(f"{entry.task} on {entry.source}", f"{entry.headline} {arrow(entry)}", style="bold")
+            table.add_row(f"{entry.task} on {entry.component}", f"{entry.headline} {arrow(entry)}", style="bold")
             for name, score in entry.scores.items():
                 last = name == list(entry.scores)[-1]
                 cells = [interval(score.value, score.low, score.high), gain_text(score), unreadable(score)]

@@ -146,15 +146,20 @@ class ImageLayout(Patches):
         """
         if self.blank:
             return np.full((self.n_patches, 3 * spec.patch_size**2), BLANK, np.uint8)
+        image = self.picture()
+        if image.size != self.final:
+            image = image.resize(self.final, Image.Resampling.BICUBIC)
+        return patchify(np.asarray(image), spec)
+
+    def picture(self) -> Image.Image:
+        """What is shown of the image, before its sides become multiples of a visual token. BadRecord as in `load`."""
         pixels = self.ref.load()
         image = Image.fromarray(np.ascontiguousarray(pixels[:, ::-1]) if self.flip else pixels)
         if image.size != self.size:
             image = image.resize(self.size, Image.Resampling.BICUBIC)
         if self.crop is not None:
             image = image.crop(self.crop)
-        if image.size != self.final:
-            image = image.resize(self.final, Image.Resampling.BICUBIC)
-        return patchify(np.asarray(image), spec)
+        return image
 
 
 def image_layout(view: View, spec: VisionSpec) -> ImageLayout:

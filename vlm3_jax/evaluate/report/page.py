@@ -1,36 +1,24 @@
 """One HTML file that shows an evaluation: what ran, scores with their references, loss curves and pictures.
 
-Everything is inside the file (styles, pictures as data URLs) and it needs no script. All text is escaped: answers come
-from a model and names from data files.
+Everything is inside the file (styles, pictures as data URLs) and it needs no script. The template (page.html) escapes
+all text: answers come from a model and names from data files.
 """
 
 import base64
 import dataclasses
-import html
 import importlib.metadata
 import json
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import jinja2
 
 from vlm3_jax.errors import UserError
-from vlm3_jax.evaluate import published, run
-from vlm3_jax.evaluate.results import (
-    Entry,
-    Results,
-    Score,
-    arrow,
-    gain_text,
-    interval,
-    load_results,
-    number,
-    unreadable,
-)
-
-if TYPE_CHECKING:
-    from vlm3_jax.evaluate.items import Item
-    from vlm3_jax.tasks.base import Task
+from vlm3_jax.evaluate import published, scoring
+from vlm3_jax.evaluate.report import panels, pictures
+from vlm3_jax.evaluate.results import Entry, Results, Score, arrow, gain_text, interval, number, unreadable
 
 # Encoded pictures beyond this are left out and counted, so that the file stays below 3 MB.
 PICTURE_BYTES = 2_000_000
@@ -40,27 +28,9 @@ _MEANING = {
     "model": "the model, images as they are",
     "blind": "the model, every image grey",
     "shuffled": "the model, another record's image",
-    "best constant": "one fixed answer, the best for these items",
+    "best constant": "one fixed answer, the best for these questions",
 }
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; color: #1f2933;
-  background: #f7f8fa; margin: 0; }
-main { max-width: 1020px; margin: 0 auto; padding: 28px 20px 60px; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 38px 0 8px; }
-h3 { font-size: 15px; margin: 0 0 8px; } p { margin: 6px 0; max-width: 78ch; } .soft { color: #616e7c; }
-section.card { background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; padding: 14px 16px; margin: 12px 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13.5px; } th { text-align: left; font-weight: 600; color: #52606d; }
-th, td { padding: 4px 12px 4px 0; border-bottom: 1px solid #e4e7eb; vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-tr.main td { font-weight: 600; } pre, code { font: 12.5px/1.45 ui-monospace, Menlo, Consolas, monospace; }
-pre { background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; padding: 10px 12px; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-img { max-width: 100%; height: auto; } figure { margin: 14px 0 20px; } figcaption { font-size: 13px; color: #52606d; }
-figcaption li { overflow-wrap: anywhere; } details summary { cursor: pointer; color: #2458a6; margin: 8px 0 4px; }
-.note { background: #fff8e6; border: 1px solid #f2d98d; border-radius: 8px; padding: 8px 12px; }
-"""
+_TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 
 
 def write_report(
@@ -71,33 +41,38 @@ def write_report(
     metrics: pathlib.Path | None = None,
     summary: Mapping[str, str] | None = None,
     commands: Sequence[str] = (),
-    items: Sequence["Item"] = (),
-    tasks: Mapping[str, "Task"] | None = None,
-    pictures_per_task: int = 6,
 ) -> pathlib.Path:
-    """Write the report of one or more evaluations and return its path.
+    """Write the report of one or more evaluations and return its path; their answers are scored anew.
 
     `runs`: label -> output folder of `evaluate`, in order, for example {"before training": ..., "after training": ...};
     the last one is the subject, the others are rows to compare with. `metrics`: the trainer's metrics.jsonl.
-    `summary`: what was run, as shown (model, data, steps, hardware, ...). `items`: the evaluated items; without them
-    there are no pictures of images. UserError if a folder lacks results, metrics are broken or matplotlib is missing.
+    `summary`: what was run, as shown (model, data, steps, hardware, ...). UserError if a folder lacks predictions or
+    metrics are broken.
     """
-    from vlm3_jax.evaluate.report import panels
-
-    results = {label: load_results(folder) for label, folder in runs.items()}
+    cells = {label: scoring.read_cells(folder) for label, folder in runs.items()}
+    results = {label: scoring.score(found) for label, found in cells.items()}
+    for label, folder in runs.items():
+        results[label].save(folder)
     label, folder = list(runs.items())[-1]
-    gains = {other: run.before_after(runs[other], folder, tasks) for other in runs if other != label}
-    album = _Album()
-    parts = [_what_was_run(summary or {}, commands), _scores(results, label, gains, album)]
-    parts.append(_published(sorted({e.task for e in results[label].entries})))
-    if metrics is not None:
-        parts.append(_curves(panels.curves(read_metrics(metrics)), album))
-    found = panels.panels(run.read_predictions(folder), items, tasks, pictures_per_task)
-    parts.append(_pictures(found, album))
+    gains = {other: scoring.before_after(cells[other], cells[label]) for other in runs if other != label}
+    album, entries = _Album(), results[label].entries
+    page = _environment().get_template(_TEMPLATE.name)
+    text = page.render(
+        title=title,
+        label=label,
+        summary=[*(summary or {}).items(), ("versions", _versions())],
+        commands=commands,
+        entries=[_entry(entry, _score_rows(entry, results, label, gains), album) for entry in entries],
+        published=[table for task in dict.fromkeys(e.task for e in entries) for table in published.table(task)],
+        curves=metrics and album.add("loss against step", panels.curves(read_metrics(metrics))),
+        panels=_pictures(panels.panels(folder, cells[label]), album),
+        left_out=album.left_out,
+    )
     out_html = pathlib.Path(out_html)
     out_html.parent.mkdir(parents=True, exist_ok=True)
     aside = out_html.with_name(out_html.name + ".part")
-    aside.write_text(_page(title, parts), encoding="utf-8")
+    # Half of a surrogate pair, which JSON may hold, is no text that a file can.
+    aside.write_text(text, encoding="utf-8", errors="replace")
     aside.rename(out_html)
     return out_html
 
@@ -119,168 +94,93 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture inside the page."""
+
+    alt: str
+    src: str
+
+
 class _Album:
-    """Turns pictures into tags while the file has room for them."""
+    """Takes pictures in while the file has room for them."""
 
     def __init__(self):
         self.room, self.left_out = PICTURE_BYTES, 0
 
-    def image(self, data: bytes, alt: str) -> str:
-        """An img tag, or "" if the picture no longer fits."""
+    def add(self, alt: str, data: bytes | None) -> Picture | None:
+        """The picture as a data URL; None if there is none or it no longer fits."""
+        if data is None:
+            return None
         if len(data) > self.room:
             self.left_out += 1
-            return ""
+            return None
         self.room -= len(data)
         kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-        return f'<img alt="{_text(alt)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+        return Picture(alt, f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
 
 
-def _page(title: str, parts: Sequence[str]) -> str:
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><main><h1>{_text(title)}</h1>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters.update(arrow=arrow, number=number, gain=gain_text, unreadable=unreadable)
+    environment.filters["interval"] = lambda score: interval(score.value, score.low, score.high)
+    return environment
 
 
-def _what_was_run(summary: Mapping[str, str], commands: Sequence[str]) -> str:
+def _versions() -> str:
     versions = [f"Python {platform.python_version()}"]
     for package in PACKAGES:
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    rows = [*summary.items(), ("versions", ", ".join(versions))]
-    table = _table([], [[k, v] for k, v in rows])
-    shown = f"<pre>{_text(chr(10).join(commands))}</pre>" if commands else ""
-    return f'<h2>What was run</h2><section class="card scroll">{table}</section>{shown}'
+    return ", ".join(versions)
 
 
-def _scores(results: Mapping[str, Results], label: str, gains: Mapping[str, Mapping], album: _Album) -> str:
-    out = [
-        "<h2>Scores</h2><p>↑ higher is better, ↓ lower is better. Brackets are 95 % intervals (bootstrap over images). "
-        f"“{_text(label)} − this” is the paired difference on the same items: if its interval holds 0, the "
-        "evaluation cannot tell the two apart. Unreadable answers count as wrong (a match as if it were the image "
-        "centre). For pose, pairs are scored and not answers.</p>"
-    ]
-    for entry in results[label].entries:
-        rows = _score_rows(entry, results, label, gains)
-        out.append(_score_card(entry, rows, label, album))
-    return "\n".join(out)
-
-
-def _score_rows(entry: Entry, results, label: str, gains) -> list[tuple[str, str, Score]]:
+def _score_rows(entry: Entry, results: Mapping[str, Results], label: str, gains) -> list[tuple[str, str, Score]]:
     """(name, meaning, score): the subject, the other runs' models, then the subject's variants and references."""
     rows = [(label, _MEANING["model"], entry.scores["model"])]
     for other, gain in gains.items():
-        theirs = results[other].entry(entry.source, entry.task)
+        theirs = results[other].entry(entry.component, entry.task)
         if theirs is not None:
             score = theirs.scores["model"]
             rows.append(
-                (other, _MEANING["model"], dataclasses.replace(score, gain=gain.get((entry.source, entry.task))))
+                (other, _MEANING["model"], dataclasses.replace(score, gain=gain.get((entry.component, entry.task))))
             )
     rows += [(name, _MEANING.get(name, ""), score) for name, score in entry.scores.items() if name != "model"]
     return rows
 
 
-def _score_card(entry: Entry, rows: list[tuple[str, str, Score]], label: str, album: _Album) -> str:
-    from vlm3_jax.evaluate.report import pictures
-
+def _entry(entry: Entry, rows: list[tuple[str, str, Score]], album: _Album) -> dict[str, Any]:
+    """What the template shows of one task on one component."""
     headline = f"{entry.headline} {arrow(entry)}"
-    header = ["answers by", "", headline, f"{label} − this", "unreadable", "scored"]
-    cells = [
-        [name, meaning, interval(s.value, s.low, s.high), gain_text(s), unreadable(s), str(s.count)]
-        for name, meaning, s in rows
-    ]
     chart = pictures.intervals(
         [name for name, _, _ in rows],
-        *([getattr(s, k) for _, _, s in rows] for k in ("value", "low", "high")),
+        *([getattr(score, end) for _, _, score in rows] for end in ("value", "low", "high")),
         headline,
     )
-    named = [(name, s) for name, _, s in rows if s.metrics]
-    keys = list(dict.fromkeys(key for _, s in named for key in s.metrics))
-    every = _table(
-        ["metric", *(name for name, _ in named)],
-        [[key, *(number(s.metrics[key]) if key in s.metrics else "–" for _, s in named)] for key in keys],
-        numbers_from=1,
-    )
-    return (
-        f'<section class="card"><h3>{_text(entry.task)} on {_text(entry.source)} '
-        f'<span class="soft">({entry.records} images or pairs)</span></h3>'
-        f'<div class="scroll">{_table(header, cells, numbers_from=2, main=True)}</div>'
-        f"{album.image(chart, f'{entry.task} on {entry.source}: {headline} with intervals')}"
-        f'<details><summary>all metrics</summary><div class="scroll">{every}</div></details></section>'
-    )
+    named = [(name, score) for name, _, score in rows if score.metrics]
+    return {
+        "title": f"{entry.task} on {entry.component}",
+        "records": entry.records,
+        "headline": headline,
+        "rows": rows,
+        "chart": album.add(f"{entry.task} on {entry.component}: {headline} with intervals", chart),
+        "named": named,
+        "metrics": list(dict.fromkeys(key for _, score in named for key in score.metrics)),
+    }
 
 
-def _published(tasks: Sequence[str]) -> str:
-    tables = [table for task in tasks for table in published.table(task)]
-    if not tables:
-        return ""
-    out = [
-        "<h2>Published results, for context</h2>"
-        '<p class="note">Not comparable with the scores above unless those are of the same public benchmark: a small '
-        "model on its own or synthetic data answers easier questions about other images. Two published means do not "
-        "follow from their entries, so the plain mean of the entries stands beside each.</p>"
-    ]
-    for table in tables:
-        header, *rows = table.cells()
-        mark = "↑" if table.higher_is_better else "↓"
-        caption = f"{table.task}: {table.metric} {mark} ({table.source})"
-        out.append(
-            f"<details open><summary>{_text(caption)}</summary>"
-            f'<div class="scroll">{_table(header, rows, numbers_from=1)}</div></details>'
-        )
-    return "\n".join(out)
-
-
-def _curves(data: bytes | None, album: _Album) -> str:
-    if data is None:
-        return ""
-    return (
-        "<h2>Loss</h2><p>Dashed: what a language model loses that knows the other answers and sees no image. A loss "
-        "that stays there has learnt nothing from the images.</p>"
-        f"<figure>{album.image(data, 'loss against step')}</figure>"
-    )
-
-
-def _pictures(found, album: _Album) -> str:
-    """`found`: task -> panels (see panels.Panel)."""
-    out = []
-    for task, shown in found.items():
-        figures = []
-        for panel in shown:
-            tag = album.image(panel.picture, panel.title)
-            if tag:
-                lines = "".join(f"<li>{_text(line)}</li>" for line in panel.lines)
-                figures.append(
-                    f"<figure>{tag}<figcaption>{_text(panel.title)}<ul>{lines}</ul></figcaption></figure>"
-                    if lines
-                    else f"<figure>{tag}<figcaption>{_text(panel.title)}</figcaption></figure>"
-                )
-        if figures:
-            out.append(f'<section class="card"><h3>{_text(task)}</h3>{"".join(figures)}</section>')
-    if album.left_out:
-        out.append(f'<p class="soft">{album.left_out} pictures left out to keep this file small.</p>')
-    return "<h2>Pictures</h2>" + "".join(out) if out else ""
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 99, main: bool = False) -> str:
-    """A table; columns from `numbers_from` on are right-aligned, `main` marks the first row."""
-
-    def cell(tag, column, text):
-        mark = ' class="n"' if column >= numbers_from else ""
-        return f"<{tag}{mark}>{_text(text)}</{tag}>"
-
-    head = f"<tr>{''.join(cell('th', k, text) for k, text in enumerate(header))}</tr>" if header else ""
-    body = ""
-    for k, row in enumerate(rows):
-        mark = ' class="main"' if main and k == 0 else ""
-        body += f"<tr{mark}>{''.join(cell('td', c, text) for c, text in enumerate(row))}</tr>"
-    return f"<table>{head}{body}</table>"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)
+def _pictures(found: Mapping[str, Sequence[panels.Panel]], album: _Album) -> dict[str, list[dict[str, Any]]]:
+    """By task, the panels that there is room for."""
+    shown = {}
+    for task, of_task in found.items():
+        placed = [(album.add(panel.title, panel.picture), panel) for panel in of_task]
+        shown[task] = [(picture, panel) for picture, panel in placed if picture]
+    return {task: placed for task, placed in shown.items() if placed}

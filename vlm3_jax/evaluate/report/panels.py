@@ -1,25 +1,21 @@
-"""Which pictures a report shows: items chosen evenly over the evaluation (never by score) and drawn task by task."""
+"""Which pictures a report shows: records chosen evenly over the evaluation (never by score) and drawn task by task."""
 
 import collections
 import dataclasses
+import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-import vlm3_jax.tasks
 from vlm3_jax import pose as geometry
-from vlm3_jax.evaluate import run, statistics
+from vlm3_jax.evaluate import statistics
 from vlm3_jax.evaluate.report import pictures
+from vlm3_jax.evaluate.scoring import Answers, Cell
+from vlm3_jax.evaluate.thumbnails import read_thumbnails, spread
+from vlm3_jax.tasks import Task
 
-if TYPE_CHECKING:
-    from vlm3_jax.evaluate.items import Item
-    from vlm3_jax.processor.image import ImageLayout
-    from vlm3_jax.tasks.base import Task
-
-MAX_SIDE = 440
 MAX_LINES = 6
 _TEXT_LIMIT = 240
 
@@ -33,24 +29,34 @@ class Panel:
     lines: tuple[str, ...] = ()
 
 
-def panels(
-    rows: Iterable[dict[str, Any]], items: Sequence["Item"], tasks: Mapping[str, "Task"] | None, limit: int
-) -> dict[str, list[Panel]]:
-    """Up to `limit` image panels a task (and a scatter a depth source) from prediction rows of the variant "model"."""
-    images = {(group.source, group.record): group.images for group in run.group_items(items)}
-    by_record = collections.defaultdict(lambda: collections.defaultdict(list))
-    for row in rows:
-        if row["variant"] == "model":
-            by_record[row["task"]][row["source"], run.record_id(row["id"])].append(row)
-    found = {}
-    for name, groups in by_record.items():
-        task = tasks[name] if tasks else vlm3_jax.tasks.get(name)
-        found[name] = list(_scatters(task, groups)) if name == "depth" else []
-        draw = _DRAWERS.get(name)
-        for key in _spread([key for key in groups if key in images and draw], limit):
-            pixels = [shown_pixels(layout) for layout in images[key]]
-            found[name].append(draw(task, groups[key], pixels, key[1]))
+def panels(folder: pathlib.Path, cells: Sequence[Cell]) -> dict[str, list[Panel]]:
+    """By task: a scatter for each component with depths, then the model's answers in pictures.
+
+    Shown are records whose thumbnails stand in `folder`.
+    """
+    found, shown = collections.defaultdict(list), collections.defaultdict(list)
+    for cell in cells:
+        if cell.task.name == "depth":
+            title = f"{cell.component}: {len(cell.model.rows)} points"
+            found[cell.task.name].append(Panel(title, pictures.depth_scatter(*_depths(cell.model))))
+        for record, answers in _by_record(cell.model).items():
+            thumbnails = read_thumbnails(folder, cell.component, record)
+            if len(thumbnails) >= _IMAGES[cell.task.name]:
+                shown[cell.task].append((answers, thumbnails, f"{cell.component}/{record}"))
+    for task, records in shown.items():
+        found[task.name] += [_DRAWERS[task.name](task, *record) for record in spread(records)]
     return found
+
+
+def _by_record(answers: Answers) -> dict[str, Answers]:
+    """The answers about each record."""
+    places = collections.defaultdict(list)
+    for place, record in enumerate(answers.records):
+        places[record].append(place)
+    return {
+        record: Answers([answers.rows[i] for i in at], [answers.parsed[i] for i in at], answers.scores[at])
+        for record, at in places.items()
+    }
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
@@ -60,115 +66,81 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
     entropies = {}
     for row in rows:
         for key, value in row.items():
-            kind, _, source = key.partition("/")
+            kind, _, component = key.partition("/")
             if kind == "eval_loss" and value is not None:
-                held_out[source][0].append(row["step"])
-                held_out[source][1].append(value)
+                held_out[component][0].append(row["step"])
+                held_out[component][1].append(value)
             elif kind == "answer_entropy" and value is not None:
-                entropies[source] = value
+                entropies[component] = value
     if not train and not held_out:
         return None
     return pictures.loss_curve([s for s, _ in train], [v for _, v in train], held_out, entropies)
 
 
-def shown_pixels(layout: "ImageLayout") -> np.ndarray:
-    """What the model was shown, uint8 [h, w, 3], reduced to at most MAX_SIDE pixels a side."""
-    pixels = layout.ref.load()
-    image = Image.fromarray(np.ascontiguousarray(pixels[:, ::-1]) if layout.flip else pixels)
-    if image.size != layout.size:
-        image = image.resize(layout.size, Image.Resampling.BICUBIC)
-    if layout.crop is not None:
-        image = image.crop(layout.crop)
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    return np.asarray(image)
+def _depth(task: Task, answers: Answers, images, title: str) -> Panel:
+    points = np.array([np.divide(target["coords"], target["coord_range"]) for target in answers.targets])
+    picture = pictures.depth_points(images[0], points, *_depths(answers))
+    right = statistics.mean(answers.scores)
+    return Panel(title, picture, (f"{task.headline} {right:.2f} over {len(answers.rows)} points",))
 
 
-def _depth(task: "Task", rows, pixels, title: str) -> Panel:
-    points = np.array([np.divide(row["target"]["coords"], row["target"]["coord_range"]) for row in rows])
-    true, predicted = _depths(task, rows)
-    picture = pictures.depth_points(pixels[0], points, true, predicted)
-    right = task.item_scores([_parsed(task, row) for row in rows], [row["target"] for row in rows])
-    return Panel(title, picture, (f"{task.headline} {statistics.mean(right):.2f} over {len(rows)} points",))
+def _depths(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+    """True and predicted depth (m) [N]; NaN where the answer cannot be read."""
+    predicted = np.array([np.nan if depth is None else depth for depth in answers.parsed], float)
+    return np.array([target["depth_m"] for target in answers.targets], float), predicted
 
 
-def _correspondence(task: "Task", rows, pixels, title: str) -> Panel:
-    ranges = np.array([row["target"]["coord_range"] for row in rows], float)[:, None]
-    query = np.array([row["target"]["coords"] for row in rows], float) / ranges
-    true = np.array([row["target"]["truth"] for row in rows], float) / ranges
-    answers = [_parsed(task, row) for row in rows]
-    predicted = np.array([(np.nan, np.nan) if a is None else a for a in answers], float) / ranges
-    picture = pictures.match_lines(*pixels[:2], query, true, predicted)
-    errors = task.item_scores(answers, [row["target"] for row in rows])
-    return Panel(title, picture, (f"{task.headline} {statistics.mean(errors):.1f} px over {len(rows)} queries",))
+def _correspondence(task: Task, answers: Answers, images, title: str) -> Panel:
+    ranges = np.array([target["coord_range"] for target in answers.targets], float)[:, None]
+    query = np.array([target["coords"] for target in answers.targets], float) / ranges
+    true = np.array([target["truth"] for target in answers.targets], float) / ranges
+    predicted = np.array([(np.nan, np.nan) if pixel is None else pixel for pixel in answers.parsed], float) / ranges
+    picture = pictures.match_lines(*images[:2], query, true, predicted)
+    error = statistics.mean(answers.scores)
+    return Panel(title, picture, (f"{task.headline} {error:.1f} px over {len(answers.rows)} queries",))
 
 
-def _objects(task: "Task", rows, pixels, title: str) -> Panel:
-    rows = rows[:MAX_LINES]
+def _objects(task: Task, answers: Answers, images, title: str) -> Panel:
     numbers: dict[tuple[float, ...], int] = {}
     lines = []
-    for row, line in zip(rows, _answer_lines(rows), strict=True):
-        regions = [tuple(np.divide(box, row["target"]["coord_range"])) for box in row["target"]["boxes"]]
+    for target, line in zip(answers.targets, _answer_lines(answers)):
+        regions = [tuple(np.divide(box, target["coord_range"])) for box in target["boxes"]]
         lines.append(f"{[numbers.setdefault(region, len(numbers) + 1) for region in regions]} {line}")
-    return Panel(title, pictures.boxes(pixels[0], np.array(list(numbers))), tuple(lines))
+    return Panel(title, pictures.boxes(images[0], np.array(list(numbers))), tuple(lines))
 
 
-def _pose(task: "Task", rows, pixels, title: str) -> Panel:
-    target = rows[0]["target"]
+def _pose(task: Task, answers: Answers, images, title: str) -> Panel:
+    target = answers.targets[0]
     R, t = np.array(target["rotation"], float).reshape(3, 3), np.array(target["translation"], float)
-    answers = {row["target"]["kind"]: _parsed(task, row) for row in rows}
-    euler, direction = answers.get("euler_natural"), answers.get("translation_direction")
+    said = {target["kind"]: value for target, value in zip(answers.targets, answers.parsed, strict=True)}
+    euler, direction = said.get("euler_natural"), said.get("translation_direction")
     picture = pictures.pose_views(
-        *pixels[:2],
+        *images[:2],
         true_yaw_deg=geometry.euler_from_matrix(R)[0],
         true_direction=t / max(np.linalg.norm(t), 1e-9),
         yaw_deg=None if euler is None else euler[0],
         direction=None if direction is None else np.array(direction) / np.linalg.norm(direction),
     )
-    return Panel(title, picture, _answer_lines(rows))
+    return Panel(title, picture, _answer_lines(answers))
 
 
-_DRAWERS: dict[str, Callable[["Task", Any, Any, str], Panel]] = {
+_DRAWERS: dict[str, Callable[[Task, Answers, list[np.ndarray], str], Panel]] = {
     "depth": _depth,
     "correspondence": _correspondence,
     "objects": _objects,
     "pose": _pose,
 }
+# How many images a drawing needs.
+_IMAGES = {"depth": 1, "correspondence": 2, "objects": 1, "pose": 2}
 
 
-def _scatters(task: "Task", groups) -> list[Panel]:
-    """Predicted against true depth of all items, a panel a source."""
-    by_source = collections.defaultdict(list)
-    for (source, _), rows in groups.items():
-        by_source[source] += rows
-    return [
-        Panel(f"{source}: {len(rows)} points", pictures.depth_scatter(*_depths(task, rows)))
-        for source, rows in by_source.items()
-    ]
-
-
-def _depths(task: "Task", rows) -> tuple[np.ndarray, np.ndarray]:
-    """True and predicted depth (m) [N]; NaN where the answer cannot be read."""
-    answers = [_parsed(task, row) for row in rows]
-    predicted = np.array([np.nan if a is None else a for a in answers], float)
-    return np.array([row["target"]["depth_m"] for row in rows], float), predicted
-
-
-def _answer_lines(rows) -> tuple[str, ...]:
+def _answer_lines(answers: Answers) -> tuple[str, ...]:
     return tuple(
         f"{_short(row['question'])} → {_short(row['prediction'])} (true: {_short(row['answer'])})"
-        for row in rows[:MAX_LINES]
+        for row in answers.rows[:MAX_LINES]
     )
 
 
 def _short(text: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"
-
-
-def _parsed(task: "Task", row) -> Any:
-    return task.parse(row["prediction"], row["target"])
-
-
-def _spread(keys: list, limit: int) -> list:
-    """At most `limit` of the keys, evenly spaced."""
-    return [keys[k * len(keys) // limit] for k in range(limit)] if len(keys) > limit else keys

@@ -1,0 +1,70 @@
+"""Predictions on disk: a JSON line for each question and variant, with all that scoring needs."""
+
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vlm3_jax.errors import UserError
+from vlm3_jax.evaluate.items import Questions
+from vlm3_jax.tasks import TASKS
+
+FILE = "predictions.jsonl"
+# `record` is what intervals resample; `answer` and `target` are the truth as text and as data.
+FIELDS = {
+    "id": str,
+    "component": str,
+    "record": str,
+    "task": str,
+    "variant": str,
+    "question": str,
+    "answer": str,
+    "prediction": str,
+    "target": dict,
+}
+
+
+def rows(asked: Questions, variant: str, predictions: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one record's answers."""
+    for id, example, prediction in zip(asked.ids, asked.examples, predictions, strict=True):
+        yield {
+            "id": id,
+            "component": asked.component,
+            "record": asked.record,
+            "task": asked.task,
+            "variant": variant,
+            "question": example.question,
+            "answer": example.answer,
+            "prediction": prediction,
+            "target": example.target,
+        }
+
+
+def read_predictions(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """The rows of predictions.jsonl in the output folder of an evaluation.
+
+    UserError, with the line, for one that is not JSON or lacks a field.
+    """
+    path = pathlib.Path(folder) / FILE
+    if not path.is_file():
+        raise UserError(f"{path}: no predictions here; run `vlm3 eval` with this output folder first")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            yield _checked(line, f"{path}, line {number}")
+
+
+def _checked(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not a JSON object ({error})") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: not a JSON object")
+    if missing := [name for name in FIELDS if name not in row]:
+        raise UserError(f"{where}: the row lacks {', '.join(missing)}; run `vlm3 eval` again")
+    for name, kind in FIELDS.items():
+        if not isinstance(row[name], kind):
+            raise UserError(f"{where}: {name} must be {'an object' if kind is dict else 'text'}")
+    if row["task"] not in TASKS:
+        raise UserError(f"{where}: unknown task {row['task']!r}; choose one of {', '.join(TASKS)}")
+    return row

@@ -1,0 +1,145 @@
+"""From predictions on disk to scores: every answer is read once, and no model or data set is needed."""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlm3_jax import tasks
+from vlm3_jax.errors import UserError
+from vlm3_jax.evaluate import statistics
+from vlm3_jax.evaluate.predictions import FILE, read_predictions
+from vlm3_jax.evaluate.results import Entry, Results, Score
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """All answers of one variant to one task's questions about one component, in the order of predictions.jsonl.
+
+    `rows` as they were read, what each prediction says (`Task.parse`), and `scores` (`Task.item_scores`).
+    """
+
+    rows: list[dict[str, Any]]
+    parsed: list[Any | None]
+    scores: np.ndarray
+
+    @classmethod
+    def of(cls, task: tasks.Task, rows: list[dict[str, Any]]) -> "Answers":
+        """Of rows of one variant."""
+        targets = [row["target"] for row in rows]
+        parsed = [task.parse(row["prediction"], target) for row, target in zip(rows, targets, strict=True)]
+        return cls(rows, parsed, task.item_scores(parsed, targets))
+
+    @property
+    def targets(self) -> list[dict[str, Any]]:
+        """What the questions' answers are scored against."""
+        return [row["target"] for row in self.rows]
+
+    @property
+    def records(self) -> list[str]:
+        """The record of each question: the cluster of intervals."""
+        return [row["record"] for row in self.rows]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+    """One task on one component: its answers by variant, all to the same questions in the same order."""
+
+    component: str
+    task: tasks.Task
+    variants: dict[str, Answers]
+
+    @property
+    def model(self) -> Answers:
+        """The answers that are judged; the other variants are what they must beat."""
+        return self.variants["model"]
+
+
+def read_cells(folder: pathlib.Path) -> list[Cell]:
+    """The answers in an evaluation's output folder, in the order of `tasks.TASKS`, then as written.
+
+    UserError if variants hold different questions.
+    """
+    found = collections.defaultdict(lambda: collections.defaultdict(list))
+    for row in read_predictions(folder):
+        found[row["task"], row["component"]][row["variant"]].append(row)
+    cells = []
+    for (task, component), variants in sorted(found.items(), key=lambda item: list(tasks.TASKS).index(item[0][0])):
+        asked = {variant: [row["id"] for row in rows] for variant, rows in variants.items()}
+        if any(ids != asked.get("model") for ids in asked.values()):
+            raise UserError(
+                f"{pathlib.Path(folder) / FILE}: the variants of {task} on {component} must hold the same questions in "
+                f"the same order, model among them; found {', '.join(f'{v}: {len(ids)}' for v, ids in asked.items())}"
+            )
+        judge = tasks.get(task)
+        cells.append(Cell(component, judge, {name: Answers.of(judge, rows) for name, rows in variants.items()}))
+    return cells
+
+
+def rescore(folder: pathlib.Path) -> Results:
+    """Score the rows of `folder`/predictions.jsonl and write results.json beside them; no model is asked."""
+    results = score(read_cells(folder))
+    results.save(pathlib.Path(folder))
+    return results
+
+
+def score(cells: Sequence[Cell]) -> Results:
+    """Scores of every task on every component: the variants, then the references, each compared with the model."""
+    return Results(tuple(map(_entry, cells)))
+
+
+def before_after(before: Sequence[Cell], after: Sequence[Cell]) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Paired difference after - before of the model's scores, by (component, task), over the questions of both runs."""
+    earlier = {(cell.component, cell.task.name): cell.model for cell in before}
+    gains = {}
+    for cell in after:
+        key, own = (cell.component, cell.task.name), cell.model
+        if key in earlier:
+            theirs = dict(zip(map(_question, earlier[key].rows), earlier[key].scores, strict=True))
+            common = [i for i, row in enumerate(own.rows) if _question(row) in theirs]
+            scores = [theirs[_question(own.rows[i])] for i in common]
+            records = [own.records[i] for i in common]
+            gains[key] = statistics.paired_difference(own.scores[common], scores, records)
+    return gains
+
+
+def _question(row: dict[str, Any]) -> tuple[str, str]:
+    return row["id"], row["question"]
+
+
+def references(task: tasks.Task, targets: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Parsed answers that need no model, by name: the best constant, then what the task adds."""
+    extra = {name.replace("_", " "): parsed for name, parsed in task.extra_references(targets).items()}
+    return {"best constant": task.constant_answers(targets), **extra}
+
+
+def _entry(cell: Cell) -> Entry:
+    task, targets, records = cell.task, cell.model.targets, cell.model.records
+    scores = {variant: answers.scores for variant, answers in cell.variants.items()}
+    metrics = {variant: task.metrics(answers.parsed, targets) for variant, answers in cell.variants.items()}
+    for name, parsed in references(task, targets).items():
+        scores[name] = task.item_scores(parsed, targets)
+    return Entry(
+        cell.component,
+        task.name,
+        task.headline,
+        task.higher_is_better,
+        len(set(records)),
+        {name: _score(name, scores, metrics.get(name, {}), records) for name in scores},
+    )
+
+
+def _score(name: str, scores: Mapping[str, np.ndarray], metrics: dict[str, float], records: list[str]) -> Score:
+    own = np.asarray(scores[name], np.float64)
+    return Score(
+        statistics.mean(own),
+        *statistics.bootstrap_interval(own, records),
+        count=int((~np.isnan(own)).sum()),
+        answers=len(own),
+        failures=int(metrics.get("parse_failures", 0)),
+        metrics={k: v if isinstance(v, int) else float(v) for k, v in metrics.items()},
+        gain=None if name == "model" else statistics.paired_difference(scores["model"], own, records),
+    )

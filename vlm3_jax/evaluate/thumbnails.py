@@ -1,0 +1,71 @@
+"""Small pictures beside the predictions, so that a report never opens the data again.
+
+They are what the model was shown, of a few records of each task, evenly spaced over the evaluation and never chosen by
+score.
+"""
+
+import collections
+import hashlib
+import pathlib
+import re
+import shutil
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from vlm3_jax.errors import UserError
+from vlm3_jax.evaluate.items import Questions
+from vlm3_jax.files import replace_dir
+
+FOLDER = "thumbnails"
+# So many records of a task are shown, and so many pixels a side of an image.
+RECORDS = 6
+MAX_SIDE = 440
+
+T = TypeVar("T")
+
+
+def write_thumbnails(folder: pathlib.Path, asked: Sequence[Questions]) -> None:
+    """`folder`/thumbnails/*.jpg of the records that a report may show, in place of what was there."""
+    target = pathlib.Path(folder) / FOLDER
+    aside = target.with_name(FOLDER + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    by_task = collections.defaultdict(list)
+    for questions in asked:
+        by_task[questions.task].append(questions)
+    for all_of_task in by_task.values():
+        for questions in spread(all_of_task):
+            for number, layout in enumerate(questions.images):
+                picture = layout.picture()
+                picture.thumbnail((MAX_SIDE, MAX_SIDE))
+                picture.save(aside / _name(questions.component, questions.record, number), quality=88, optimize=True)
+    replace_dir(aside, target)
+
+
+def read_thumbnails(folder: pathlib.Path, component: str, record: str) -> list[np.ndarray]:
+    """The record's pictures in their order, uint8 [h, w, 3]; none if it has none. UserError for a damaged file."""
+    pictures = []
+    while (path := pathlib.Path(folder) / FOLDER / _name(component, record, len(pictures))).is_file():
+        try:
+            with Image.open(path, formats=("JPEG",)) as image:
+                if max(image.size) > MAX_SIDE:
+                    raise ValueError(f"{image.width} x {image.height} pixels is no thumbnail")
+                pictures.append(np.asarray(image.convert("RGB")))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"{path}: not a picture ({error}); delete it to go without") from None
+    return pictures
+
+
+def spread(things: Sequence[T], limit: int = RECORDS) -> list[T]:
+    """At most `limit` of the things, evenly spaced."""
+    return [things[k * len(things) // limit] for k in range(limit)] if len(things) > limit else list(things)
+
+
+def _name(component: str, record: str, number: int) -> str:
+    """A file name that people recognise and that no name of a record can lead elsewhere."""
+    name = f"{component}/{record}"
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60]
+    return f"{readable}-{hashlib.sha256(name.encode(errors='backslashreplace')).hexdigest()[:8]}-{number}.jpg"
