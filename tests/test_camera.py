@@ -2,14 +2,15 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm3_jax.camera import Camera, denormalize_points, normalize_points
-from vlm3_jax.errors import BadRecord
+from vlm3_jax.camera import Camera, as_camera, as_points, denormalize_points, normalize_points
+from vlm3_jax.errors import BadRecord, UserError
 
 
 def test_uniform_unification_truncates_and_keeps_the_ratio_of_focal_lengths():
@@ -84,3 +85,54 @@ def test_a_crop_moves_the_principal_point_only():
 def test_inside():
     points = [[0, 0], [9, 7], [10, 7], [9, 8], [-1, 3], [9.5, 3]]
     assert Camera(10, 10, 5, 5, 10, 8).inside(points).tolist() == [True, True, False, False, False, False]
+
+
+def test_focal_lengths_that_are_not_in_pixels_are_refused():
+    for fx, fy in ((0.9, 1.2), (20, 20), (500, 20), (1e5, 1e5), (500, 1e5)):
+        camera = Camera(fx, fy, 320, 240, 640, 480)
+        with pytest.raises(BadRecord, match=r"^camera: implausible field of view, .*; give focal lengths in pixels"):
+            camera.plausible()
+        with pytest.raises(BadRecord, match=r"^camera_b: implausible field of view"):
+            as_camera(camera, 640, 480, "camera_b")
+    for fov in (2, 60, 165):
+        assert Camera.from_fov(640, 480, fov).plausible() == Camera.from_fov(640, 480, fov)
+
+
+def test_a_camera_is_a_camera_or_K():
+    camera = Camera(500.0, 510.0, 320.0, 240.0, 640, 480)
+    K = [[500, 0, 320], [0, 510, 240], [0, 0, 1]]
+    assert as_camera(camera, 640, 480) is camera
+    assert as_camera(K, 640, 480) == as_camera(np.array(K), 640, 480) == camera
+    for wrong, why in [
+        (camera, "camera: it is for 640 x 480 px, the image has 320 x 240"),
+        ((500, 510, 320, 240), "got an array of shape [4]"),
+        (np.eye(4), "got an array of shape [4, 4]"),
+        ("wide", "a 3 x 3 matrix K in pixels, got str"),
+        (np.transpose(K), "K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]"),
+        (np.full((3, 3), np.nan), "K must be"),
+        ([[0.9, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]], "implausible field of view"),
+        ([[-500, 0, 320], [0, 510, 240], [0, 0, 1]], "focal lengths must be positive"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(why)):
+            as_camera(wrong, 320, 240)
+
+
+def test_points_are_pixels_of_the_image():
+    assert as_points([[0, 0], [639, 479]], 640, 480).tolist() == [[0, 0], [639, 479]]
+    assert as_points((12.9, 0.5), 640, 480).tolist() == [[12, 0]]
+    for wrong, why in [
+        ([[1, 2, 3], [4, 5, 6]], "got an array of int64, shape [2, 3]"),
+        (
+            [[1, 2], [float("nan"), 3]],
+            "points[1]: (nan, 3) is not in the image of 640 x 480 px (1 of 2 points",
+        ),
+        ([[-0.5, 3]], "points[0]: (-0.5, 3) is not in the image"),
+        ([[640, 3]], "points[0]: (640, 3) is not in the image"),
+        ([], "got none"),
+        ([[1, 2], [3]], "got none"),
+        ([["a", "b"]], "got an array of <U1"),
+        ([[True, False]], "got an array of bool"),
+        (None, "got an array of object"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(why)):
+            as_points(wrong, 640, 480)

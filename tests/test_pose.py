@@ -91,3 +91,11 @@ def test_real_scannet_pairs(samples: pathlib.Path):
 def test_a_pose_that_is_no_rigid_motion_is_a_bad_record(broken):
     with pytest.raises(BadRecord, match="frame 7"):
         pose.check_pose(broken, "frame 7")
+
+
+def test_a_transposed_pose_is_named():
+    moved = np.eye(4)
+    moved[:3, 3] = [1, 2, 3]
+    assert pose.check_pose(moved, "frame 7").shape == (4, 4)
+    with pytest.raises(BadRecord, match=r"^frame 7: the last row .* is \[1.0, 2.0, 3.0, 1.0\], not 0 0 0 1; is the"):
+        pose.check_pose(moved.T, "frame 7")

@@ -8,9 +8,12 @@ import dataclasses
 
 import numpy as np
 
-from vlm3_jax.errors import BadRecord
+from vlm3_jax.errors import BadRecord, UserError
 
 POLICIES = ("uniform", "per_axis")
+# Degrees, across and down. Focal lengths in other units than pixels of the image (normalised ones, millimetres) come
+# out close to 180 or to 0, and images resized by them would not fit any memory.
+FOV_DEG = (1.0, 170.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +42,10 @@ class Camera:
         values = [float(v) for v in intrinsics]
         if len(values) != 6:
             raise BadRecord(f"intrinsics: expected [fx, fy, cx, cy, W, H], got {len(values)} numbers")
+        if not np.isfinite(values).all():
+            raise BadRecord("intrinsics: not finite")
         fx, fy, cx, cy, width, height = values
-        return cls(fx or fy, fy or fx, cx, cy, int(width), int(height))
+        return cls(fx or fy, fy or fx, cx, cy, int(width), int(height)).plausible("intrinsics")
 
     @classmethod
     def from_fov(cls, width: int, height: int, horizontal_fov_deg: float) -> "Camera":
@@ -81,6 +86,19 @@ class Camera:
         # A whole number may come out as 6.999999...: snap before truncating. floor keeps points left of a crop outside.
         return np.floor(np.stack([x, y], -1) + 1e-9).astype(np.int64)
 
+    def plausible(self, name: str = "camera") -> "Camera":
+        """The camera; BadRecord, calling it `name`, if no photo has its field of view. For what comes from outside.
+
+        The principal point is taken to be in the middle, so that one in other units hides nothing.
+        """
+        fov = [2 * np.degrees(np.arctan2(n / 2, f)) for n, f in ((self.width, self.fx), (self.height, self.fy))]
+        if not all(FOV_DEG[0] <= angle <= FOV_DEG[1] for angle in fov):
+            raise BadRecord(
+                f"{name}: implausible field of view, {fov[0]:.1f} x {fov[1]:.1f} degrees (focal lengths {self.fx:g}, "
+                f"{self.fy:g} of an image of {self.width} x {self.height}); give focal lengths in pixels of that image"
+            )
+        return self
+
     def inside(self, points_px) -> np.ndarray:
         """Which points [N, 2] (px) lie in the image, bool [N]: 0 <= x <= width - 1, likewise y."""
         points = np.asarray(points_px).reshape(-1, 2)
@@ -107,6 +125,46 @@ class Camera:
         return np.stack(
             [points[:, 0] / points[:, 2] * self.fx + self.cx, points[:, 1] / points[:, 2] * self.fy + self.cy], -1
         )
+
+
+def as_camera(value, width: int, height: int, name: str = "camera") -> Camera:
+    """A `Camera`, or the 3 x 3 matrix K in pixels, of an image of `width` x `height` px. UserError names what is wrong.
+
+    For what users hand over: of another image's size, or with an implausible field of view, it is refused.
+    """
+    if not isinstance(value, Camera):
+        try:
+            K = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            K = np.zeros(0)
+        if K.shape != (3, 3):
+            what = f"an array of shape {list(K.shape)}" if K.size else type(value).__name__
+            raise UserError(f"{name}: expected a vlm3_jax.camera.Camera or a 3 x 3 matrix K in pixels, got {what}")
+        if not np.isfinite(K).all() or K[2].tolist() != [0, 0, 1] or K[1, 0] or abs(K[0, 1]) > 1e-3 * abs(K[0, 0]):
+            raise UserError(f"{name}: K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], got {K.tolist()}")
+        value = Camera(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]), width, height)
+    if (value.width, value.height) != (width, height):
+        raise UserError(f"{name}: it is for {value.width} x {value.height} px, the image has {width} x {height}")
+    return value.plausible(name)
+
+
+def as_points(values, width: int, height: int, name: str = "points") -> np.ndarray:
+    """Pixels as users hand them over, [N, 2] or one (x, y), truncated to int64 [N, 2]. UserError if not inside."""
+    try:
+        points = np.asarray(values)
+    except ValueError:
+        points = np.zeros(0)
+    points = points[None] if points.shape == (2,) else points
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points) or points.dtype.kind not in "iuf":
+        got = f"an array of {points.dtype}, shape {list(points.shape)}" if points.size else "none"
+        raise UserError(f"{name}: expected pixels (x, y), an array of numbers of shape [N, 2], got {got}")
+    outside = np.flatnonzero(~((points >= 0) & (points < [width, height])).all(1))
+    if len(outside):
+        raise UserError(
+            f"{name}[{outside[0]}]: ({', '.join(f'{v:g}' for v in points[outside[0]])}) is not in the image of "
+            f"{width} x {height} px ({len(outside)} of {len(points)} points are not)"
+        )
+    return points.astype(np.int64)
 
 
 def normalize_points(points_px, size, coord_range: int) -> np.ndarray:

@@ -193,7 +193,9 @@ def _data_check(args, fields) -> None:
 
     config = read_config(args, fields)
     quarantine = Quarantine(None, config.data.max_bad_fraction)
-    components = build_components(config.data.components, Setup.from_config(config).settings(), 1.0)
+    held_out = {f"held-out {name}": entry for name, entry in config.eval.components.items()}
+    table = {**config.data.components, **held_out}
+    components = build_components(table, Setup.from_config(config).settings(), 1.0)
     print(inspect.check(components, quarantine).text())
     quarantine.check(final=True)
 
@@ -327,7 +329,9 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--index", type=int, default=0, help="which draw of the mixture, from 0")
     sub.add_argument("--picture", help="file (.png) to draw the images and labels into")
     with_config(
-        command("check", _data_check, "read every record and image of a mixture; exit 2 if too many are bad", data)
+        command(
+            "check", _data_check, "read all records and images, held-out ones too; exit 2 if too many are bad", data
+        )
     )
     return parser
 

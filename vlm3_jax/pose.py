@@ -19,6 +19,10 @@ def check_pose(pose, name: str) -> np.ndarray:
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
         raise BadRecord(f"{name}: a camera pose must be a finite 4 x 4 matrix")
     R = pose[:3, :3]
+    if np.abs(pose[3] - [0, 0, 0, 1]).max() > 1e-6:
+        raise BadRecord(
+            f"{name}: the last row of the camera pose is {pose[3].tolist()}, not 0 0 0 1; is the matrix transposed?"
+        )
     if np.abs(R @ R.T - np.eye(3)).max() > _ORTHONORMAL_TOLERANCE or np.linalg.det(R) < 0:
         raise BadRecord(f"{name}: the rotation of the camera pose is not orthonormal; remove scale and reflection")
     return pose

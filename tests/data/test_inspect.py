@@ -1,11 +1,12 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import Opened
+from small_data import Opened, small_record, write_shard
 
-from vlm3_jax import synth
+from vlm3_jax import records, synth
 from vlm3_jax.data import inspect
 from vlm3_jax.data.loader import Loader
 from vlm3_jax.data.mixture import Mixture, build_components, component_config, first_phase
@@ -34,6 +35,23 @@ def test_check_lists_every_fault(jsonl, settings, tmp_path):
     (row,) = map(json.loads, (tmp_path / "q.jsonl").read_text().splitlines())
     assert row["id"].endswith("x.jsonl:11")
     assert (row["source"], row["reason"]) == ("x", "field 'intrinsics' is missing")
+
+
+def test_check_prints_lengths_and_doubts_millimetres(settings, tmp_path):
+    pair = dataclasses.replace(small_record(0), views=small_record(0).views + small_record(1).views)
+    poses = np.eye(4), np.eye(4)
+    poses[1][:3, 3] = [0, 3, 4]
+    views = tuple(dataclasses.replace(v, world_T_cam=pose) for v, pose in zip(pair.views, poses, strict=True))
+    labels = records.DepthPoints(np.array([[1, 2], [3, 4], [5, 6]]), np.array([0.5, 2.0, 2500.0]), "z")
+    write_shard(tmp_path / "a.array_record", [dataclasses.replace(pair, views=views, depth=(labels,))])
+    entry = {"path": str(tmp_path), "style": "short", "focal": 100.0}
+    text = inspect.check(build_components({"a": entry}, settings), Quarantine()).text().splitlines()
+    assert text == [
+        "a: 1 records, 0 passed over, 0 bad, 0 labels removed",
+        "  depth: 0.5 to 2500 m, median 2 m",
+        "  warning: depth above 500 m; are these millimetres? Lengths must be in metres",
+        "  baseline: 5 to 5 m, median 5 m",
+    ]
 
 
 def test_show_says_what_the_model_sees(opened, settings, tmp_path):

@@ -6,7 +6,7 @@ import io
 import msgpack
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from small_data import Opened, load, small_record, write_shard
 
 from vlm3_jax import records
@@ -70,6 +70,7 @@ FAULTS = [
     (("views", 0, "image", "name"), 3, "views[0].image.name: expected text"),
     (("views", 0, "image", "width"), 128.5, "views[0].image: expected whole numbers as its size, got (128.5, 96)"),
     (("views", 0, "camera", "fx"), "wide", "not a record of this project (TypeError"),
+    (("views", 0, "camera", "fx"), 0.9, "views[0].camera: implausible field of view, 178.4 x 51.3 degrees"),
     (("views", 0, "camera", "height"), 0, "camera: image size must be at least 1 x 1"),
     (("views", 0, "world_T_cam"), stored(np.eye(3)), "views[0].world_T_cam: expected 4 x 4 numbers, got shape [3, 3]"),
     (("views", 0, "crop"), [1, 2, 3], "views[0].crop: expected 4 whole numbers, got [1, 2, 3]"),
@@ -157,6 +158,23 @@ def test_an_image_of_16_bits_is_refused(rng):
     assert deep.mode == "I;16"
     with pytest.raises(BadRecord, match=r"^a: an image of 16 or more bits a pixel \(I;16\); convert it to 8 bits$"):
         encoded(deep, "PNG").load()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_an_image_that_viewers_turn_is_refused(format, rng):
+    """Its labels may be for the pixels as stored or as seen."""
+    colour = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    for turn in (1, 6, 3, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = turn
+        image = encoded(colour, format, exif=exif)
+        if turn in (1, 9):
+            assert image.load().shape == (24, 32, 3)
+            continue
+        with pytest.raises(BadRecord, match=rf"^a: its EXIF orientation is {turn}; store it as it is seen"):
+            image.load()
+    # Damaged EXIF says nothing about the pixels.
+    assert encoded(colour, "JPEG", exif=b"Exif\0\0nonsense").load().shape == (24, 32, 3)
 
 
 @pytest.mark.parametrize("cut", [30, 300, 2000])

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -65,8 +66,14 @@ def test_a_line_is_read_as_documented(folder):
         ({"depth": [[1, 2], [3]]}, "depth: its rows differ in length"),
         ({"pixel_coords": [[1, 2, 3], [4, 5, 6]]}, "pixel_coords: expected N x 2 numbers"),
         ({"pixel_coords": [], "depth": []}, "none of its 0 points"),
-        ({"pixel_coords": [[32, 0], [0, 24]]}, "none of its 2 points lies inside"),
+        ({"pixel_coords": [[32, 0], [0, 24]]}, "none of its 2 points is a point of the image with a depth above 0 and"),
         ({"depth": [float("nan"), -1]}, "none of its 2 points"),
+        ({"depth": [1e10, 1e300]}, "and at most 1,000,000 m"),
+        ({"depth": [1.5, True]}, "depth: expected numbers"),
+        ({"pixel_coords": [[1, 2], [3, False]]}, "pixel_coords: expected numbers"),
+        ({"intrinsics": [0.9, 1.2, 0.5, 0.5, 640, 480]}, "intrinsics: implausible field of view, 179.7 x 179.4 deg"),
+        ({"intrinsics": [20, 20, 320, 240, 640, 480]}, "give focal lengths in pixels of that image"),
+        ({"intrinsics": [50_000, 0, 320, 240, 640, 480]}, "intrinsics: implausible field of view, 0.7"),
         ({"intrinsics": [1, 2, 3]}, "intrinsics: expected 6 numbers"),
         ({"intrinsics": [float("inf"), 50, 16, 12, 32, 24]}, "intrinsics: not finite"),
         ({"intrinsics": [-5, 50, 16, 12, 32, 24]}, "focal lengths must be positive"),
@@ -92,6 +99,31 @@ def test_unusable_points_are_removed_and_counted(folder):
     cleaned = source(folder, [points, {}])
     assert cleaned.points_removed == 3
     np.testing.assert_array_equal(cleaned[0].depth[0].points_px, [[1, 2], [31, 23]])
+    far = {"depth": [1e6, 1e10]}
+    assert source(folder, [points, far])[1].depth[0].depth_m.tolist() == [1e6]
+    # Of the lines that are used.
+    assert source(folder, [points, far], first=1).points_removed == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(folder):
+    marked = source(folder, [b"\xef\xbb\xbf" + json.dumps(GOOD).encode(), {"depth": [5, 6]}])
+    assert [record.depth[0].depth_m.tolist() for record in map(marked.__getitem__, range(2))] == [[1.5, 2], [5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("\n".join([json.dumps(GOOD)] * 3).encode("utf-16"), "x.jsonl:1: not JSON ('utf-8' codec can't decode"),
+        (json.dumps([GOOD, GOOD]).encode(), "x.jsonl:1: expected a JSON object, got list"),
+        (json.dumps({**GOOD, "depth": ["1", "2"]}).encode(), "x.jsonl:1: depth: expected numbers"),
+    ],
+)
+def test_lines_that_are_all_bad_end_with_the_first_reason(folder, data, why):
+    (folder / "x.jsonl").write_bytes(data)
+    with pytest.raises(UserError) as error:
+        DepthLMSource("x", folder / "x.jsonl", folder / "images", "z", max_bad_fraction=1.0)
+    assert why in str(error.value)
+    assert "no usable line in [0, end)" in str(error.value)
 
 
 def test_paths_stay_inside_the_image_folder(folder):
@@ -134,6 +166,33 @@ def test_shards(shards, tmp_path):
         make_source("b", {"path": str(tmp_path)})
     with pytest.raises(UserError, match="no ArrayRecord shards"):
         make_source("none", {"path": str(tmp_path / "none")})
+
+
+def test_unusable_labels_of_records_are_removed_and_counted(tmp_path):
+    """One NaN costs its point, not the record; a record with nothing left is set aside."""
+    whole = small_record(0)
+    (points,) = whole.depth
+    cloud = np.ones((5, 3), np.float32)
+    boxes = np.array([[1, 2, 30, 40], [10, 10, 1, 1], [5, 5, 5, 5], [1, 2, 30, 41], [1, 2, 30, 42]])
+    clouds = (cloud, cloud, cloud, np.zeros((0, 3), np.float32), cloud * np.float32("nan"))
+    objects = records.Objects(boxes, tuple("abcde"), clouds)
+    damaged = np.array([np.nan, 1e10, -1, 0, *points.depth_m[4:]])
+    bad = dataclasses.replace(points, depth_m=damaged)
+    nothing = dataclasses.replace(points, depth_m=points.depth_m * np.nan)
+    items = [
+        dataclasses.replace(whole, depth=(bad,), objects=(objects,)),
+        whole,
+        dataclasses.replace(whole, depth=(nothing,)),
+    ]
+    write_shard(tmp_path / "a.array_record", items)
+    found = make_source("a", {"path": str(tmp_path)})
+    for _ in range(2):
+        np.testing.assert_array_equal(found[0].depth[0].depth_m, points.depth_m[4:])
+        assert found[0].objects[0].names == ("a",)
+        np.testing.assert_array_equal(found[1].depth[0].depth_m, points.depth_m)
+        assert found.points_removed == 8
+    with pytest.raises(BadRecord, match=r"\[2\]: none of its 40 labels is a point of the image with a"):
+        found[2]
 
 
 def test_config_entries_are_strict():

@@ -16,9 +16,11 @@ from vlm3_jax.data.samples import Sample
 from vlm3_jax.data.schedule import Bad
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.processor.image import ImageLayout, VisionSpec
-from vlm3_jax.records import Record
+from vlm3_jax.records import LABELS, Record
 
 RED = (230, 40, 40)
+# Few photos show labels farther away, and those in millimetres nearly always come out above it.
+FAR_M = 500
 
 
 def show(mixture: Mixture, index: int, picture: pathlib.Path | str | None = None) -> str:
@@ -108,16 +110,23 @@ class CheckReport:
     """What walking through components found; `quarantine.check(final=True)` raises if it is too much."""
 
     counts: dict[str, collections.Counter]
+    # By component and kind of label: smallest, median and largest length in metres.
+    metres: dict[str, dict[str, tuple[float, float, float]]]
     bad: list[Bad]
     quarantine: Quarantine
 
     def text(self, most: int = 20) -> str:
-        """Counts a component and the first `most` reasons."""
-        lines = [
-            f"{name}: {count['records']} records, {count['passed_over']} passed over, {count['bad']} bad, "
-            f"{count['points_removed']} labels removed"
-            for name, count in self.counts.items()
-        ]
+        """Counts a component, its lengths and the first `most` reasons."""
+        lines = []
+        for name, count in self.counts.items():
+            lines.append(
+                f"{name}: {count['records']} records, {count['passed_over']} passed over, {count['bad']} bad, "
+                f"{count['points_removed']} labels removed"
+            )
+            for kind, (low, middle, high) in self.metres[name].items():
+                lines.append(f"  {kind}: {low:.3g} to {high:.4g} m, median {middle:.3g} m")
+                if high > FAR_M:
+                    lines.append(f"  warning: {kind} above {FAR_M} m; are these millimetres? Lengths must be in metres")
         lines += [f"  {item.id}: {item.reason}" for item in self.bad[:most]]
         return "\n".join(lines + ([f"  and {len(self.bad) - most} more"] if len(self.bad) > most else []))
 
@@ -127,15 +136,17 @@ def check(components: Sequence[Component], quarantine: Quarantine, decode: bool 
 
     Build the components with `max_bad_fraction = 1`, so that all lines are listed and the quarantine judges at the end.
     """
-    counts, bad = {}, []
+    counts, metres, bad = {}, {}, []
     for component in components:
-        count = counts[component.name] = collections.Counter(points_removed=component.source.points_removed)
-        found = bad_lines(component)
+        count = counts[component.name] = collections.Counter()
+        found, lengths = bad_lines(component), collections.defaultdict(list)
         for index in range(len(component)):
             id = f"{component.name}/{index}"
             try:
-                sample = component.sample(index, (0, index), id)
+                record, sample = component.make(index, (0, index), id) or (None, None)
                 count["passed_over"] += sample is None
+                for kind, values in _lengths(record).items() if record else ():
+                    lengths[kind].append(values)
                 for layout in sample.images if sample and decode else ():
                     layout.ref.load()
             except BadRecord as error:
@@ -143,6 +154,23 @@ def check(components: Sequence[Component], quarantine: Quarantine, decode: bool 
         # Those that the source has set aside are None too.
         count["passed_over"] -= len(component.source.bad)
         count["records"], count["bad"] = len(component), len(found)
+        count["points_removed"] = component.source.points_removed
+        together = {kind: np.concatenate(values) for kind, values in lengths.items()}
+        metres[component.name] = {
+            kind: (float(v.min()), float(np.median(v)), float(v.max())) for kind, v in together.items() if len(v)
+        }
         quarantine.add(count["records"], found)
         bad += found
-    return CheckReport(counts, bad, quarantine)
+    return CheckReport(counts, metres, bad, quarantine)
+
+
+def _lengths(record: Record) -> dict[str, np.ndarray]:
+    """What a record measures in metres, float32 [N] each: its labels' lengths and how far its cameras are apart."""
+    found = {}
+    for name in LABELS:
+        values = [label.metres() for label in record.labels if isinstance(label, LABELS[name])]
+        found[name] = np.concatenate([np.zeros(0), *values]).astype(np.float32)
+    poses = [view.world_T_cam for view in record.views[:2] if view.world_T_cam is not None]
+    if record.metric and len(poses) == 2:
+        found["baseline"] = np.linalg.norm(poses[1][:3, 3] - poses[0][:3, 3], keepdims=True).astype(np.float32)
+    return found

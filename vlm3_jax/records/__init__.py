@@ -4,6 +4,7 @@ from vlm3_jax.records.codec import from_bytes, to_bytes
 from vlm3_jax.records.labels import DepthPoints, Matches, Objects
 from vlm3_jax.records.record import (
     FORMATS,
+    LABELS,
     MAX_IMAGE_BYTES,
     MAX_IMAGE_PIXELS,
     ImageRef,
@@ -12,12 +13,15 @@ from vlm3_jax.records.record import (
     encode_image,
     flip,
     keep_inside,
+    keep_sound,
+    orientation,
     unify,
     with_cameras,
 )
 
 __all__ = [
     "FORMATS",
+    "LABELS",
     "MAX_IMAGE_BYTES",
     "MAX_IMAGE_PIXELS",
     "DepthPoints",
@@ -30,6 +34,8 @@ __all__ = [
     "flip",
     "from_bytes",
     "keep_inside",
+    "keep_sound",
+    "orientation",
     "to_bytes",
     "unify",
     "with_cameras",

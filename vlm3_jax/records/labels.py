@@ -5,17 +5,23 @@ A kind of label is one class here and one field of `Record`. What every one offe
 - `views`: the numbers of the views that it needs.
 - `seen_by(old, new)`: the label for images of cameras `new`, resized or cropped from those of `old`; none removed.
 - `mirrored(cameras)`: the label for the stored images mirrored left to right.
-- `inside(cameras)`: the label without what lies outside the images.
+- `inside(cameras)`: which of its parts lie in the images, bool [N]; `sound(cameras)`: which can be used at all, as
+  `RULE` says; `kept(mask)`: the label with those parts only.
+- `metres()`: its lengths, for a look at the units.
 - `draw(canvas, place, colour)`: onto a PIL `ImageDraw`, where `place(view, points)` takes pixels of a view to it.
 - `read(tree, field, views)`: from its stored form (`codec`), of a record with so many views; BadRecord names the field.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.records import checks
+
+# No photo shows the depth of what is farther (1,000 km), and answers from 1e9 on are unreadable.
+MAX_DEPTH_M = 1e6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,6 +32,8 @@ class DepthPoints:
     depth_m: np.ndarray
     kind: str
     view: int = 0
+
+    RULE: ClassVar[str] = f"a point of the image with a depth above 0 and at most {MAX_DEPTH_M:,.0f} m"
 
     @property
     def views(self) -> tuple[int, ...]:
@@ -40,10 +48,21 @@ class DepthPoints:
         """Points move with the pixels; depths stay."""
         return dataclasses.replace(self, points_px=_mirrored(self.points_px, cameras[self.view]))
 
-    def inside(self, cameras) -> "DepthPoints":
-        """The points inside the image."""
-        keep = cameras[self.view].inside(self.points_px)
-        return dataclasses.replace(self, points_px=self.points_px[keep], depth_m=self.depth_m[keep])
+    def inside(self, cameras) -> np.ndarray:
+        """Which points lie in the image."""
+        return cameras[self.view].inside(self.points_px)
+
+    def sound(self, cameras) -> np.ndarray:
+        """Which points can be asked about; NaN compares false."""
+        return self.inside(cameras) & (self.depth_m > 0) & (self.depth_m <= MAX_DEPTH_M)
+
+    def kept(self, mask: np.ndarray) -> "DepthPoints":
+        """The points of a mask [N]."""
+        return dataclasses.replace(self, points_px=self.points_px[mask], depth_m=self.depth_m[mask])
+
+    def metres(self) -> np.ndarray:
+        """The depths."""
+        return self.depth_m
 
     def draw(self, canvas, place, colour) -> None:
         """Dots with their depths."""
@@ -74,6 +93,8 @@ class Objects:
     points_m: tuple[np.ndarray, ...]
     view: int = 0
 
+    RULE: ClassVar[str] = "a box with an area (x1 < x2, y1 < y2) and finite surface points"
+
     @property
     def views(self) -> tuple[int, ...]:
         """The view that it labels."""
@@ -92,16 +113,30 @@ class Objects:
             self, boxes_px=boxes, points_m=tuple(p * np.array([-1, 1, 1], np.float32) for p in self.points_m)
         )
 
-    def inside(self, cameras) -> "Objects":
-        """The objects whose boxes lie wholly inside the image."""
-        corners = self.boxes_px.reshape(-1, 2)
-        keep = np.flatnonzero(cameras[self.view].inside(corners).reshape(-1, 2).all(1))
+    def inside(self, cameras) -> np.ndarray:
+        """Which boxes lie wholly in the image."""
+        return cameras[self.view].inside(self.boxes_px.reshape(-1, 2)).reshape(-1, 2).all(1)
+
+    def sound(self, cameras) -> np.ndarray:
+        """Which boxes have an area and surface points."""
+        area = (self.boxes_px[:, 2:] > self.boxes_px[:, :2]).all(1)
+        # NaN compares false.
+        solid = [len(cloud) > 0 and bool((np.abs(cloud) <= MAX_DEPTH_M).all()) for cloud in self.points_m]
+        return area & np.array(solid, bool)
+
+    def kept(self, mask: np.ndarray) -> "Objects":
+        """The objects of a mask [M]."""
+        kept = np.flatnonzero(mask)
         return dataclasses.replace(
             self,
-            boxes_px=self.boxes_px[keep],
-            names=tuple(self.names[k] for k in keep),
-            points_m=tuple(self.points_m[k] for k in keep),
+            boxes_px=self.boxes_px[kept],
+            names=tuple(self.names[k] for k in kept),
+            points_m=tuple(self.points_m[k] for k in kept),
         )
+
+    def metres(self) -> np.ndarray:
+        """How far their surface points are on average."""
+        return np.array([np.linalg.norm(cloud, axis=-1).mean() for cloud in self.points_m])
 
     def draw(self, canvas, place, colour) -> None:
         """Boxes with their names."""
@@ -130,6 +165,8 @@ class Matches:
     points0_px: np.ndarray
     points1_px: np.ndarray
 
+    RULE: ClassVar[str] = "a match with both ends in their images"
+
     @property
     def views(self) -> tuple[int, ...]:
         """The two views."""
@@ -143,10 +180,23 @@ class Matches:
         """Both ends move with the pixels."""
         return Matches(_mirrored(self.points0_px, cameras[0]), _mirrored(self.points1_px, cameras[1]))
 
-    def inside(self, cameras) -> "Matches":
-        """The matches with both ends inside their images."""
-        keep = cameras[0].inside(self.points0_px) & cameras[1].inside(self.points1_px)
-        return Matches(self.points0_px[keep], self.points1_px[keep])
+    def inside(self, cameras) -> np.ndarray:
+        """Which matches have both ends in their images."""
+        return cameras[0].inside(self.points0_px) & cameras[1].inside(self.points1_px)
+
+    def sound(self, cameras) -> np.ndarray:
+        """Which matches have both ends in their images, up to the edge of the last pixel."""
+        ends = (self.points0_px, cameras[0]), (self.points1_px, cameras[1])
+        first, second = (((p >= 0) & (p < [camera.width, camera.height])).all(-1) for p, camera in ends)
+        return first & second
+
+    def kept(self, mask: np.ndarray) -> "Matches":
+        """The matches of a mask [N]."""
+        return Matches(self.points0_px[mask], self.points1_px[mask])
+
+    def metres(self) -> np.ndarray:
+        """None."""
+        return np.zeros(0)
 
     def draw(self, canvas, place, colour) -> None:
         """Lines between the two images."""

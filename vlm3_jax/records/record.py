@@ -9,7 +9,7 @@ import io
 import pathlib
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord
@@ -40,8 +40,8 @@ class ImageRef:
     def load(self) -> np.ndarray:
         """Decoded pixels, uint8 [height, width, 3], RGB.
 
-        BadRecord if the image is missing, damaged, of another size or of more than 8 bits a value; Unreadable if the
-        storage fails twice.
+        BadRecord if the image is missing, damaged, of another size, of more than 8 bits a value or to be turned by its
+        EXIF orientation; Unreadable if the storage fails twice.
         """
         if self.pixels is not None:
             return self.pixels
@@ -49,7 +49,11 @@ class ImageRef:
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             self._check(image)
-            return np.asarray(image.convert("RGB"))
+            pixels = np.asarray(image.convert("RGB"))
+            # Some programs apply it and others do not, so the labels may be of either.
+            if (turn := orientation(image)) != 1:
+                raise BadRecord(f"{self.name}: its EXIF orientation is {turn}; store it as it is seen, without the tag")
+            return pixels
         except (BadRecord, MemoryError):
             raise
         except UnidentifiedImageError:
@@ -83,6 +87,16 @@ class ImageRef:
         if size > MAX_IMAGE_BYTES:
             raise BadRecord(f"{self.name}: {size} bytes is above the limit of {MAX_IMAGE_BYTES}")
         return self.path.read_bytes()
+
+
+def orientation(image: Image.Image) -> int:
+    """How a decoded image is turned or mirrored to be seen: its EXIF orientation, 1 (as stored) if it has none."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    # Damaged EXIF makes Pillow raise all kinds of errors, and says nothing about the pixels.
+    except Exception:
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def encode_image(pixels: np.ndarray, name: str) -> ImageRef:
@@ -194,4 +208,19 @@ def flip(record: Record) -> Record:
 
 def keep_inside(record: Record) -> Record:
     """The record without the labels that a crop has moved out of its images (boxes: not wholly inside)."""
-    return record.map_labels(lambda label: label.inside(record.cameras))
+    return record.map_labels(lambda label: label.kept(label.inside(record.cameras)))
+
+
+def keep_sound(record: Record) -> tuple[Record, int]:
+    """The stored record without what no question can be asked about, and how many parts of labels that were.
+
+    BadRecord, with the rule of the labels, if it had some and none is left.
+    """
+    masks = [label.sound(record.cameras) for label in record.labels]
+    removed = sum(int((~mask).sum()) for mask in masks)
+    if not removed:
+        return record, 0
+    if not any(mask.any() for mask in masks):
+        rules = dict.fromkeys(label.RULE for label, mask in zip(record.labels, masks, strict=True) if len(mask))
+        raise BadRecord(f"none of its {removed} labels is {', or '.join(rules)}")
+    return record.map_labels(lambda label: label.kept(label.sound(record.cameras))), removed

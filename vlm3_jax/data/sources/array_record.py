@@ -28,14 +28,15 @@ class ArrayRecordSource:
     `path`: a shard, a folder of shards (`*.array_record*`, in order of their names) or a glob pattern. Shards are
     opened when first read, stay open as far as the limit on open files allows, and may be read by several threads.
     `first`, `limit`: only records [first, first + limit). UserError if there are no shards or one cannot be opened;
-    BadRecord, naming shard and index, if a record is broken, Unreadable if reading it fails twice.
+    BadRecord, naming shard and index, if a record is broken or has unusable labels only, Unreadable if reading it fails
+    twice. Single labels that are unusable are removed and counted in `points_removed`.
     """
 
     def __init__(self, name: str, path: str | os.PathLike, first: int = 0, limit: int | None = None):
         self.name = name
         self.path = pathlib.Path(path)
         self.bad: list = []
-        self.points_removed = 0
+        self._removed: dict[int, int] = {}
         self.shards = _shard_paths(name, self.path)
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             counts = list(pool.map(_count, self.shards))
@@ -55,9 +56,17 @@ class ArrayRecordSource:
         name = f"{self.shards[shard]}[{position}]"
         data = patiently(lambda: self._open.read(shard, position, name), name)
         try:
-            return records.from_bytes(data)
+            record, removed = records.keep_sound(records.from_bytes(data))
         except BadRecord as error:
             raise BadRecord(f"{name}: {error}") from None
+        if removed:
+            self._removed[index] = removed
+        return record
+
+    @property
+    def points_removed(self) -> int:
+        """Unusable labels of the records that were read so far."""
+        return sum(self._removed.values())
 
     def close(self) -> None:
         """Closes the shards."""

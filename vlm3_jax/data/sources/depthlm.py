@@ -1,6 +1,7 @@
 """DepthLM jsonl: one object a line with an image path, its intrinsics, pixels and their depths (docs/data.md)."""
 
 import array
+import codecs
 import json
 import os
 import pathlib
@@ -37,8 +38,8 @@ class DepthLMSource:
 
     One pass over the file validates every line. A malformed line is set aside in `bad` and its record is None: it keeps
     its number, so that a line that breaks between two runs moves no other. Above `max_bad_fraction` of the lines, or
-    for a path outside `images`, or a line above 16 MiB, a UserError names file and line. Points outside their
-    image or without a positive finite depth are removed and counted in `points_removed`.
+    for a path outside `images`, or a line above 16 MiB, a UserError names file and line. Points that are not
+    `DepthPoints.RULE` are removed and counted in `points_removed`.
     """
 
     def __init__(
@@ -56,18 +57,19 @@ class DepthLMSource:
         self.root = pathlib.Path(images).resolve()
         self.depth_kind = depth_kind
         self.bad: list[BadLine] = []
-        self.points_removed = 0
         if not self.path.is_file():
             raise UserError(f"{name}: no such file {self.path}")
         if not self.root.is_dir():
             raise UserError(f"{name}: the image folder {self.root} does not exist")
-        offsets, lines = self._index(max_bad_fraction)
+        spans, lines = self._index(max_bad_fraction)
         chosen = slice(first, None if limit is None else first + limit)
-        self._offsets, self._lines = offsets[chosen], lines[chosen]
+        self._offsets, self._lines = spans[chosen, :2].copy(), lines[chosen]
+        self.points_removed = int(spans[chosen, 2].sum())
         used = np.isin([bad.line for bad in self.bad], self._lines)
         self.bad = [bad for bad, here in zip(self.bad, used, strict=True) if here]
         if len(self.bad) == len(self._lines):
-            raise UserError(f"{self.path}: no usable line in [{first}, {'end' if limit is None else first + limit})")
+            wanted = f"[{first}, {'end' if limit is None else first + limit})"
+            raise UserError(f"{self.bad[0] if self.bad else self.path}: no usable line in {wanted}")
         self._file = os.open(self.path, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self._file)
 
@@ -93,10 +95,13 @@ class DepthLMSource:
         )
 
     def _index(self, max_bad_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """(offset, length) int64 [N, 2] and line number int64 [N] of the lines; length 0: set aside."""
+        """(offset, length, points removed) int64 [N, 3] and line number int64 [N] of the lines; length 0: set aside."""
         spans, lines = array.array("q"), array.array("q")
         offset = 0
         with open(self.path, "rb") as file:
+            if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                offset = file.tell()
+            file.seek(offset)
             for number, data in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
                 if len(data) > MAX_LINE_BYTES:
                     raise UserError(
@@ -107,11 +112,10 @@ class DepthLMSource:
                     try:
                         image, _, _, _, removed = parse_line(data)
                         self._check_inside(image, number)
-                        self.points_removed += removed
-                        spans.extend((offset, len(data)))
+                        spans.extend((offset, len(data), removed))
                     except BadRecord as error:
                         self.bad.append(BadLine(str(self.path), number, str(error)))
-                        spans.extend((offset, 0))
+                        spans.extend((offset, 0, 0))
                 offset += len(data)
         total = len(lines)
         if not total:
@@ -121,7 +125,7 @@ class DepthLMSource:
                 f"{self.bad[0]} ({len(self.bad)} of {total} lines are unusable, "
                 f"above max_bad_fraction = {max_bad_fraction:g})"
             )
-        return np.array(spans, np.int64).reshape(-1, 2), np.array(lines, np.int64)
+        return np.array(spans, np.int64).reshape(-1, 3), np.array(lines, np.int64)
 
     def _check_inside(self, image: str, number: int) -> None:
         """The cheap part of `_resolve`, for every line: no path may climb out of the folder by `..`."""
@@ -159,18 +163,14 @@ def parse_line(data: bytes) -> tuple[str, Camera, np.ndarray, np.ndarray, int]:
     image = row["image"]
     if not isinstance(image, str) or not image.strip("/") or "\0" in image:
         raise BadRecord(f"image: expected a path, got {image!r}")
-    intrinsics = _numbers(row, "intrinsics", (6,))
-    if not np.isfinite(intrinsics).all():
-        raise BadRecord("intrinsics: not finite")
-    camera = Camera.from_intrinsics(intrinsics)
-    points = _numbers(row, "pixel_coords", (None, 2))
+    camera = Camera.from_intrinsics(_numbers(row, "intrinsics", (6,)))
+    points = np.floor(_numbers(row, "pixel_coords", (None, 2)))
     depth = _numbers(row, "depth", (None,))
     if len(points) != len(depth):
         raise BadRecord(f"pixel_coords has {len(points)} points and depth {len(depth)} values")
-    # NaN compares false, so it is removed too.
-    keep = (points >= 0).all(1) & (points < [camera.width, camera.height]).all(1) & (depth > 0) & (depth < np.inf)
+    keep = DepthPoints(points, depth, "").sound([camera])
     if not keep.any():
-        raise BadRecord(f"none of its {len(points)} points lies inside the image with a positive finite depth")
+        raise BadRecord(f"none of its {len(points)} points is {DepthPoints.RULE}")
     points = points[keep].astype(np.int64)
     return image.lstrip("/"), camera, points, depth[keep], int((~keep).sum())
 
@@ -183,9 +183,16 @@ def _numbers(row: dict, field: str, shape: tuple[int | None, ...]) -> np.ndarray
         raise BadRecord(f"{field}: its rows differ in length") from None
     if values.size == 0 and shape[0] is None:
         return np.zeros([0, *shape[1:]])
-    if values.dtype.kind not in "iuf":
+    if values.dtype.kind not in "iuf" or _holds_truth_values(row[field]):
         raise BadRecord(f"{field}: expected numbers")
     if values.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, values.shape, strict=True)):
         wanted = " x ".join("N" if n is None else str(n) for n in shape)
         raise BadRecord(f"{field}: expected {wanted} numbers, got shape {list(values.shape)}")
     return values.astype(np.float64)
+
+
+def _holds_truth_values(values) -> bool:
+    """Whether true or false stands among numbers in lists: numpy takes them for 1 and 0."""
+    if not isinstance(values, list):
+        return False
+    return bool in map(type, values) or any(map(_holds_truth_values, values))
