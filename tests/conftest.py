@@ -18,6 +18,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Adds to XLA_FLAGS what makes steps on CPUs right (xla.py), before a test can start jax.
+import vlm3_jax  # noqa: E402, F401
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
