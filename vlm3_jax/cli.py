@@ -8,6 +8,7 @@ import sys
 
 from vlm3_jax import config as configs
 from vlm3_jax.errors import UserError
+from vlm3_jax.storage import local_path
 
 # What `vlm3 data show` saves.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     if fields and "config" not in args:
         parser.error(f"--config.{fields[0]}: this command takes no config")
     try:
+        _check_paths(args)
         return args.run(args, fields) or 0
     except UserError as error:
         print(f"vlm3 {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -29,6 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"vlm3 {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _check_paths(args) -> None:
+    """UserError, before anything else happens, for a path with a scheme."""
+    for name, value in vars(args).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and name not in ("images", "question"):
+                local_path(text, name)
 
 
 def read_config(args, fields):

@@ -9,6 +9,7 @@ import ml_collections
 
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import params as parameters
+from vlm3_jax.storage import local_path
 
 
 def base() -> ml_collections.ConfigDict:
@@ -174,6 +175,8 @@ def check(config: ml_collections.ConfigDict) -> None:
 
     What makes up a row is checked by `data.packing.RowBudget`, the entries of the mixture by `data.sources`.
     """
+    for name in ("model", "workdir"):
+        local_path(config[name], f"config.{name}")
     data, opt, mesh, train = config.data, config.optimizer, config.mesh, config.train
     ranges = {
         "seed": (config.seed, 0 <= config.seed < 2**63, "at least 0 and below 2^63"),

@@ -4,6 +4,7 @@ import pathlib
 
 from vlm3_jax.checkpoint import locate, tiny
 from vlm3_jax.errors import UserError
+from vlm3_jax.storage import local_path
 
 
 def resolve_model(name: str, workdir, seed: int = 0) -> pathlib.Path:
@@ -20,7 +21,7 @@ def resolve_model(name: str, workdir, seed: int = 0) -> pathlib.Path:
         size = name.removeprefix("tiny:")
         folder = pathlib.Path(workdir) / f"tiny-{size}-{seed}"
         return folder if (folder / "config.json").exists() else tiny.make(folder, size, seed)
-    folder = pathlib.Path(name)
+    folder = local_path(name, "model")
     if (folder / "export" / "config.json").is_file():
         return folder / "export"
     if locate.is_workdir(folder):

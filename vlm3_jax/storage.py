@@ -1,12 +1,15 @@
-"""Reading from storage that may hiccup: what fails is tried once more before its record is set aside."""
+"""Paths, which are local ones until object storage is there, and reading from storage that may hiccup."""
 
 import errno
 import logging
+import os
+import pathlib
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from vlm3_jax.errors import BadRecord
+from vlm3_jax.errors import BadRecord, UserError
 
 ATTEMPTS = 2
 # A stale handle or a full table of open files passes in moments, not at once.
@@ -22,6 +25,8 @@ WRONG_PATH = {
     errno.EPERM,
 }
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -32,6 +37,14 @@ class Unreadable(BadRecord):
     def __init__(self, name: str, why: str):
         super().__init__(f"{name}: failed {ATTEMPTS} times, the last with {why}")
         self.why = why
+
+
+def local_path(path, name: str = "") -> pathlib.Path:
+    """The path; UserError, with its field's or option's `name`, for one with a scheme: no folder "gs:" is ever made."""
+    if _SCHEME.match(os.fspath(path)):
+        where = f"{name}: " if name else ""
+        raise UserError(f"{where}{os.fspath(path)}: only local files are read and written; give a local path")
+    return pathlib.Path(path)
 
 
 def patiently(read: Callable[[], _T], name: str) -> _T:

@@ -17,6 +17,7 @@ from vlm3_jax.checkpoint.sources import HFSource, Source, open_source
 from vlm3_jax.checkpoint.writing import Plan, finish, free_bytes, write
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import params as parameters
+from vlm3_jax.storage import local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ def plan_conversion(
     source, dtype: str | None = None, step: int | None = None, max_shard_bytes: int | None = None
 ) -> Conversion:
     """Looks at a source (its headers only). UserError names what is wrong with it."""
-    local = pathlib.Path(source)
+    local = local_path(source, "source")
     there = is_workdir(local) or (local / "config.json").exists()
     opened = open_source(local if there else fetch(str(source)), step)
     if isinstance(opened, HFSource):
@@ -61,7 +62,7 @@ def convert(conversion: Conversion, target, overwrite: bool = False, progress: b
     `overwrite` replaces an older model there. UserError if the target is taken, the disk is full or the source damaged;
     the target is then as it was.
     """
-    target, source, plan = pathlib.Path(target), conversion.source, conversion.plan
+    target, source, plan = local_path(target, "target"), conversion.source, conversion.plan
     _check_target(target, source, overwrite)
     aside = target.with_name(target.name + ".converting")
     kept = aside if aside.is_dir() else None

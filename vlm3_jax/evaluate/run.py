@@ -28,6 +28,7 @@ from vlm3_jax.evaluate.thumbnails import write_thumbnails
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.processor.image import ImageLayout
 from vlm3_jax.setup import Setup
+from vlm3_jax.storage import local_path
 
 VARIANTS = ("model", "blind", "shuffled")
 
@@ -84,7 +85,7 @@ def evaluate(
     if "model" not in variants or not set(variants) <= set(VARIANTS):
         raise UserError(f"variants: choose from {', '.join(VARIANTS)} and include model; got {', '.join(variants)}")
     shown = {variant: variant_images(asked, variant, seed) for variant in variants}
-    out_dir = pathlib.Path(out_dir)
+    out_dir = local_path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     aside = out_dir / (FILE + ".part")
     with aside.open("w", encoding="utf-8") as file:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vlm3_jax.errors import UserError
 from vlm3_jax.records import to_bytes
+from vlm3_jax.storage import local_path
 from vlm3_jax.synth.options import SynthOptions
 from vlm3_jax.synth.pairs import record
 
@@ -34,7 +35,7 @@ def build(
     is; UserError if it holds anything else. Processes are spawned: a script that calls this with workers > 1 needs the
     usual `if __name__ == "__main__":`.
     """
-    out_dir = pathlib.Path(out_dir)
+    out_dir = local_path(out_dir)
     if count < 1 or first < 0 or seed < 0 or workers < 1:
         raise UserError(
             f"{out_dir}: count and workers must be at least 1, first and seed at least 0; "

@@ -12,6 +12,7 @@ from vlm3_jax.data.sources.array_record import ArrayRecordSource
 from vlm3_jax.data.sources.depthlm import BadLine, DepthLMSource
 from vlm3_jax.errors import UserError
 from vlm3_jax.records import Record
+from vlm3_jax.storage import local_path
 from vlm3_jax.tasks.base import STYLES
 
 KINDS = ("depthlm", "records")
@@ -111,6 +112,8 @@ def check_entry(name: str, entry) -> ml_collections.ConfigDict:
             raise UserError(f"mixture entry {name!r}: {field} = {entry[field]} is out of range")
     if not entry.path:
         raise UserError(f"mixture entry {name!r}: path is empty")
+    for field in ("path", "images"):
+        local_path(entry[field], f"mixture entry {name!r}: {field}")
     return entry
 
 
