@@ -14,5 +14,11 @@ class Again(UserError):
     code = 1
 
 
+class NotFinite(UserError):
+    """A computation gave NaN or infinity: the command was understood, its result is of no use."""
+
+    code = 1
+
+
 class BadRecord(UserError):
     """A record whose data cannot be used: it is set aside with this reason and counted."""

@@ -1,22 +1,128 @@
 """Small JSON files read with clear errors, and folders that appear whole or not at all."""
 
 import json
+import math
 import pathlib
 import shutil
 from typing import Any
 
 from vlm3_jax.errors import UserError
 
+# The index of the largest released model has a tenth of it.
+JSON_LIMIT = 100_000_000
+# Beyond it a number is no size, id or count of anything here.
+LARGEST = 2**31 - 1
+_REQUIRED: Any = object()
+
 
 def read_json(path) -> Any:
     """Parsed JSON of a small file; UserError names the file if it is missing or not JSON."""
     path = pathlib.Path(path)
     try:
+        if (size := path.stat().st_size) > JSON_LIMIT:
+            raise UserError(f"{path}: {size:,} bytes, at most {JSON_LIMIT:,} are read")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a model directory holds config.json, safetensors, tokenizer") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+class Fields:
+    """A JSON object whose missing or mistyped fields raise a UserError that names file and field.
+
+    Every method takes what stands in for a field that is missing; without it the field must be there. `null`: whether
+    a field that is null counts as missing, as in the files in which transformers writes every setting.
+    """
+
+    def __init__(self, tree: Any, name: str, null: bool = False):
+        if not isinstance(tree, dict):
+            raise UserError(f"{name}: expected a JSON object, got {_shown(tree)}")
+        self.tree, self.name, self.null = tree, name, null
+
+    @classmethod
+    def read(cls, path, null: bool = False) -> "Fields":
+        """The object in a file."""
+        return cls(read_json(path), str(path), null)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.tree and not (self.null and self.tree[key] is None)
+
+    def child(self, key: str, default: dict = _REQUIRED) -> "Fields":
+        """An object in this one."""
+        value = self._value(key, default, lambda v: isinstance(v, dict), "a JSON object")
+        return Fields(value, f"{self.name}: {key}", self.null)
+
+    def text(self, key: str, default: str | None = _REQUIRED) -> str:
+        """A string."""
+        return self._value(key, default, lambda v: isinstance(v, str), "text")
+
+    def flag(self, key: str, default: bool = _REQUIRED) -> bool:
+        """True or false."""
+        return self._value(key, default, lambda v: isinstance(v, bool), "true or false")
+
+    def integer(self, key: str, minimum: int = 1, default: int | None = _REQUIRED, maximum: int = LARGEST) -> int:
+        """A whole number from `minimum` to `maximum`."""
+        what = f"a whole number of at least {minimum}"
+        value = self._value(key, default, lambda v: _is_whole(v, minimum), what)
+        if key in self and value > maximum:
+            raise UserError(f"{self.name}: {key} is {_shown(value)}, but must be at most {maximum}")
+        return value
+
+    def integers(self, key: str, count: int | None = None, default=_REQUIRED, maximum: int = LARGEST) -> tuple:
+        """A list of (`count`) whole numbers from 0 to `maximum`."""
+        what = f"whole numbers from 0 to {maximum}"
+        return self._list(key, count, default, what, lambda v: _is_whole(v, 0) and v <= maximum)
+
+    def number(self, key: str, default: float | None = _REQUIRED, above: float = -math.inf) -> float:
+        """A finite number above `above`."""
+        what = "a number" if above == -math.inf else f"a number above {above:g}"
+        return self._value(key, default, lambda v: _is_number(v) and v > above, what)
+
+    def numbers(self, key: str, count: int | None = None, default=_REQUIRED, above: float = -math.inf) -> tuple:
+        """A list of (`count`) finite numbers above `above`."""
+        what = "numbers" if above == -math.inf else f"numbers above {above:g}"
+        return self._list(key, count, default, what, lambda v: _is_number(v) and v > above)
+
+    def texts(self, key: str, default=_REQUIRED) -> tuple:
+        """A list of strings."""
+        return self._list(key, None, default, "texts", lambda v: isinstance(v, str))
+
+    def require(self, key: str, expected: Any, default: Any) -> None:
+        """UserError unless the field, or its `default`, has the only value that is supported."""
+        value = self.tree[key] if key in self else default
+        if value != expected:
+            raise UserError(f"{self.name}: {key} = {_shown(value)} is not supported, only {expected!r}")
+
+    def _list(self, key, count, default, what, holds) -> tuple:
+        def is_list(value):
+            return isinstance(value, list) and count in (None, len(value)) and all(map(holds, value))
+
+        value = self._value(key, default, is_list, f"a list of {'' if count is None else f'{count} '}{what}")
+        return value if value is default else tuple(value)
+
+    def _value(self, key, default, holds, what):
+        if key not in self and default is not _REQUIRED:
+            return default
+        value = self.tree.get(key)
+        if not holds(value):
+            got = _shown(value) if key in self.tree else "nothing"
+            raise UserError(f"{self.name}: {key} must be {what}, got {got}")
+        return value
+
+
+def _is_whole(value, minimum) -> bool:
+    return type(value) is int and value >= minimum
+
+
+def _is_number(value) -> bool:
+    # An integer of thousands of digits has no float.
+    return math.isfinite(value) if type(value) is float else type(value) is int and abs(value) < 2**1000
+
+
+def _shown(value) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def replace_dir(aside: pathlib.Path, target: pathlib.Path) -> None:

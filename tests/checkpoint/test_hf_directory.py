@@ -148,7 +148,7 @@ DAMAGE = {
     ),
     "no index": (hf.INDEX, lambda p: p.unlink(), r"holds neither model\.safetensors nor model\.safetensors\.index"),
     "index without a map": (hf.INDEX, lambda p: p.write_text("{}"), r"index\.json: weight_map is missing"),
-    "index is no object": (hf.INDEX, lambda p: p.write_text("[]"), r"index\.json: weight_map is missing"),
+    "index is no object": (hf.INDEX, lambda p: p.write_text("[]"), r"index\.json: expected a JSON object, got \[\]"),
     "index names no file": (
         hf.INDEX,
         lambda p: edit_json(p, lambda t: t["weight_map"].update({NORM: 7})),

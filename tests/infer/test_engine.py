@@ -10,6 +10,7 @@ from tests.infer.random_prompts import NEVER, Greedy
 from tests.support import blocks
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf
+from vlm3_jax.cli import main
 from vlm3_jax.infer.engine import Engine, _bucket
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import VisionSpec, image_layout
@@ -152,3 +153,15 @@ def test_buckets_grow_by_half_or_double():
     assert sorted(set(sizes)) == [16, 32, 48, 64, 96, 128, 192, 256]
     assert all(n <= size <= max(16, 2 * n) for n, size in enumerate(sizes))
     assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(lively, tmp_path, value, capsys):
+    """No answer is made up from them: one line and exit code 1, greedy or drawn."""
+    cfg, params = hf.load(lively)
+    params["text"]["norm"][3] = value
+    folder = hf.save(tmp_path / "broken", cfg, params, lively)
+    for options in ((), ("--temperature=1",)):
+        assert main(["ask", f"--model={folder}", "--question=What is it?", "--max-new-tokens=4", *options]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"vlm3 ask: {folder}: logits are not finite: its weights hold NaN or infinity")

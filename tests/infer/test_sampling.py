@@ -199,7 +199,7 @@ def test_settings_of_a_checkpoint(tmp_path):
     assert Sampling.from_dir(tmp_path, top_p=0.5, seed=4, temperature=None) == Sampling(0.7, 0.5, 20, 4)
     assert Sampling.from_dir(tmp_path, temperature=0.0).greedy
     (tmp_path / "generation_config.json").write_text('{"top_p": "high"}')
-    with pytest.raises(UserError, match=r"generation_config.json: top_p is 'high', expected a number"):
+    with pytest.raises(UserError, match=r"generation_config.json: top_p must be a number, got 'high'"):
         Sampling.from_dir(tmp_path)
 
 

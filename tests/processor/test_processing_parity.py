@@ -325,7 +325,7 @@ def test_named_templates_of_a_tokenizer(without_template):
         ("{{ raise_exception('no') }}", "the chat template cannot be rendered"),
         ("{% for x in %}", "the chat template cannot be rendered"),
         (OTHER.replace("<|image_pad|>", ""), "given image the chat template shows nothing"),
-        (None, r"chat_template\.json: no text under chat_template"),
+        (None, r"chat_template\.json: chat_template must be text, got null"),
     ],
 )
 def test_useless_templates_are_named(without_template, template, message):

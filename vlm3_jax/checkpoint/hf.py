@@ -18,7 +18,24 @@ from vlm3_jax.model.config import VLMConfig
 __all__ = ["DTYPES", "INDEX", "SINGLE", "carry_files", "copy_files", "load", "load_sharded", "place", "save"]
 
 MAX_SHARD_BYTES = 4 * 10**9
-CARRIED = (".json", ".jinja", ".txt", ".model")
+# What belongs to a model beside its weights; what training tools leave in the same folder does not.
+CARRIED = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "vlm3.json",
+)
+CARRIED_KINDS = (".jinja", ".model")
 
 
 def load(model_dir, dtype: str | None = "float32") -> tuple[VLMConfig, dict]:
@@ -104,7 +121,7 @@ def copy_files(source: pathlib.Path, folder: pathlib.Path) -> None:
 def carry_files(source: pathlib.Path, folder: pathlib.Path, dtype: np.dtype | None = None) -> None:
     """Copies config, tokenizer, processor and chat template; config.json then names the dtype of the weights."""
     for path in sorted(source.iterdir()):
-        if path.suffix in CARRIED and path.name != INDEX and path.is_file():
+        if (path.name in CARRIED or path.suffix in CARRIED_KINDS) and path.is_file():
             shutil.copyfile(path, folder / path.name)
     config = read_json(folder / "config.json")
     key = "torch_dtype" if "torch_dtype" in config else "dtype"

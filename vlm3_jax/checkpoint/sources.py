@@ -17,7 +17,7 @@ from vlm3_jax.checkpoint.copying import DTYPES
 from vlm3_jax.checkpoint.locate import INDEX, SINGLE, Located, locate
 from vlm3_jax.checkpoint.safetensors_file import NAMES, SafetensorsFile
 from vlm3_jax.errors import UserError
-from vlm3_jax.files import read_json
+from vlm3_jax.files import Fields
 from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.params import Param
@@ -25,6 +25,7 @@ from vlm3_jax.model.params import Param
 # In .zarray; another dtype is no parameter's.
 ZARR_DTYPES = {"<f4": DTYPES["float32"], "bfloat16": DTYPES["bfloat16"], "<f2": DTYPES["float16"]}
 # Chunks of a checkpoint that are read at the same time: each is in memory as a whole.
+HEAD = "lm_head.weight"
 # In the .zattrs of an array whose HF tensors have another shape than the table's: experts with exchanged axes.
 HF_SHAPE = "hf_shape"
 _READS = {"file_io_concurrency": {"limit": 2}, "data_copy_concurrency": {"limit": 2}}
@@ -69,6 +70,8 @@ class HFSource:
                 if not row.accepts(shape):
                     where = self.files / self._where[key]
                     raise UserError(f"{where}: {key} has shape {shape}, the config says {row.hf_shape}")
+        if self.cfg.text.tie_word_embeddings and HEAD in self._where:
+            self._check_head()
 
     def dtype(self, row):
         """The widest dtype of the layers."""
@@ -105,30 +108,41 @@ class HFSource:
     def _key_index(self) -> dict[str, str]:
         """{HF key: file name} from the index, or from the single file."""
         folder = self.files
-        if (folder / INDEX).exists():
-            index = read_json(folder / INDEX)
-            where = index.get("weight_map") if isinstance(index, dict) else None
-            if not isinstance(where, dict):
-                raise UserError(f"{folder / INDEX}: weight_map is missing")
-            for key, name in where.items():
-                if not isinstance(name, str):
-                    raise UserError(f"{folder / INDEX}: weight_map of {key} is {name!r}, expected a file name")
-                if pathlib.PurePath(name).name != name:
-                    raise UserError(f"{folder / INDEX}: file name {name!r} leaves the model directory")
-            return where
+        # As transformers: beside a single file the index counts for nothing.
         if (folder / SINGLE).exists():
             return dict.fromkeys(SafetensorsFile(folder / SINGLE).entries, SINGLE)
-        raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
+        if not (folder / INDEX).exists():
+            raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
+        where = Fields.read(folder / INDEX).tree.get("weight_map")
+        if not isinstance(where, dict):
+            raise UserError(f"{folder / INDEX}: weight_map is missing")
+        for key, name in where.items():
+            if not isinstance(name, str):
+                raise UserError(f"{folder / INDEX}: weight_map of {key} is {name!r}, expected a file name")
+            if pathlib.PurePath(name).name != name:
+                raise UserError(f"{folder / INDEX}: file name {name!r} leaves the model directory")
+        return where
 
     def _check_keys(self) -> None:
         expected = {key for row in self.rows for key in row.hf_keys}
         unexpected = set(self._where) - expected
         if self.cfg.text.tie_word_embeddings:
-            # Some writers store the tied head once more; the embedding decides.
-            unexpected.discard("lm_head.weight")
+            # Some writers store the tied head once more.
+            unexpected.discard(HEAD)
         described = "not part of the model its config.json describes"
         for keys, what in ((expected - set(self._where), "missing"), (unexpected, described)):
             _refuse(self.files, sorted(keys), what)
+
+    def _check_head(self) -> None:
+        """UserError if a tied model stores a head of its own: transformers would use it, whatever the config says."""
+        (embed,) = next(row.hf_keys for row in self.rows if row.path == ("text", "embed"))
+        one, other = (self._file(key).tensor(key) for key in (HEAD, embed))
+        parts = range(0, max(len(one), len(other)), 4096)
+        if one.shape != other.shape or any((one[i : i + 4096] != other[i : i + 4096]).any() for i in parts):
+            raise UserError(
+                f"{self.files / self._where[HEAD]}: {HEAD} is not the embedding, though config.json says "
+                "tie_word_embeddings; set it to false there to use this head, or take the tensor out"
+            )
 
 
 class CheckpointSource:
@@ -221,13 +235,15 @@ class CheckpointSource:
     def _adapters(self):
         """The adapters (a `Lora`) that the facts of the training step tell of, or None."""
         facts = self.weights.parent / "meta" / "metadata"
-        settings = read_json(facts)["facts"].get("lora") if facts.exists() else None
-        if not settings:
+        found = Fields.read(facts, null=True).child("facts") if facts.exists() else ()
+        if "lora" not in found:
             return None
         from vlm3_jax.model.adapters import Lora
 
-        targets = tuple(row for row in self.rows if row.name in settings["targets"])
-        return Lora(settings["rank"], settings["alpha"], targets)
+        settings = found.child("lora")
+        names = settings.texts("targets")
+        targets = tuple(row for row in self.rows if row.name in names)
+        return Lora(settings.integer("rank"), settings.number("alpha"), targets)
 
     def _open_array(self, row):
         import tensorstore

@@ -18,6 +18,8 @@ from vlm3_jax.model.attention import Ids, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.vlm import VLM
 
+# In place of a token whose logits are not finite.
+BROKEN = -2
 _LOW = float(jnp.finfo(jnp.float32).min)
 
 
@@ -43,8 +45,9 @@ class Context:
 class State:
     """What a step changes.
 
-    step: number of tokens chosen; tokens: int32 [B, Q, N], -1 where none is; done: bool [B, Q]; own: {stack: (k, v)} of
-    the questions' own tokens; used: bool [B, Q, vocabulary], tokens that occur in prompt or answer (None if greedy).
+    step: number of tokens chosen; tokens: int32 [B, Q, N], -1 where none is, `BROKEN` where logits were not finite;
+    done: bool [B, Q]; own: {stack: (k, v)} of the questions' own tokens; used: bool [B, Q, vocabulary], tokens that
+    occur in prompt or answer (None if greedy).
     """
 
     step: jax.Array
@@ -123,14 +126,17 @@ def _proceed(cfg, dtype, params, context, state, limit, stops, draw):
 
 def _write(model: VLM, state: State, hidden, stops, draw) -> State:
     """Chooses the next token of every question from its last hidden state [B, Q, D] and puts it down."""
-    token = choose(model.text.logits(hidden), draw, state.step, state.used)
+    logits = model.text.logits(hidden)
+    token = choose(logits, draw, state.step, state.used)
+    # The largest of logits with a NaN among them is NaN.
+    token = jnp.where(jnp.isfinite(logits.max(-1)), token, BROKEN)
     token = jnp.where(state.done, -1, token)
     used = state.used
     if used is not None:
         b, q = jnp.indices(token.shape)
         used = used.at[b, q, token].max(~state.done)
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[..., None], state.step, 2)
-    done = state.done | jnp.isin(token, stops)
+    done = state.done | jnp.isin(token, stops) | (token == BROKEN)
     return State(state.step + 1, tokens, done, state.own, used)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.samples import Sample, unsupervised
-from vlm3_jax.infer.decode import programs
+from vlm3_jax.errors import NotFinite
+from vlm3_jax.infer.decode import BROKEN, programs
 from vlm3_jax.infer.sampling import GREEDY, Draw, Sampling, identity
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.processor.chat import ChatFormat
@@ -107,9 +108,17 @@ class Engine:
         while True:
             state = run.proceed(self.params, context, state, self.max_new_tokens, stops, draw)
             if room >= self.max_new_tokens or bool(state.done.all()):
-                return np.asarray(state.tokens)
+                return self._finite(np.asarray(state.tokens))
             room = min(2 * room, self.max_new_tokens)
             state = run.grow(state, room=room)
+
+    def _finite(self, tokens: np.ndarray) -> np.ndarray:
+        if (tokens == BROKEN).any():
+            raise NotFinite(
+                f"{self.chat.model_dir}: logits are not finite: its weights hold NaN or infinity, or values too large "
+                f"for {jnp.dtype(self.dtype).name}"
+            )
+        return tokens
 
     def _pad(self, prompts: list[Prompt], patches):
         """The prefixes as a batch of B rows and the questions as int32 [B, Q, M], lengths [B, Q], start [B]."""

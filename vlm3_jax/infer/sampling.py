@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm3_jax.errors import UserError
-from vlm3_jax.files import read_json
+from vlm3_jax.files import Fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,15 @@ class Sampling:
         Settings that neither names do nothing: temperature 1, no top_k and no top_p. (transformers' own top_k is then
         50.)
         """
-        stored = _stored(model_dir, "temperature", "top_p", "top_k", "repetition_penalty")
+        fields = _stored(model_dir)
+        stored = {
+            name: fields.number(name) for name in ("temperature", "top_p", "repetition_penalty") if name in fields
+        }
+        stored |= {"top_k": fields.integer("top_k", 0)} if "top_k" in fields else {}
+        try:
+            cls(**stored)
+        except UserError as error:
+            raise UserError(f"{fields.name}: {str(error).removeprefix('sampling: ')}") from None
         given = {name: value for name, value in given.items() if value is not None}
         return cls(**{"temperature": 1.0} | stored | given)
 
@@ -65,18 +73,13 @@ GREEDY = Sampling()
 
 def stored_max_new_tokens(model_dir) -> int | None:
     """The length of answers that the checkpoint's generation_config.json names, if it does."""
-    return _stored(model_dir, "max_new_tokens").get("max_new_tokens")
+    return _stored(model_dir).integer("max_new_tokens", default=None)
 
 
-def _stored(model_dir, *names: str) -> dict:
-    """Those numbers that generation_config.json holds."""
+def _stored(model_dir) -> Fields:
+    """What generation_config.json holds."""
     path = pathlib.Path(model_dir) / "generation_config.json"
-    fields = read_json(path) if path.exists() else {}
-    found = {name: fields[name] for name in names if fields.get(name) is not None}
-    for name, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{path}: {name} is {value!r}, expected a number")
-    return found
+    return Fields.read(path, null=True) if path.exists() else Fields({}, str(path))
 
 
 @functools.partial(

@@ -6,11 +6,15 @@ import pathlib
 from typing import Any
 
 from vlm3_jax.errors import UserError
-from vlm3_jax.files import read_json
+from vlm3_jax.files import Fields
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 # Where the settings for still images stand, for `processor_fields`.
 IMAGE_PROCESSOR = ("image_processor", "preprocessor_config.json")
+# Ways to say that positions are not scaled; "axial" in the vision tower.
+_PLAIN_ROPE = ("default", "mrope", "axial")
+# Far more than any model has: the table of parameters names every layer.
+_MOST_LAYERS = 4096
 _IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
@@ -83,22 +87,21 @@ class VLMConfig:
     def from_dir(cls, model_dir) -> "VLMConfig":
         """Reads config.json and, where present, the pixel normalisation of the image processor."""
         model_dir = pathlib.Path(model_dir)
-        config = cls.from_hf(read_json(model_dir / "config.json"), str(model_dir / "config.json"))
-        values = processor_fields(model_dir, *IMAGE_PROCESSOR, required=False)
-        mean, std = (tuple(values.get(key, (0.5,) * 3)) for key in ("image_mean", "image_std"))
-        return dataclasses.replace(config, mean=mean, std=std)
+        fields = model_fields(model_dir)
+        mean, std = normalisation(processor_fields(model_dir, *IMAGE_PROCESSOR, required=False), (0.5,) * 3)
+        return dataclasses.replace(cls.from_hf(fields.tree, fields.name), mean=mean, std=std)
 
     @classmethod
     def from_hf(cls, tree: dict[str, Any], name: str = "config.json") -> "VLMConfig":
         """From the parsed config.json of Qwen3-VL; UserError names the field that is missing or not supported."""
-        fields = _Fields(tree, name)
-        kind = tree.get("model_type")
+        fields = Fields(tree, name)
+        kind = fields.tree.get("model_type")
         if kind not in MODEL_TYPES:
-            raise UserError(f"{name}: model_type is {kind!r}, expected one of {', '.join(MODEL_TYPES)}")
+            raise UserError(f"{name}: model_type is {str(kind)[:40]!r}, expected one of {', '.join(MODEL_TYPES)}")
         text, vision = fields.child("text_config"), fields.child("vision_config")
         experts = _experts(text) if kind == "qwen3_vl_moe" else {}
         return cls(
-            _text_config(text, tied=bool(tree.get("tie_word_embeddings", False)), experts=experts),
+            _text_config(text, tied=fields.flag("tie_word_embeddings", False), experts=experts),
             _vision_config(vision),
             *(fields.integer(key, 0) for key in _IDS),
         )._checked(name)
@@ -181,55 +184,64 @@ class VLMConfig:
         return self
 
 
-def processor_fields(model_dir: pathlib.Path, section: str, *names: str, required: bool = True) -> dict[str, Any]:
+def model_fields(model_dir: pathlib.Path, *names: str) -> Fields:
+    """A model's config.json, in which at least `names` stand; UserError if it is that of another kind of model."""
+    fields = Fields.read(model_dir / "config.json")
+    if missing := [name for name in names if name not in fields]:
+        raise UserError(f"{fields.name}: no {', '.join(missing)}; expected a Qwen3-VL model")
+    return fields
+
+
+def processor_fields(model_dir: pathlib.Path, section: str, *names: str, required: bool = True) -> Fields:
     """Settings of an image or video processor where transformers looks for them.
 
-    That is `section` of processor_config.json, else the first of the files `names` that exists. If none does: {}, or
-    where they are `required` a UserError.
+    That is `section` of processor_config.json, else the first of the files `names` that exists. If none does: no
+    settings, or where they are `required` a UserError.
     """
     joint = model_dir / "processor_config.json"
-    if joint.exists() and section in (fields := read_json(joint)):
-        return fields[section]
-    found = next((model_dir / name for name in names if (model_dir / name).exists()), None)
-    return read_json(found or model_dir / names[0]) if found or required else {}
+    if joint.exists() and section in (fields := Fields.read(joint, null=True)):
+        return fields.child(section)
+    path = next((model_dir / name for name in names if (model_dir / name).exists()), model_dir / names[0])
+    return Fields.read(path, null=True) if required or path.exists() else Fields({}, str(path), null=True)
 
 
-class _Fields:
-    """A parsed JSON object whose missing or mistyped fields raise an error that names them."""
+def normalisation(fields: Fields, default: Any = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of pixel values in [0, 1], by channel (or `default`), of an image processor.
 
-    def __init__(self, tree, name):
-        if not isinstance(tree, dict):
-            raise UserError(f"{name}: expected a JSON object")
-        self.tree, self.name = tree, name
-
-    def child(self, key) -> "_Fields":
-        return _Fields(self.tree.get(key), f"{self.name}: {key}")
-
-    def integer(self, key, minimum=1) -> int:
-        value = self.tree.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise UserError(f"{self.name}: {key} must be a whole number of at least {minimum}, got {value!r}")
-        return value
-
-    def require(self, key, expected, default) -> None:
-        value = self.tree.get(key, default)
-        if value != expected:
-            raise UserError(f"{self.name}: {key} = {value!r} is not supported, only {expected!r}")
+    UserError if its settings ask for other steps than those that are built in: resize, divide by 255, normalise.
+    """
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        fields.require(name, True, True)
+    # PIL's number for bicubic.
+    fields.require("resample", 3, 3)
+    if not math.isclose(fields.number("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+        raise UserError(
+            f"{fields.name}: rescale_factor = {fields.tree['rescale_factor']} is not supported, only 1 / 255"
+        )
+    given = {} if default is None else {"default": default}
+    return fields.numbers("image_mean", 3, **given), fields.numbers("image_std", 3, above=0, **given)
 
 
-def _rope(fields: _Fields) -> dict[str, Any]:
-    """The rotary settings: `rope_parameters` (newer) or `rope_theta` + `rope_scaling` (older)."""
-    rope = dict(fields.tree.get("rope_scaling") or {})
-    rope |= fields.tree.get("rope_parameters") or {}
-    if "rope_theta" not in rope and "rope_theta" in fields.tree:
-        rope["rope_theta"] = fields.tree["rope_theta"]
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise UserError(f"{fields.name}: rope type {kind!r} is not supported, only 'default'")
-    return rope
+def _rope(fields: Fields) -> Fields:
+    """Rotary settings: `rope_parameters` (newer), `rope_theta` and `rope_scaling` (older); both only if they agree."""
+    rope, said = {}, {}
+    spellings = {name: fields.child(name).tree for name in ("rope_scaling", "rope_parameters") if fields.tree.get(name)}
+    for name, tree in ({"": {k: v for k, v in fields.tree.items() if k == "rope_theta"}} | spellings).items():
+        for key, value in tree.items():
+            where = f"{name}.{key}".lstrip(".")
+            key = "rope_type" if key == "type" else key
+            value = "default" if key == "rope_type" and value in _PLAIN_ROPE else value
+            if key in rope and rope[key] != value:
+                raise UserError(f"{fields.name}: {said[key]} and {where} disagree ({rope[key]!r} and {value!r})")
+            rope[key], said[key] = value, where
+    if (kind := rope.get("rope_type", "default")) != "default":
+        raise UserError(f"{fields.name}: rope type {str(kind)[:40]!r} is not supported, only 'default'")
+    found = Fields(rope, fields.name)
+    found.require("partial_rotary_factor", 1.0, 1.0)
+    return found
 
 
-def _experts(fields: _Fields) -> dict[str, int]:
+def _experts(fields: Fields) -> dict[str, int]:
     """The fields of a mixture of experts in every layer; `num_local_experts` is the newer spelling."""
     fields.require("decoder_sparse_step", 1, 1)
     if fields.tree.get("mlp_only_layers"):
@@ -242,41 +254,39 @@ def _experts(fields: _Fields) -> dict[str, int]:
     }
 
 
-def _text_config(fields: _Fields, tied: bool, experts: dict[str, int]) -> TextConfig:
+def _text_config(fields: Fields, tied: bool, experts: dict[str, int]) -> TextConfig:
     fields.require("hidden_act", "silu", "silu")
     fields.require("attention_bias", False, False)
     rope = _rope(fields)
     if "rope_theta" not in rope:
         raise UserError(f"{fields.name}: rope_theta is missing (also looked in rope_parameters)")
-    heads = fields.integer("num_attention_heads")
-    if not fields.tree.get("head_dim"):
-        fields.tree = fields.tree | {"head_dim": fields.integer("hidden_size") // heads}
+    rope.require("mrope_interleaved", True, True)
     return TextConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=fields.integer("hidden_size"),
         intermediate_size=fields.integer("intermediate_size"),
-        layers=fields.integer("num_hidden_layers"),
-        heads=heads,
+        layers=fields.integer("num_hidden_layers", maximum=_MOST_LAYERS),
+        heads=fields.integer("num_attention_heads"),
         kv_heads=fields.integer("num_key_value_heads"),
-        head_dim=fields.integer("head_dim"),
-        rms_norm_eps=float(fields.tree.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(rope["rope_theta"]),
-        mrope_section=tuple(rope.get("mrope_section", (24, 20, 20))),
+        head_dim=fields.integer("head_dim", default=128),
+        rms_norm_eps=float(fields.number("rms_norm_eps", 1e-6, above=0)),
+        rope_theta=float(rope.number("rope_theta", above=0)),
+        mrope_section=rope.integers("mrope_section", 3, (24, 20, 20)),
         tie_word_embeddings=tied,
         **experts,
     )
 
 
-def _vision_config(fields: _Fields) -> VisionConfig:
+def _vision_config(fields: Fields) -> VisionConfig:
     fields.require("hidden_act", "gelu_pytorch_tanh", "gelu_pytorch_tanh")
     side = math.isqrt(fields.integer("num_position_embeddings"))
     if side * side != fields.tree["num_position_embeddings"]:
         raise UserError(f"{fields.name}: num_position_embeddings must be a square number")
-    rope = fields.tree.get("rope_parameters") or {}
+    rope = _rope(fields)
     return VisionConfig(
         hidden_size=fields.integer("hidden_size"),
         intermediate_size=fields.integer("intermediate_size"),
-        depth=fields.integer("depth"),
+        depth=fields.integer("depth", maximum=_MOST_LAYERS),
         heads=fields.integer("num_heads"),
         in_channels=fields.integer("in_channels"),
         patch_size=fields.integer("patch_size"),
@@ -284,6 +294,6 @@ def _vision_config(fields: _Fields) -> VisionConfig:
         merge_size=fields.integer("spatial_merge_size"),
         table_side=side,
         out_hidden_size=fields.integer("out_hidden_size"),
-        taps=tuple(fields.tree.get("deepstack_visual_indexes", ())),
-        rope_theta=float(rope.get("rope_theta", 10_000.0)),
+        taps=fields.integers("deepstack_visual_indexes"),
+        rope_theta=float(rope.number("rope_theta", 10_000.0, above=0)),
     )

@@ -18,8 +18,8 @@ import jinja2
 import numpy as np
 
 from vlm3_jax.errors import UserError
-from vlm3_jax.files import read_json
-from vlm3_jax.processor.image import model_fields
+from vlm3_jax.files import Fields
+from vlm3_jax.model.config import model_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,8 @@ class _Answer:
     closing: tuple[int, ...]
 
 
+# Any of these is a tokenizer; the second is what older checkpoints have in place of the first.
+_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _Part = tuple[int, ...] | _Shown | _Question | _Answer
 
 
@@ -76,7 +78,7 @@ class ChatFormat:
     """The chat format of one checkpoint. Safe to share between threads.
 
     `model_dir`: where it was read; `image_id`, `video_id`, `vision_start_id`, `vision_end_id` come from config.json,
-    `stop_ids` from generation_config.json or, without one, the token that ends a turn.
+    `stop_ids` from generation_config.json; the token that ends a turn in the template is always among them.
     """
 
     def __init__(self, model_dir):
@@ -86,7 +88,10 @@ class ChatFormat:
 
         self.model_dir = model_dir = pathlib.Path(model_dir)
         names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        self.image_id, self.video_id, self.vision_start_id, self.vision_end_id = model_fields(model_dir, *names)
+        config = model_fields(model_dir, *names)
+        self.image_id, self.video_id, self.vision_start_id, self.vision_end_id = (config.integer(n, 0) for n in names)
+        if not any(all((model_dir / name).is_file() for name in files) for files in _TOKENIZERS):
+            raise UserError(f"{model_dir / _TOKENIZERS[0][0]}: no such file; a model directory holds its tokenizer")
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
         except Exception as error:  # a broken tokenizer.json raises almost anything, a bare Exception among it
@@ -166,10 +171,16 @@ class ChatFormat:
 
     def _find_stop_ids(self, model_dir: pathlib.Path) -> tuple[int, ...]:
         path = model_dir / "generation_config.json"
-        eos = read_json(path).get("eos_token_id") if path.exists() else None
-        if eos is None:
-            return (self._turn_end_id,)
-        return tuple(eos) if isinstance(eos, list) else (eos,)
+        fields = Fields.read(path, null=True) if path.exists() else Fields({}, str(path))
+        # One number or a list of them; a checkpoint that names another end only would write on to the limit.
+        last = {"maximum": len(self._tokenizer) - 1}
+        key = "eos_token_id"
+        ids = (
+            fields.integers(key, default=(), **last)
+            if isinstance(fields.tree.get(key), list)
+            else (fields.integer(key, 0, self._turn_end_id, **last),)
+        )
+        return tuple(dict.fromkeys((*ids, self._turn_end_id)))
 
     def special_pattern(self) -> re.Pattern:
         """What finds special tokens in a rendered conversation, the longest first."""
@@ -228,11 +239,7 @@ def _chat_template(model_dir: pathlib.Path, tokenizer) -> str:
     The tokenizer's is chat_template.jinja, else what stands in tokenizer_config.json.
     """
     if (path := model_dir / "chat_template.json").exists():
-        fields = read_json(path)
-        template = fields.get("chat_template") if isinstance(fields, dict) else None
-        if not isinstance(template, str):
-            raise UserError(f"{path}: no text under chat_template")
-        return template
+        return Fields.read(path).text("chat_template")
     try:
         return tokenizer.get_chat_template()
     except ValueError:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.files import read_json
-from vlm3_jax.model.config import IMAGE_PROCESSOR, processor_fields
+from vlm3_jax.files import Fields
+from vlm3_jax.model.config import IMAGE_PROCESSOR, model_fields, normalisation, processor_fields
 from vlm3_jax.records import ImageRef, View
 
 MAX_ASPECT = 200
@@ -54,33 +54,36 @@ class VisionSpec:
     def from_dir(cls, model_dir) -> "VisionSpec":
         """From the config.json and image processor settings of an HF directory; UserError if one is missing."""
         model_dir = pathlib.Path(model_dir)
-        vision = model_fields(model_dir, "vision_config")[0]
+        vision = model_fields(model_dir, "vision_config").child("vision_config")
         processor = processor_fields(model_dir, *IMAGE_PROCESSOR)
-        size = processor.get("size") or {}
-        low = processor.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels")
-        high = processor.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels")
-        if not low or not high:
-            raise UserError(f"{model_dir}: the image processor config names no smallest and largest number of pixels")
+        low, high = pixel_bounds(processor, f"{model_dir}: the image processor config")
         if missing := [name for name in ("image_mean", "image_std") if name not in processor]:
             raise UserError(f"{model_dir}: the image processor config names no {' and no '.join(missing)}")
-        return cls(
-            patch_size=vision["patch_size"],
-            merge_size=vision["spatial_merge_size"],
-            temporal_patch_size=vision["temporal_patch_size"],
-            min_pixels=low,
-            max_pixels=high,
-            mean=tuple(processor["image_mean"]),
-            std=tuple(processor["image_std"]),
-            table_side=math.isqrt(vision["num_position_embeddings"]),
-        )
+        sizes = {"patch_size": "patch_size", "merge_size": "spatial_merge_size"}
+        sizes = {
+            name: vision.integer(key) for name, key in (sizes | {"temporal_patch_size": "temporal_patch_size"}).items()
+        }
+        for name, size in sizes.items():
+            processor.require(name, size, size)
+        mean, std = normalisation(processor)
+        side = math.isqrt(vision.integer("num_position_embeddings"))
+        return cls(**sizes, min_pixels=low, max_pixels=high, mean=mean, std=std, table_side=side)
 
 
-def model_fields(model_dir: pathlib.Path, *names: str) -> list:
-    """Top-level fields of a model's config.json; UserError if one is missing (it is not a vision-language model)."""
-    config = read_json(model_dir / "config.json")
-    if missing := [name for name in names if name not in config]:
-        raise UserError(f"{model_dir / 'config.json'}: no {', '.join(missing)}; expected a Qwen3-VL model")
-    return [config[name] for name in names]
+def pixel_bounds(processor: Fields, what: str) -> tuple[int, int]:
+    """The smallest and largest number of pixels that a processor's settings name; UserError (with `what`) if none."""
+    size = processor.child("size", {})
+    places = (
+        (processor, "min_pixels", "max_pixels"),
+        (size, "shortest_edge", "longest_edge"),
+        (size, "min_pixels", "max_pixels"),
+    )
+    low, high = (next((f.integer(names[end]) for f, *names in places if names[end] in f), None) for end in (0, 1))
+    if low is None or high is None:
+        raise UserError(f"{what} names no smallest and largest number of pixels")
+    if low > high:
+        raise UserError(f"{processor.name}: the smallest number of pixels, {low:,}, is above the largest, {high:,}")
+    return low, high
 
 
 def smart_resize(height: int, width: int, spec: VisionSpec, name: str = "image") -> tuple[int, int]:

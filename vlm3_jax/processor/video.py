@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from vlm3_jax.errors import UserError
-from vlm3_jax.model.config import processor_fields
+from vlm3_jax.model.config import normalisation, processor_fields
 from vlm3_jax.processor.chat import ChatFormat, Frames
-from vlm3_jax.processor.image import MAX_ASPECT, ImageLayout, Patches, VisionSpec, patchify
+from vlm3_jax.processor.image import MAX_ASPECT, ImageLayout, Patches, VisionSpec, patchify, pixel_bounds
 from vlm3_jax.processor.prompt import Prompt, make_prompt
 from vlm3_jax.processor.resize import resize
 
@@ -47,14 +47,14 @@ class VideoSpec:
         names = "video_preprocessor_config.json", "preprocessor_config.json"
         fields = processor_fields(model_dir, "video_processor", *names)
         vision = VisionSpec.from_dir(model_dir)
-        size = fields.get("size") or {}
-        given = {name: fields[name] for name in ("fps", "min_frames", "max_frames") if fields.get(name) is not None}
-        given |= {short: tuple(fields[f"image_{short}"]) for short in ("mean", "std") if fields.get(f"image_{short}")}
-        if fields.get("cap_pixels_per_frame"):
-            given["frame_pixels"] = fields.get("max_video_tokens", 768) * vision.factor**2
-        if not size.get("shortest_edge") or not size.get("longest_edge"):
-            raise UserError(f"{model_dir}: the video processor config names no smallest and largest number of pixels")
-        return cls(vision, size["shortest_edge"], size["longest_edge"], **given)
+        low, high = pixel_bounds(fields, f"{model_dir}: the video processor config")
+        mean, std = normalisation(fields, (0.5,) * 3)
+        given = {name: fields.integer(name) for name in ("min_frames", "max_frames") if name in fields}
+        if "fps" in fields:
+            given["fps"] = fields.number("fps", above=0)
+        if fields.flag("cap_pixels_per_frame", False):
+            given["frame_pixels"] = fields.integer("max_video_tokens", default=768) * vision.factor**2
+        return cls(vision, low, high, mean, std, **given)
 
 
 @dataclasses.dataclass(frozen=True)
