@@ -4,15 +4,14 @@ Run: vlm3 train --config=correspondence --workdir=runs/correspondence    (4B; co
      vlm3 plan --config=correspondence --topology=v5p:2x2x2
 Pairs of views with a covisibility above 0.25, as ArrayRecord shards in $VLM3_DATA/pairs/NAME/train (held out:
 .../held_out). Published: the sets and their numbers of pairs, which are their weights, steps, batch and rate. Images
-are shown about 1,024 px wide, as the release does; the paper's text says a focal length of 1,000 px
-(--config.data.components.NAME.focal=1000). Not published, and chosen here: typical cameras of the sets, five wordings
-of the question, and one rate for all sizes of the model.
+are shown with 1,024 px on the longer side, as the release does; the paper's text says a focal length of 1,000 px
+(--config.data.components.NAME.resize=focal:1000:per_axis). Not published, and chosen here: typical cameras of the sets,
+five wordings of the question, and one rate for all sizes of the model.
 """
 
 from vlm3_jax import config as base
 
 depth = base.module("depth")
-LONGEST = 1024
 # Pairs in millions, and the width, height and focal length of a typical image in px.
 SETS = {
     "blended_mvs": (0.45, (768, 576, 640)),
@@ -37,10 +36,9 @@ WITHOUT_DEPTH = ("realestate10k",)
 def get_config(argument: str = "4b"):
     """`argument`: the size of Qwen3-VL."""
     config = depth.recipe("correspondence", argument)
-    for name, (_, size) in SETS.items():
+    for name in SETS:
         if name not in WITHOUT_DEPTH:
-            focal = float(round(LONGEST * size[2] / size[0]))
-            add_pairs(config, name, task="correspondence", questions=10, focal=focal)
+            add_pairs(config, name, task="correspondence")
     config.data.row_tokens, config.data.row_patches, config.data.row_targets = 8704, 22528, 768
     config.data.pairs, config.data.patch_pairs = 768, 5632
     config.data.rows, config.train.accumulation = 32, 27
@@ -53,4 +51,4 @@ def add_pairs(config, name: str, **fields) -> None:
     """One set of pairs, weighed by their number, of views that overlap enough."""
     pairs, size = SETS[name]
     overlap = 0.15 if name == "mpsd" else 0.25
-    depth.add_set(config, "pairs", name, pairs, size, policy="per_axis", covisibility_min=overlap, **fields)
+    depth.add_set(config, "pairs", name, pairs, size, covisibility_min=overlap, **fields)

@@ -32,7 +32,7 @@ def get_config(argument: str = "4b"):
     """`argument`: the size of Qwen3-VL."""
     config = recipe("depth", argument)
     for name, (weight, size) in SETS.items():
-        add_set(config, "depth", name, weight, size, task="depth", focal=1000.0, questions=10)
+        add_set(config, "depth", name, weight, size, task="depth")
     config.data.row_tokens, config.data.row_patches, config.data.row_targets = 7168, 16384, 1152
     config.data.pairs, config.data.patch_pairs = 768, 4608
     config.data.rows, config.train.accumulation = 16, 29

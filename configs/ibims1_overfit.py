@@ -22,8 +22,8 @@ def get_config():
         images=f"{folder}/ibims1",
         depth_kind="distance",
         task="depth",
-        style="short",
-        focal=250.0,
+        protocol="short",
+        resize="focal:250",
         coord_range=100,
         limit=8,
     )

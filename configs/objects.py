@@ -18,7 +18,7 @@ def get_config(argument: str = "4b"):
     """`argument`: the size of Qwen3-VL."""
     config = depth.recipe("objects", argument)
     for name, (weight, size) in SETS.items():
-        depth.add_set(config, "objects", name, weight, size, task="objects", focal=1000.0, questions=6)
+        depth.add_set(config, "objects", name, weight, size, task="objects", questions=6)
     config.data.row_tokens, config.data.row_patches, config.data.row_targets = 6656, 16384, 1536
     config.data.pairs, config.data.patch_pairs = 512, 8704
     config.data.rows, config.train.accumulation = 32, 5

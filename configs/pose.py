@@ -16,7 +16,7 @@ def get_config(argument: str = "4b"):
     """`argument`: the size of Qwen3-VL."""
     config = depth.recipe("pose", argument)
     for name in correspondence.SETS:
-        correspondence.add_pairs(config, name, task="pose", questions=3, focal=750.0)
+        correspondence.add_pairs(config, name, task="pose", questions=3)
     config.data.row_tokens, config.data.row_patches, config.data.row_targets = 12288, 45056, 768
     config.data.pairs, config.data.patch_pairs = 3584, 53248
     config.data.rows, config.train.accumulation = 24, 5

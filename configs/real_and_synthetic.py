@@ -12,7 +12,7 @@ def get_config():
     config = base.load("demo")
     images = base.load("ibims1_overfit").data.components.ibims1
     depth = config.data.components.synth_depth
-    for field in ("focal", "coord_range", "questions"):
+    for field in ("resize", "coord_range", "questions"):
         images[field] = depth[field]
     images.limit, images.flip = 60, 0.5
     images.weight = sum(entry.weight for entry in config.data.components.values()) / 3

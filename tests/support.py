@@ -90,7 +90,7 @@ def small_run(model, data, workdir=""):
     """A config of 20 steps on two tasks: two rows a batch, float32, the rate high enough to change the loss."""
     config = configs.base()
     config.model, config.workdir = str(model), str(workdir)
-    entry = {"path": str(data), "style": "short", "focal": FOCAL, "questions": 3}
+    entry = {"path": str(data), "protocol": "short", "resize": f"focal:{FOCAL:g}", "questions": 3}
     config.data.components.depth = component_config(task="depth", weight=2.0, **entry)
     config.data.components.match = component_config(task="correspondence", **entry)
     config.eval.components.depth = component_config(task="depth", limit=8, **entry)
@@ -105,7 +105,7 @@ def small_run(model, data, workdir=""):
 
 def draw_samples(model_dir, data, mode: str, count: int):
     """(samples of two tasks in which the first token of every answer weighs 3, the model's VisionSpec)."""
-    entry = {"path": str(data), "style": "short", "focal": FOCAL, "questions": 3}
+    entry = {"path": str(data), "protocol": "short", "resize": f"focal:{FOCAL:g}", "questions": 3}
     table = {
         "depth": component_config(task="depth", **entry),
         "match": component_config(task="correspondence", **entry),

@@ -9,18 +9,19 @@ from PIL import Image
 
 import vlm3_jax
 from vlm3_jax import tasks
-from vlm3_jax.camera import Camera
+from vlm3_jax.camera import Camera, Focal
 from vlm3_jax.checkpoint import tiny
 from vlm3_jax.cli import main
 from vlm3_jax.errors import UserError
 from vlm3_jax.records import DepthPoints, Record, View, encode_image, unify
-from vlm3_jax.tasks.base import PromptStyle
+from vlm3_jax.tasks.protocol import given
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tiny.make(tmp_path_factory.mktemp("api") / "model", "test")
-    return vlm3_jax.load(folder, focal_px=40.0, style="short", max_new_tokens=4)
+    protocols = {task: given(task, "short", resize="focal:40") for task in tasks.TASKS}
+    return vlm3_jax.load(folder, protocols=protocols, max_new_tokens=4)
 
 
 def test_asks_what_training_asks(model, rng):
@@ -31,10 +32,11 @@ def test_asks_what_training_asks(model, rng):
     record = Record(
         "r", (View(encode_image(pixels, "i"), camera),), (DepthPoints(points, np.full(12, 3.0), "distance"),)
     )
-    examples = tasks.get("depth").examples(unify(record, 40.0), rng, PromptStyle("short", questions=12))
+    examples = tasks.get("depth").examples(unify(record, Focal(40.0)), rng, given("depth", "short", questions=12))
     expected = {tuple(e.target["coords"]) for e in examples}
-    _, given, unified = model._layout(pixels, camera)
-    assert {tuple(c) for c in model._coords(points, given, unified, tasks.depth.COORD_RANGES)} == expected
+    asked = model.protocol("depth")
+    _, stored, unified = model._layout(pixels, camera, asked.resize)
+    assert {tuple(c) for c in model._coords(points, stored, unified, asked)} == expected
 
 
 def test_answers_are_numpy(model, rng, tmp_path):

@@ -109,8 +109,8 @@ def test_mistakes_in_the_config(made, fails, tmp_path):
     assert fails("train", records).startswith("no workdir is given: set --workdir")
     line = fails("train", records, workdir, "--config.data.components.depth.task=dept")
     assert "dept" in line
-    line = fails("train", records, workdir, "--config.data.components.depth.style=long")
-    assert line == "mixture entry 'depth': style is 'long'; choose one of ('release', 'paper', 'short')"
+    line = fails("train", records, workdir, "--config.data.components.depth.protocol=long")
+    assert line == "mixture entry 'depth': protocol is 'long'; choose one of ('release', 'paper', 'short')"
     line = fails("train", records, workdir, f"--config.data.components.depth.path={tmp_path / 'none'}")
     assert line == f"depth: no ArrayRecord shards (*.array_record*) at {tmp_path / 'none'}"
     line = fails("train", records, workdir, "--config.optimizer.schedule=step", "--config.eval.loss_batches=0")

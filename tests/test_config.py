@@ -135,10 +135,11 @@ def test_numbers_out_of_range_are_named(config, assignment, message):
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
-@pytest.mark.parametrize("field", ["weight", "focal"])
-def test_weight_and_focal_length_of_an_entry_are_finite(field, value):
-    with pytest.raises(UserError, match=f"mixture entry 'rooms': {field} = {value} is out of range"):
-        check_entry("rooms", {"path": "rooms", field: value})
+def test_weight_and_focal_length_of_an_entry_are_finite(value):
+    with pytest.raises(UserError, match=f"mixture entry 'rooms': weight = {value} is out of range"):
+        check_entry("rooms", {"path": "rooms", "weight": value})
+    with pytest.raises(UserError, match=f"mixture entry 'rooms': resize is 'focal:{value}'; write focal:PX"):
+        check_entry("rooms", {"path": "rooms", "resize": f"focal:{value}"})
 
 
 def test_demo_takes_an_argument():

@@ -4,17 +4,18 @@ import pytest
 
 from vlm3_jax import config as configs
 from vlm3_jax.data.packing import RowBudget
+from vlm3_jax.data.sources import protocol_of
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import flops
 from vlm3_jax.planning.plan import model_config
 from vlm3_jax.planning.samples import total_rows, typical_rows
 
-# samples, questions, rate, batch, steps, focal target; S and P.
+# samples, questions, rate, batch, steps, resize rule; S and P.
 PUBLISHED = {
-    "depth": (32e6, 10, 5.5e-5, 1344, 23_810, 1000, 7168, 16_384),
-    "objects": (1e6, 6, 3.5e-4, 640, 1562, 1000, 6656, 16_384),
-    "correspondence": (80e6, 10, 2e-5, 2816, 28_409, None, 8704, 22_528),
-    "pose": (10e6, 3, 5e-5, 448, 22_321, 750, 12_288, 45_056),
+    "depth": (32e6, 10, 5.5e-5, 1344, 23_810, "focal:1000", 7168, 16_384),
+    "objects": (1e6, 6, 3.5e-4, 640, 1562, "focal:1000", 6656, 16_384),
+    "correspondence": (80e6, 10, 2e-5, 2816, 28_409, "longest:1024", 8704, 22_528),
+    "pose": (10e6, 3, 5e-5, 448, 22_321, "focal:750:per_axis", 12_288, 45_056),
 }
 NAMES = [*PUBLISHED, "joint"]
 
@@ -29,7 +30,7 @@ def planned(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_was_published(name):
-    samples, questions, rate, batch, steps, focal, S, P = PUBLISHED[name]
+    samples, questions, rate, batch, steps, resize, S, P = PUBLISHED[name]
     config = configs.load(name)
     assert config.train.samples == samples
     assert config.train.batch == batch
@@ -39,8 +40,9 @@ def test_what_was_published(name):
     assert (opt.b1, opt.b2, opt.eps, opt.weight_decay) == (0.9, 0.999, 1e-8, 0.0)
     assert (config.train.dtype, config.data.row_tokens, config.data.row_patches) == ("bfloat16", S, P)
     for entry in config.data.components.values():
-        assert (entry.task, entry.questions, entry.style) == (name, questions, "release")
-        assert focal is None or entry.focal == focal
+        asked = protocol_of(entry)
+        assert (asked.task, asked.questions, asked.wording) == (name, questions, "release")
+        assert str(asked.resize) == resize
 
 
 def test_depth_mixture_has_the_published_shares():

@@ -61,7 +61,7 @@ def get_config(argument: str):
     config = configs.base()
     config.model = f"{folder}/model"
     config.data.components.depth = component_config(
-        task="depth", path=f"{folder}/data", style="short", focal=FOCAL, questions=3
+        task="depth", path=f"{folder}/data", protocol="short", resize=f"focal:{FOCAL:g}", questions=3
     )
     config.data.rows, config.data.row_tokens, config.data.row_patches, config.data.row_targets = 2, 128, 128, 32
     config.data.workers = 1

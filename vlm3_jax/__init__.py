@@ -10,7 +10,7 @@ xla.set_flags()
 def load(path, **options):
     """Opens an HF directory, a finished workdir or a hub name for `.depth`, `.match`, `.pose`, `.ask` and `.chat`.
 
-    `options`: those of `vlm3_jax.api.VLM3` (focal length, prompt style). UserError if there is no such model.
+    `options`: those of `vlm3_jax.api.VLM3` (protocols, longest answer). UserError if there is no such model.
     """
     from vlm3_jax import api
 

@@ -1,4 +1,4 @@
-"""Pinhole cameras, focal-length unification and normalised image coordinates.
+"""Pinhole cameras, resize rules (among them focal-length unification) and normalised image coordinates.
 
 Pixels are (x right, y down) with the origin at the top-left; a camera frame is x right, y down, z forward (OpenCV).
 Source: VLM3 release and DepthLM (unification, normalised coordinates); conventions are in docs/conventions.md.
@@ -165,6 +165,77 @@ def as_points(values, width: int, height: int, name: str = "points") -> np.ndarr
             f"{width} x {height} px ({len(outside)} of {len(points)} points are not)"
         )
     return points.astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Focal:
+    """Resize to one focal length of `px` pixels by `Camera.unify`; text form "focal:1000" or "focal:750:per_axis"."""
+
+    px: float = 1000.0
+    policy: str = "uniform"
+
+    def __post_init__(self):
+        if not 0 < self.px < np.inf or self.policy not in POLICIES:
+            raise ValueError(f"{self} needs a focal length above 0 px and a policy of {POLICIES}")
+
+    def camera(self, camera: Camera) -> Camera:
+        """The camera of the resized image."""
+        return camera.unify(self.px, self.policy)
+
+    def __str__(self):
+        return f"focal:{self.px:g}" + ("" if self.policy == "uniform" else f":{self.policy}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Longest:
+    """Resize so that the longer side has `px` pixels and round the other (VLM3 release); text form "longest:1024"."""
+
+    px: int = 1024
+
+    def __post_init__(self):
+        if type(self.px) is not int or self.px < 1:
+            raise ValueError(f"{self} needs a whole number of at least 1 px")
+
+    def camera(self, camera: Camera) -> Camera:
+        """The camera of the resized image."""
+        scale = self.px / max(camera.width, camera.height)
+        size = (max(1, round(side * scale)) for side in (camera.width, camera.height))
+        return Camera(camera.fx * scale, camera.fy * scale, camera.cx * scale, camera.cy * scale, *size)
+
+    def __str__(self):
+        return f"longest:{self.px}"
+
+
+@dataclasses.dataclass(frozen=True)
+class AsIs:
+    """No resize; text form "as_is"."""
+
+    def camera(self, camera: Camera) -> Camera:
+        """The camera itself."""
+        return camera
+
+    def __str__(self):
+        return "as_is"
+
+
+Resize = Focal | Longest | AsIs
+
+
+def resize_rule(text: str) -> Resize:
+    """The rule that a text form stands for. ValueError if it is none."""
+    kind, *values = text.split(":")
+    try:
+        if kind == "focal" and len(values) in (1, 2):
+            return Focal(float(values[0]), *values[1:])
+        if kind == "longest" and len(values) == 1:
+            return Longest(int(values[0]))
+        if kind == "as_is" and not values:
+            return AsIs()
+    except ValueError:
+        pass
+    raise ValueError(
+        f"resize is {text!r}; write focal:PX, focal:PX:per_axis, longest:PX or as_is (such as focal:1000, longest:1024)"
+    )
 
 
 def normalize_points(points_px, size, coord_range: int) -> np.ndarray:

@@ -33,8 +33,8 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="session")
 def table(shards):
     """A mixture table of two components over the same shards."""
-    small = {"path": str(shards), "style": "short", "focal": 100.0, "questions": 6}
-    return {"near": {**small, "weight": 3.0}, "far": {**small, "focal": 130.0, "flip": 0.5}}
+    small = {"path": str(shards), "protocol": "short", "resize": "focal:100", "questions": 6}
+    return {"near": {**small, "weight": 3.0}, "far": {**small, "resize": "focal:130", "flip": 0.5}}
 
 
 @pytest.fixture
@@ -61,6 +61,6 @@ def jsonl(tmp_path):
         )
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return {"x": {
-        "kind": "depthlm", "path": str(tmp_path / "x.jsonl"), "depth_kind": "z", "style": "short", "focal": 100.0,
-        "questions": 6,
+        "kind": "depthlm", "path": str(tmp_path / "x.jsonl"), "depth_kind": "z", "protocol": "short",
+        "resize": "focal:100", "questions": 6,
     }}  # fmt: skip

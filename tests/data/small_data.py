@@ -125,6 +125,6 @@ def depth_mixture(folder: pathlib.Path, lines: int = 64) -> dict:
     for name, entry in configs.load("depth").data.components.items():
         path, (width, height, focal) = folder / f"{name}.jsonl", entry.size
         blank_depthlm(path, [(int(width), int(height))], focal, lines)
-        same = {field: entry[field] for field in ("weight", "focal", "style", "questions")}
+        same = {field: entry[field] for field in ("weight", "resize", "protocol", "questions")}
         table[name] = {"kind": "depthlm", "path": str(path), "depth_kind": "z", **same}
     return table

@@ -10,6 +10,7 @@ from small_data import QWEN_VISION, blank_depthlm, small_record, write_shard
 from tests.support import pair_record
 from vlm3_jax import config as configs
 from vlm3_jax import records
+from vlm3_jax.camera import Focal
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.packing import RowBudget, fits, needs
 from vlm3_jax.data.sources import make_source
@@ -22,7 +23,7 @@ REACH = RowBudget(4096, 4096, 512, block=16, reach=10**6)
 
 
 def opened(settings, path, **fields):
-    entry = {"path": str(path), "style": "short", "focal": 100.0, "questions": 6, **fields}
+    entry = {"path": str(path), "protocol": "short", "resize": "focal:100", "questions": 6, **fields}
     return Component("c", entry, make_source("c", entry), settings)
 
 
@@ -34,7 +35,7 @@ def test_a_wide_image_is_cropped_to_the_lists_of_the_depth_recipe(qwen_dir, tmp_
     """640 x 480 at 90 degrees has fewer patches than a row, but more pairs of blocks than its list."""
     blank_depthlm(tmp_path / "x.jsonl", [(640, 480)], 320.0, 1)
     settings = SampleSettings(ChatFormat.from_dir(qwen_dir), QWEN_VISION, budget_of("depth"))
-    fields = {"kind": "depthlm", "depth_kind": "z", "style": "release", "focal": 1000.0, "questions": 10}
+    fields = {"kind": "depthlm", "depth_kind": "z", "protocol": "release", "resize": "focal:1000", "questions": 10}
     loose = dataclasses.replace(settings.budget, pairs=10**6, patch_pairs=10**6)
     whole = opened(dataclasses.replace(settings, budget=loose), tmp_path / "x.jsonl", **fields).sample(0, (0, 0), "x")
     assert whole.n_patches == 11_656 < settings.budget.patches
@@ -62,7 +63,7 @@ def cases(tmp_path):
     write_shard(tmp_path / "two.array_record", pairs)
     return [
         (tmp_path / "one.array_record", {"task": "depth"}),
-        (tmp_path / "two.array_record", {"task": "correspondence", "focal": 40.0}),
+        (tmp_path / "two.array_record", {"task": "correspondence", "resize": "focal:40"}),
     ]
 
 
@@ -97,7 +98,7 @@ def test_labels_that_a_crop_to_the_lists_leaves_lie_where_they_did(settings, tmp
     path, fields = cases(tmp_path)[0]
     tight = dataclasses.replace(LISTS, patch_pairs=900)
     record, sample = opened(dataclasses.replace(settings, budget=tight), path, **fields).make(0, (0, 0), "x")
-    whole = records.unify(make_source("c", {"path": str(path)})[0], 100.0)
+    whole = records.unify(make_source("c", {"path": str(path)})[0], Focal(100.0))
     known = {(x, y): d for (x, y), d in zip(whole.depth[0].points_px.tolist(), whole.depth[0].depth_m, strict=True)}
     moved = record.depth[0].points_px + np.array(sample.images[0].crop[:2])
     assert 0 < len(moved) < 40

@@ -73,7 +73,9 @@ def test_show_draws_whichever_view_is_asked_about(tmp_path, settings):
     """Depth asks about either view of a pair: the picture and the labels are those of the view that is shown."""
     options = synth.SynthOptions(width=64, height=48, focal_px=64.0, focal_factor=(1.0, 1.0), depth_points=6)
     synth.build(tmp_path / "pairs", 4, options, seed=0, workers=1, progress=False)
-    entry = component_config(path=str(tmp_path / "pairs"), task="depth", style="short", focal=64.0, questions=4)
+    entry = component_config(
+        path=str(tmp_path / "pairs"), task="depth", protocol="short", resize="focal:64", questions=4
+    )
     parts = build_components({"pairs": entry}, settings)
     table = Mixture(parts, 0, [first_phase({"pairs": 4}, {"pairs": 1.0})])
     for index in range(8):

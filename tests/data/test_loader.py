@@ -98,7 +98,13 @@ def test_too_much_broken_data_stops_the_run(jsonl, settings, tmp_path):
 def test_pairs_that_barely_overlap_are_skipped(settings, tmp_path):
     overlaps = [0.1, 0.3, None, 0.2, 0.9, 0.25]
     write_shard(tmp_path / "a.array_record", [small_record(i, covisibility=c) for i, c in enumerate(overlaps)])
-    entry = {"path": str(tmp_path), "style": "short", "focal": 100.0, "covisibility_min": 0.25, "questions": 6}
+    entry = {
+        "path": str(tmp_path),
+        "protocol": "short",
+        "resize": "focal:100",
+        "covisibility_min": 0.25,
+        "questions": 6,
+    }
     batches = load(Opened({"a": entry}, settings, 1), settings, 4, workers=0)
     drawn = {id.split("/")[1].split("@")[0] for batch in batches for row in batch.ids for id in row}
     assert drawn == {"1", "2", "4", "5"}

@@ -183,8 +183,8 @@ def anonymous_mb() -> float:
 def test_memory_stays_flat(settings, tmp_path, warm, total):
     """So many samples through threads; in the short version 2 kB may be kept of each."""
     blank_depthlm(tmp_path / "grey.jsonl", [(64, 48), (48, 64), (80, 48)], 50.0, 500)
-    entry = {"kind": "depthlm", "path": str(tmp_path / "grey.jsonl"), "depth_kind": "z", "style": "short"}
-    opened = Opened({"grey": {**entry, "focal": 50.0, "questions": 2}}, settings, 8)
+    entry = {"kind": "depthlm", "path": str(tmp_path / "grey.jsonl"), "depth_kind": "z", "protocol": "short"}
+    opened = Opened({"grey": {**entry, "resize": "focal:50", "questions": 2}}, settings, 8)
     seen, start = 0, None
     with Loader(opened.mixture, opened.state, 8, settings.budget, settings.vision, workers=2) as loader:
         while seen < total:

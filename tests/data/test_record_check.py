@@ -116,7 +116,7 @@ def test_malformed_records_are_set_aside_everywhere(settings, tmp_path, workers)
     faults = FAULTS[:6:2] + FAULTS[-12:-8]
     good = [small_record(number) for number in range(20)]
     write_shard(tmp_path / "a.array_record", [*good, *(broken(*fault[:2]) for fault in faults)])
-    table = {"a": {"path": str(tmp_path), "style": "short", "focal": 100.0, "questions": 6, "flip": 0.5}}
+    table = {"a": {"path": str(tmp_path), "protocol": "short", "resize": "focal:100", "questions": 6, "flip": 0.5}}
     opened, quarantine = Opened(table, settings, 2), Quarantine(tmp_path / "q.jsonl", 0.6)
     batches = load(opened, settings, 6, workers=workers, quarantine=quarantine)
     seen = {id.split("/")[1].split("@")[0] for batch in batches for row in batch.ids for id in row}
@@ -198,7 +198,7 @@ def test_show_says_why_there_is_no_sample(settings, jsonl, tmp_path):
     empty = small_record(1)
     empty = records.Record("r", empty.views)
     write_shard(folder / "a.array_record", [small_record(0, covisibility=0.1), empty, small_record(2)])
-    table = {"a": {"path": str(folder), "style": "short", "focal": 100.0, "covisibility_min": 0.25}}
+    table = {"a": {"path": str(folder), "protocol": "short", "resize": "focal:100", "covisibility_min": 0.25}}
     opened = Opened(table, settings, 1)
     said = {opened.mixture.draw(i).record: inspect.show(opened.mixture, i) for i in range(3)}
     assert said[0].endswith("record 0 of a gives no sample: its covisibility, 0.1, is below covisibility_min = 0.25")

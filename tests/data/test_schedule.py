@@ -89,8 +89,14 @@ def test_broken_data_do_not_loop_for_ever():
 def test_real_mixture_of_two_sources(samples, shards, settings):
     path = samples / "ibims1" / "ibims1.jsonl"
     table = {
-        "ibims": {"kind": "depthlm", "path": str(path), "depth_kind": "distance", "style": "short", "focal": 120.0},
-        "small": {"path": str(shards), "style": "short", "focal": 100.0, "questions": 4, "weight": 3.0},
+        "ibims": {
+            "kind": "depthlm",
+            "path": str(path),
+            "depth_kind": "distance",
+            "protocol": "short",
+            "resize": "focal:120",
+        },
+        "small": {"path": str(shards), "protocol": "short", "resize": "focal:100", "questions": 4, "weight": 3.0},
         "off": {"path": "nowhere", "weight": 0.0},
     }
     settings = dataclasses.replace(settings, budget=packing.RowBudget(768, 512, 256))

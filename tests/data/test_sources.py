@@ -7,6 +7,7 @@ from PIL import Image
 from small_data import small_record, write_shard
 
 from vlm3_jax import records
+from vlm3_jax.camera import Focal
 from vlm3_jax.data import component
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.data.sources import DepthLMSource, check_entry, component_config, make_source
@@ -207,7 +208,7 @@ def test_config_entries_are_strict():
 
 
 def one_component(settings, path, **fields):
-    entry = {"path": str(path), "style": "short", "focal": 100.0, **fields}
+    entry = {"path": str(path), "protocol": "short", "resize": "focal:100", **fields}
     return component.Component("c", entry, make_source("c", entry), settings)
 
 
@@ -231,7 +232,7 @@ def test_oversize_sample_is_cropped_not_resized(settings, tmp_path):
     left, top, right, bottom = layout.crop
     assert layout.final == (right - left, bottom - top)
     # The labels that are left still lie on the pixels that they were written for.
-    whole = records.unify(make_source("a", {"path": str(tmp_path)})[0], 100.0)
+    whole = records.unify(make_source("a", {"path": str(tmp_path)})[0], Focal(100.0))
     known = {(x, y): d for (x, y), d in zip(whole.depth[0].points_px.tolist(), whole.depth[0].depth_m, strict=True)}
     moved = record.depth[0].points_px + np.array([left, top])
     assert 0 < len(moved) < 40
@@ -246,5 +247,5 @@ def test_oversize_sample_is_cropped_not_resized(settings, tmp_path):
 
 def test_images_are_not_blown_up_beyond_reason(settings, tmp_path):
     write_shard(tmp_path / "a.array_record", [small_record(0)])
-    with pytest.raises(BadRecord, match=r"at focal length 1e\+06 the image would have"):
-        one_component(settings, tmp_path, focal=1e6).sample(0, (0, 0), "x")
+    with pytest.raises(BadRecord, match=r"resized by focal:1e\+06 the image would have"):
+        one_component(settings, tmp_path, resize="focal:1e6").sample(0, (0, 0), "x")

@@ -148,7 +148,7 @@ def test_skipped_records_cost_draws(settings, tmp_path):
     blank_depthlm(tmp_path / "x.jsonl", [(64, 48)], 50.0, 20)
     lines = (tmp_path / "x.jsonl").read_text().splitlines()
     (tmp_path / "x.jsonl").write_text("\n".join(["{}", line][i % 2] for i, line in enumerate(lines)))
-    table = {"x": {"kind": "depthlm", "path": str(tmp_path / "x.jsonl"), "depth_kind": "z", "focal": 50.0}}
+    table = {"x": {"kind": "depthlm", "path": str(tmp_path / "x.jsonl"), "depth_kind": "z", "resize": "focal:50"}}
     settings = dataclasses.replace(settings, budget=RowBudget(4096, 512, 512))
     report = survey.mix_report(table, settings, samples=100, max_bad_fraction=0.5, run=survey.Run(20))
     assert report.passed_over == pytest.approx(100, abs=10)
@@ -157,7 +157,7 @@ def test_skipped_records_cost_draws(settings, tmp_path):
 
 def test_no_sample_at_all_says_why(settings, tmp_path):
     write_shard(tmp_path / "a.array_record", [small_record(k, covisibility=0.1) for k in range(3)])
-    entry = {"path": str(tmp_path), "style": "short", "focal": 100.0}
+    entry = {"path": str(tmp_path), "protocol": "short", "resize": "focal:100"}
     why = r"none of 1040 draws gave a sample; a record is passed over if .* covisibility_min, .*labels"
     for unused in ({"covisibility_min": 0.25}, {"task": "objects"}):
         with pytest.raises(UserError, match=why):
@@ -191,7 +191,7 @@ def test_the_images_drawn_are_not_kept(settings, tmp_path):
     view = dataclasses.replace(record.views[0], image=records.encode_image(pixels, "noise"))
     assert len(view.image.data) > 300_000
     write_shard(tmp_path / "a.array_record", [dataclasses.replace(record, views=(view,))] * 4)
-    entry = {"path": str(tmp_path), "style": "short", "focal": 50.0, "questions": 6}
+    entry = {"path": str(tmp_path), "protocol": "short", "resize": "focal:50", "questions": 6}
     tracemalloc.start()
     report = survey.mix_report({"x": entry}, settings, samples=200)
     _, peak = tracemalloc.get_traced_memory()

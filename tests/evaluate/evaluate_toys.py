@@ -8,7 +8,7 @@ from vlm3_jax.evaluate.items import Questions
 from vlm3_jax.processor.image import VisionSpec, image_layout
 from vlm3_jax.records import DepthPoints, Matches, Objects, Record, View, encode_image
 from vlm3_jax.tasks import TASKS
-from vlm3_jax.tasks.base import PromptStyle
+from vlm3_jax.tasks.protocol import given
 
 SPEC = VisionSpec(16, 2, 2, 1024, 65536, (0.5,) * 3, (0.5,) * 3, 4)
 
@@ -43,14 +43,14 @@ def make_record(rng, name: str, width: int = 96, height: int = 64) -> Record:
 
 
 def make_questions(
-    task_name: str, records: int = 6, style: str = "release", component: str | None = None
+    task_name: str, records: int = 6, wording: str = "release", component: str | None = None
 ) -> list[Questions]:
     """The questions of one task about `records` records of different sizes."""
     rng = np.random.default_rng(3)
     found = []
     for k in range(records):
         record = make_record(rng, f"scene/{k}", 96 + 32 * (k % 2), 64)
-        examples = TASKS[task_name].examples(record, np.random.default_rng(k), PromptStyle(style, questions=8))
+        examples = TASKS[task_name].examples(record, np.random.default_rng(k), given(task_name, wording, questions=8))
         layouts = tuple(image_layout(record.views[v], SPEC) for v in examples[0].views)
         found.append(Questions(component or f"toy-{task_name}", record.id, task_name, layouts, tuple(examples)))
     return found

@@ -28,7 +28,7 @@ from vlm3_jax.planning import samples, table
 from vlm3_jax.planning.collectives import traffic
 from vlm3_jax.planning.plan import make_plan
 from vlm3_jax.planning.topology import CHIPS, parse, parse_mesh
-from vlm3_jax.tasks.base import PromptStyle
+from vlm3_jax.tasks.protocol import given
 from vlm3_jax.train.trainable import Trainable
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -49,16 +49,16 @@ def tokens(text: str) -> int:
 
 
 @pytest.mark.parametrize("task", sorted(samples.IMAGES))
-@pytest.mark.parametrize("style", ["release", "paper"])
-def test_lengths_of_texts_are_those_of_the_real_vocabulary(task, style):
+@pytest.mark.parametrize("wording", ["release", "paper"])
+def test_lengths_of_texts_are_those_of_the_real_vocabulary(task, wording):
     rng, found = np.random.default_rng(0), []
     for _ in range(20):
-        wanted = PromptStyle(style, questions=3 if task == "pose" else 10, vary=True)
-        for example in tasks.get(task).examples(random_record(rng), rng, wanted):
+        wanted = given(task, wording, questions=3 if task == "pose" else 10)
+        for example in tasks.get(task).examples(random_record(rng), rng, wanted, vary=True):
             question, answer = tokens(example.question), tokens(example.answer)
             # Around the texts: start, role and newline, end and newline of both turns; the last two are supervised.
             found.append((question + answer + 10, answer + 2))
-    assert samples.TEXT[task, style] == pytest.approx(np.mean(found, 0), rel=0.05)
+    assert samples.TEXT[task, wording] == pytest.approx(np.mean(found, 0), rel=0.05)
 
 
 def test_a_topology_is_checked():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vlm3_jax import records
-from vlm3_jax.camera import Camera
+from vlm3_jax.camera import Camera, Focal
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.processor import image
 
@@ -101,7 +101,7 @@ def test_flip_blank_and_foreign_reference(rng):
 
 def test_crop_cuts_the_resized_image(rng):
     pixels = noise(rng, 60, 40)
-    record = records.unify(records.Record("a", (view_of(pixels, 100.0),)), 120.0)
+    record = records.unify(records.Record("a", (view_of(pixels, 100.0),)), Focal(120.0))
     full = record.views[0].camera
     camera = full.crop(9, 5, 32, 24)
     view = records.with_cameras(record, [camera]).views[0]

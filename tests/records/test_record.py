@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from vlm3_jax import records
-from vlm3_jax.camera import Camera
+from vlm3_jax.camera import Camera, Focal
 from vlm3_jax.errors import BadRecord
 
 
@@ -135,7 +135,7 @@ def test_flip_moves_every_label_with_its_pixels(record):
 
 
 def test_crop_shifts_labels_and_is_remembered(record):
-    whole = records.unify(record, 80.0, "per_axis")
+    whole = records.unify(record, Focal(80.0, "per_axis"))
     cameras = [view.camera.crop(4, 2, 16, 8) for view in whole.views]
     cropped = records.with_cameras(whole, cameras)
     for view, before in zip(cropped.views, whole.views, strict=True):

@@ -1,9 +1,7 @@
-"""What holds for every task and style: generated answers are perfect, the contract of `base.Task`."""
+"""What holds for every task and protocol: generated answers are perfect, the contract of `base.Task`."""
 
 import dataclasses
-import functools
 import json
-import timeit
 
 import numpy as np
 import pytest
@@ -12,23 +10,26 @@ from hypothesis import strategies as st
 from records_for_tests import random_record
 
 from vlm3_jax import records, tasks
+from vlm3_jax.camera import Focal
 from vlm3_jax.errors import UserError
-from vlm3_jax.tasks.base import STYLES, PromptStyle, drop_think
+from vlm3_jax.tasks import protocol
+from vlm3_jax.tasks.base import drop_think
 
 PERFECT = {"delta1": 1.0, "success": 1.0, "auc30": 1.0}
 # A rounded coordinate is half a unit off on each axis of the 560 x 420 frame.
 HALF_UNIT_PX = np.hypot(560, 420) / 2
 
 
-def ask(task_name, seed, **style):
+def ask(name, seed, wording="release", vary=False, **fields):
     rng = np.random.default_rng(seed)
-    return tasks.get(task_name).examples(random_record(rng, metric=bool(seed % 3)), rng, PromptStyle(**style))
+    asked = protocol.given(name, wording, **fields)
+    return tasks.get(name).examples(random_record(rng, metric=bool(seed % 3)), rng, asked, vary)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(list(tasks.TASKS)), st.sampled_from(STYLES), st.booleans(), st.integers(0, 10**6))
-def test_the_answers_that_examples_gives_are_perfect(name, style, vary, seed):
-    task, examples = tasks.get(name), ask(name, seed, name=style, vary=vary, think=vary, questions=30)
+@given(st.sampled_from(list(tasks.TASKS)), st.sampled_from(protocol.WORDINGS), st.booleans(), st.integers(0, 10**6))
+def test_the_answers_that_examples_gives_are_perfect(name, wording, vary, seed):
+    task, examples = tasks.get(name), ask(name, seed, wording, vary, think=vary, questions=30)
     assert examples
     targets = json.loads(json.dumps([e.target for e in examples]))
     metrics = task.score([e.answer for e in examples], targets)
@@ -72,9 +73,9 @@ def test_references_are_parsed_answers_one_an_item(name):
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_labels_after_unification_and_a_crop_stay_inside(name):
     rng = np.random.default_rng(3)
-    record = records.unify(random_record(rng), 800)
+    record = records.unify(random_record(rng), Focal(800))
     record = records.with_cameras(record, [view.camera.crop(200, 100, 500, 400) for view in record.views])
-    examples = tasks.get(name).examples(record, rng, PromptStyle(questions=100))
+    examples = tasks.get(name).examples(record, rng, protocol.given(name, questions=100))
     for example in examples:
         coords = np.ravel(example.target.get("coords") or example.target.get("boxes") or 0)
         assert coords.min() >= 0
@@ -84,7 +85,9 @@ def test_labels_after_unification_and_a_crop_stay_inside(name):
 def test_the_same_seed_asks_the_same_and_another_seed_does_not():
     for name in tasks.TASKS:
         first, again, other = (
-            tasks.get(name).examples(random_record(np.random.default_rng(1)), np.random.default_rng(s), PromptStyle())
+            tasks.get(name).examples(
+                random_record(np.random.default_rng(1)), np.random.default_rng(s), protocol.RELEASE[name]
+            )
             for s in (5, 5, 6)
         )
         assert first == again
@@ -95,25 +98,13 @@ def test_a_record_without_labels_has_no_questions():
     bare = dataclasses.replace(random_record(np.random.default_rng(0)), depth=(), objects=(), matches=None)
     bare = dataclasses.replace(bare, views=bare.views[:1])
     for task in tasks.TASKS.values():
-        assert task.examples(bare, np.random.default_rng(0), PromptStyle()) == []
-
-
-def test_examples_are_fast_enough_for_the_loader():
-    record, style = random_record(np.random.default_rng(0)), PromptStyle(questions=8)
-    limits_s = {"depth": 200e-6, "correspondence": 300e-6, "pose": 300e-6, "objects": 2e-3}
-    for name, limit in limits_s.items():
-        rng = np.random.default_rng(0)
-        examples = functools.partial(tasks.get(name).examples, record, rng, style)
-        runs = timeit.repeat(examples, number=10, repeat=12)
-        assert min(runs) / 10 < limit, name
+        assert task.examples(bare, np.random.default_rng(0), protocol.RELEASE[task.name]) == []
 
 
 def test_names():
     assert set(tasks.TASKS) == {"depth", "objects", "correspondence", "pose"}
     with pytest.raises(UserError, match=r"depths.*depth, objects"):
         tasks.get("depths")
-    with pytest.raises(ValueError, match="style"):
-        PromptStyle("long")
 
 
 @pytest.mark.parametrize(

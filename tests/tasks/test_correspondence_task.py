@@ -9,8 +9,8 @@ from records_for_tests import view
 from vlm3_jax import tasks
 from vlm3_jax.camera import Camera
 from vlm3_jax.records import Matches, Record
-from vlm3_jax.tasks.base import PromptStyle
 from vlm3_jax.tasks.correspondence import question
+from vlm3_jax.tasks.protocol import given
 
 task = tasks.get("correspondence")
 
@@ -21,33 +21,34 @@ def pair(point0=(45, 67), point1=(52.4, 61.2)):
 
 
 def test_prompts_to_the_character(rng):
-    (example,) = task.examples(pair(), rng, PromptStyle())
+    (example,) = task.examples(pair(), rng, given("correspondence"))
     assert example.question == (
         "Given these two images, what pixel in the second image corresponds to pixel (450, 670) in the first image? "
         "Report the answer as (x, y)."
     )
     assert (example.answer, example.views) == ("(524, 612)", (0, 1))
     assert example.target["truth"] == pytest.approx([524, 612])
-    (example,) = task.examples(pair(), rng, PromptStyle(think=True))
+    (example,) = task.examples(pair(), rng, given("correspondence", think=True))
     assert example.question.endswith(
         'Report the answer as (x, y). Please think step by step and follow the format: "<think> [think process] '
         '</think>\n\n[answer]".'
     )
     assert example.answer.endswith("</think>\n\n(524, 612)")
-    (example,) = task.examples(pair(), rng, PromptStyle("paper"))
+    (example,) = task.examples(pair(), rng, given("correspondence", "paper"))
     assert "pixel (900, 1340)" in example.question
     assert example.question.endswith("(x2, y2).")
     assert example.answer == "The corresponding pixel is (1048, 1224)"
-    (example,) = task.examples(pair((5, 7)), rng, PromptStyle("short"))
+    (example,) = task.examples(pair((5, 7)), rng, given("correspondence", "short"))
     assert (example.question, example.answer) == ("m05,07", "52,61")
 
 
 def test_training_varies_the_wording_and_evaluation_does_not(record, rng):
     def openings(vary):
-        return {e.question.split("(")[0] for e in task.examples(record, rng, PromptStyle(questions=40, vary=vary))}
+        asked = given("correspondence", questions=40)
+        return {e.question.split("(")[0] for e in task.examples(record, rng, asked, vary)}
 
     assert len(openings(True)) == 5
-    assert openings(False) == {question(0, 0, PromptStyle()).split("(")[0]}
+    assert openings(False) == {question(0, 0, given("correspondence")).split("(")[0]}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_motorcycle_disparity(samples: pathlib.Path, rng):
     y, x = np.nonzero(np.isfinite(disparity))
     right = np.stack([x - disparity[y, x], y], -1)
     record = Record("m", (view(camera), view(camera)), matches=Matches(np.stack([x, y], -1), right))
-    examples = task.examples(record, rng, PromptStyle(questions=200))
+    examples = task.examples(record, rng, given("correspondence", questions=200))
     assert len(examples) == 200
     for example in examples:
         (x0, y0), (x1, y1) = example.target["coords"], example.target["truth"]
@@ -108,5 +109,5 @@ def test_motorcycle_disparity(samples: pathlib.Path, rng):
 
 
 def test_matches_outside_the_second_image_are_not_asked(rng):
-    assert task.examples(pair(point1=(100.0, 20)), rng, PromptStyle()) == []
-    assert task.examples(pair(point1=(-0.1, 20)), rng, PromptStyle()) == []
+    assert task.examples(pair(point1=(100.0, 20)), rng, given("correspondence")) == []
+    assert task.examples(pair(point1=(-0.1, 20)), rng, given("correspondence")) == []

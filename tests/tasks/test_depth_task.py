@@ -8,10 +8,10 @@ import pytest
 from records_for_tests import view
 
 from vlm3_jax import records, tasks
-from vlm3_jax.camera import Camera
+from vlm3_jax.camera import Camera, Focal
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import DepthPoints, Record
-from vlm3_jax.tasks.base import PromptStyle
+from vlm3_jax.tasks.protocol import given
 
 task = tasks.get("depth")
 
@@ -26,7 +26,7 @@ def targets(*depths):
 
 
 def test_release_prompt_to_the_character(rng):
-    (example,) = task.examples(one_point(2.345), rng, PromptStyle())
+    (example,) = task.examples(one_point(2.345), rng, given("depth"))
     assert example.question == (
         "Given this image, how far is the point at coordinates (1003, 512) from the camera? The coordinates are in "
         "normalised [0, 2000] format relative to image width and height. Output the thinking process in <think> "
@@ -42,15 +42,15 @@ def test_release_prompt_to_the_character(rng):
 
 
 def test_paper_and_short_prompts(rng):
-    (example,) = task.examples(one_point(2.345, kind="z"), rng, PromptStyle("paper"))
+    (example,) = task.examples(one_point(2.345, kind="z"), rng, given("depth", "paper"))
     assert example.question == (
         "How far is the pixel at (1003, 512) from the camera? Both x and y are normalized to between [0, 2000)."
     )
     assert example.answer == "2.35 meters"
     assert example.target["depth_kind"] == "z"
-    (example,) = task.examples(one_point(2.345, (33, 123)), rng, PromptStyle("short"))
+    (example,) = task.examples(one_point(2.345, (33, 123)), rng, given("depth", "short"))
     assert (example.question, example.answer) == ("d05,26", "2.3")
-    (example,) = task.examples(one_point(2.345, (33, 123)), rng, PromptStyle("short", coord_range=1000))
+    (example,) = task.examples(one_point(2.345, (33, 123)), rng, given("depth", "short", coord_range=1000))
     assert example.question == "d052,256"
 
 
@@ -107,7 +107,7 @@ def test_the_constant_is_the_best_of_all_constants(rng):
 
 
 def test_points_are_drawn_without_replacement_from_one_view_with_labels(record, rng):
-    examples = task.examples(record, rng, PromptStyle(questions=1000))
+    examples = task.examples(record, rng, given("depth", questions=1000))
     assert len(examples) == 60
     depths = [e.target["depth_m"] for e in examples]
     assert sorted(depths) == sorted(map(float, record.depth[0].depth_m))
@@ -117,9 +117,9 @@ def test_points_are_drawn_without_replacement_from_one_view_with_labels(record, 
 def test_broken_and_unwritable_labels(rng):
     for broken in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(BadRecord, match="a: depth"):
-            task.examples(one_point(broken), rng, PromptStyle())
-    assert task.examples(one_point(0.25), rng, PromptStyle("short")) == []
-    assert task.examples(one_point(2.0, (640, 10)), rng, PromptStyle()) == []
+            task.examples(one_point(broken), rng, given("depth"))
+    assert task.examples(one_point(0.25), rng, given("depth", "short")) == []
+    assert task.examples(one_point(2.0, (640, 10)), rng, given("depth")) == []
 
 
 def test_real_prompts_of_ibims(samples: pathlib.Path, rng):
@@ -128,7 +128,7 @@ def test_real_prompts_of_ibims(samples: pathlib.Path, rng):
     record = Record(
         "0", (view(camera),), (DepthPoints(np.array(row["pixel_coords"]), np.array(row["depth"]), "distance"),)
     )
-    examples = task.examples(records.unify(record, 1000), rng, PromptStyle(questions=100))
+    examples = task.examples(records.unify(record, Focal(1000)), rng, given("depth", questions=100))
     # The release's arithmetic, written out for each point.
     fx, _, cx, cy, width, height = row["intrinsics"]
     s = 1000 / fx

@@ -13,8 +13,8 @@ from vlm3_jax import tasks
 from vlm3_jax.camera import Camera, normalize_points
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import Objects, Record
-from vlm3_jax.tasks.base import PromptStyle
 from vlm3_jax.tasks.objects import FAMILIES, GROUPS, QUANTITIES, _Scene, clock_hour, compare, measure
+from vlm3_jax.tasks.protocol import given
 
 task = tasks.get("objects")
 
@@ -32,7 +32,7 @@ def scene(*clouds):
 
 
 def build(record):
-    return _Scene.build(record, record.objects[0], PromptStyle())
+    return _Scene.build(record, record.objects[0], given("objects"))
 
 
 def test_relations_and_quantities_by_hand():
@@ -86,17 +86,17 @@ def test_clock_hour_follows_the_published_formula(rng):
         assert clock_hour((x, 0, z)) == (12 - int(np.floor(angle / 30)) or 12)
 
 
-def questions(record, count=250, **style):
+def questions(record, count=250, wording="release", vary=False):
     found = []
     for seed in range(count):
-        found += task.examples(record, np.random.default_rng(seed), PromptStyle(questions=100, **style))
+        found += task.examples(record, np.random.default_rng(seed), given("objects", wording, questions=100), vary)
     return found
 
 
 def test_regions_are_written_to_the_character():
     regions = {r for e in questions(scene(), 3) for r in re.findall(r"bounding box region \([^)]*\)", e.question)}
     assert regions == {"bounding box region (0, 62, 156, 417)", "bounding box region (31, 62, 312, 417)"}
-    short = {e.question for e in questions(scene(), 20, name="short")}
+    short = {e.question for e in questions(scene(), 20, "short")}
     assert {q for q in short if q.startswith("width")} == {"width 00,06,16,42", "width 03,06,31,42"}
     assert "left 00,06,16,42;03,06,31,42" in short
 
@@ -117,7 +117,7 @@ def test_yes_and_no_and_all_words_are_balanced():
 
 def test_families_are_spread_and_metric_ones_need_a_metric_scale(rng):
     record = random_record(rng)
-    first = [task.examples(record, np.random.default_rng(s), PromptStyle(questions=12)) for s in range(30)]
+    first = [task.examples(record, np.random.default_rng(s), given("objects", questions=12)) for s in range(30)]
     for examples in first:
         assert max(collections.Counter(e.target["family"] for e in examples).values()) <= 2
         assert len({e.question for e in examples}) == len(examples)
@@ -180,11 +180,11 @@ def test_broken_objects_are_bad_records(rng):
     cloud = corners((0, 0, 4), (1, 1, 5))
     for clouds in [(cloud, cloud[:0]), (cloud, cloud * np.nan)]:
         with pytest.raises(BadRecord, match="a: every object"):
-            task.examples(scene(*clouds), rng, PromptStyle())
+            task.examples(scene(*clouds), rng, given("objects"))
     record = scene()
     short = Record("a", record.views, objects=(Objects(record.objects[0].boxes_px[:1], ("x", "y"), (cloud,) * 2),))
     with pytest.raises(BadRecord, match="1 boxes, 2 names"):
-        task.examples(short, rng, PromptStyle())
+        task.examples(short, rng, given("objects"))
 
 
 def nuscenes_records(folder: pathlib.Path):
@@ -215,7 +215,7 @@ def test_real_nuscenes_objects(samples: pathlib.Path, rng):
     # Per group: the axis and the side on which the group's first word lies.
     axes = {"left_right": (0, -1), "below_above": (1, 1), "behind_front": (2, 1)}
     for record, centres in nuscenes_records(samples / "nuscenes_sample"):
-        examples = task.examples(record, rng, PromptStyle(questions=300))
+        examples = task.examples(record, rng, given("objects", questions=300))
         targets = [e.target for e in examples]
         assert not targets or task.score([e.answer for e in examples], targets)["success"] == 1
         families.update(t["family"] for t in targets)

@@ -12,8 +12,8 @@ from vlm3_jax import pose, tasks
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import Record
-from vlm3_jax.tasks.base import PromptStyle
 from vlm3_jax.tasks.pose import KINDS, auc, direction_words
+from vlm3_jax.tasks.protocol import given
 
 task = tasks.get("pose")
 CAMERA = Camera(500, 500, 320, 240, 640, 480)
@@ -25,8 +25,8 @@ def pair(euler, t, metric=True, name="a"):
     return Record(name, (view(CAMERA, np.eye(4)), view(CAMERA, second)), metric=metric)
 
 
-def by_kind(record, rng, **style):
-    return {e.target["kind"]: e for e in task.examples(record, rng, PromptStyle(**style))}
+def by_kind(record, rng, wording="release", vary=False, **fields):
+    return {e.target["kind"]: e for e in task.examples(record, rng, given("pose", wording, **fields), vary)}
 
 
 def test_prompts_to_the_character(rng):
@@ -61,14 +61,14 @@ def test_prompts_to_the_character(rng):
 
 def test_short_and_paper_styles(rng):
     record = pair((12.34, -4.52, -0.01), (0.0, -2.0, 0.0))
-    short = by_kind(record, rng, name="short")
+    short = by_kind(record, rng, "short")
     assert {e.question: e.answer for e in short.values()} == {
         "pa": "13",
         "pe": "+12,-05,+00",
         "pt": "+0.00,-1.00,+0.00",
         "pd": "2.00",
     }
-    assert set(by_kind(record, rng, name="paper")) == set(KINDS) - {"rotation_angle"}
+    assert set(by_kind(record, rng, "paper")) == set(KINDS) - {"rotation_angle"}
 
 
 def test_which_questions_are_asked(rng):
@@ -79,7 +79,7 @@ def test_which_questions_are_asked(rng):
     assert "translation_distance" not in by_kind(pair((1, 2, 3), (1, 0, 0), metric=False), rng)
     assert "translation_direction" not in by_kind(pair((1, 2, 3), (0, 0, 0)), rng)
     with pytest.raises(BadRecord, match="a, view 1"):
-        task.examples(pair((1, 2, 3), (np.inf, 0, 0)), rng, PromptStyle())
+        task.examples(pair((1, 2, 3), (np.inf, 0, 0)), rng, given("pose"))
 
 
 def test_direction_words():
@@ -140,7 +140,7 @@ def test_score_equals_an_independent_implementation(rng):
         guess = relative[:3, :3] @ noise.as_matrix()
         direction = relative[:3, 3] + rng.normal(size=3) * rng.choice([0.05, 0.3]) * np.linalg.norm(relative[:3, 3])
         direction *= rng.choice([-1, 1])
-        for example in task.examples(record, rng, PromptStyle()):
+        for example in task.examples(record, rng, given("pose")):
             targets.append({**example.target, "pair": f"pair {index}"})
             if example.target["kind"] == "euler_natural":
                 predictions.append("yaw {} pitch {} roll {}".format(*pose.euler_from_matrix(guess)))
@@ -164,7 +164,7 @@ def test_score_equals_an_independent_implementation(rng):
 
 
 def test_failures_and_items_that_are_no_pair(rng):
-    examples = task.examples(pair((10, 0, 0), (1, 0, 0)), rng, PromptStyle())
+    examples = task.examples(pair((10, 0, 0), (1, 0, 0)), rng, given("pose"))
     targets = [e.target for e in examples]
     texts = ["?" if e.target["kind"] == "translation_direction" else e.answer for e in examples]
     metrics = task.score(texts, targets)
@@ -191,7 +191,7 @@ def test_real_scannet_pairs(samples: pathlib.Path, rng):
     examples = []
     for one, two in itertools.permutations(files, 2):
         views = tuple(view(CAMERA, np.loadtxt(path)) for path in (one, two))
-        examples += task.examples(Record(f"{one.stem}-{two.stem}", views), rng, PromptStyle())
+        examples += task.examples(Record(f"{one.stem}-{two.stem}", views), rng, given("pose"))
     targets = [e.target for e in examples]
     metrics = task.score([e.answer for e in examples], targets)
     assert (metrics["pairs"], metrics["auc3"], metrics["auc30_signed"]) == (12, 1, 1)

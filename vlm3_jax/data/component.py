@@ -8,12 +8,11 @@ import numpy as np
 from vlm3_jax import records, tasks
 from vlm3_jax.data.packing import RowBudget, enough, excess, fits
 from vlm3_jax.data.samples import Sample, build_sample
-from vlm3_jax.data.sources import Source, check_entry
+from vlm3_jax.data.sources import Source, check_entry, protocol_of
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.processor import image
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.records import MAX_IMAGE_PIXELS, Record
-from vlm3_jax.tasks.base import PromptStyle
 
 OVERSIZE = ("crop", "error")
 # What `Component.sample` gives None for.
@@ -55,19 +54,13 @@ class Component:
         self.settings = settings
         self.number = number
         self.task = tasks.get(self.entry.task)
-        self.style = PromptStyle(
-            name=self.entry.style,
-            coord_range=self.entry.coord_range or None,
-            questions=self.entry.questions,
-            vary=True,
-            think=self.entry.think,
-        )
+        self.protocol = protocol_of(self.entry)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def record(self, index: int, mirror: bool = False) -> Record | None:
-        """Record `index` at the component's focal length; None if its views overlap too little to be used, or its
+        """Record `index` resized by the component's protocol; None if its views overlap too little to be used, or its
         source has set it aside.
         """
         record = self.source[index]
@@ -77,11 +70,11 @@ class Component:
             return None
         if mirror:
             record = records.flip(record)
-        record = records.unify(record, self.entry.focal, self.entry.policy)
+        record = records.unify(record, self.protocol.resize)
         for view in record.views:
             if view.camera.width * view.camera.height > MAX_IMAGE_PIXELS:
                 raise BadRecord(
-                    f"{view.image.name}: at focal length {self.entry.focal:g} the image would have "
+                    f"{view.image.name}: resized by {self.protocol.resize} the image would have "
                     f"{view.camera.width} x {view.camera.height} pixels, above {MAX_IMAGE_PIXELS}"
                 )
         return record
@@ -115,7 +108,7 @@ class Component:
 
     def _build(self, record: Record, key: tuple[int, ...], id: str) -> Sample | None:
         # Seeded anew, so that a cropped record asks what the whole one would, as far as the labels are left.
-        examples = self.task.examples(record, np.random.default_rng(key), self.style)
+        examples = self.task.examples(record, np.random.default_rng(key), self.protocol, vary=True)
         if not examples:
             return None
         s = self.settings

@@ -38,7 +38,6 @@ def component_questions(
     records, or split over hosts, asks the same. Broken records go to `quarantine`, which decides (UserError) whether
     they are too many.
     """
-    style = dataclasses.replace(component.style, vary=False)
     quarantine = quarantine or Quarantine()
     found = []
     for index in range(len(component) if limit is None else min(limit, len(component))):
@@ -46,7 +45,7 @@ def component_questions(
             record = component.record(index)
             if record is None:
                 continue
-            examples = component.task.examples(record, np.random.default_rng([seed, index]), style)
+            examples = component.task.examples(record, np.random.default_rng([seed, index]), component.protocol)
             if not examples:
                 continue
             layouts = tuple(image_layout(record.views[view], component.settings.vision) for view in examples[0].views)

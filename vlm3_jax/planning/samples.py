@@ -13,6 +13,7 @@ from vlm3_jax.camera import Camera
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, looked_at, needs
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.data.schedule import Scheduler
+from vlm3_jax.data.sources import protocol_of
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import flops
 from vlm3_jax.model.config import VLMConfig
@@ -66,9 +67,11 @@ def sample_of(name: str, entry, budget: RowBudget, spec: VisionSpec) -> Sample:
             f"mixture entry {name!r}: size is {entry.size!r}, but a plan needs (width, height, focal) in px"
         )
     width, height, focal = map(float, entry.size)
-    images, (turn, answer) = IMAGES[entry.task], TEXT.get((entry.task, entry.style), SHORT)
-    camera = Camera(focal, focal, width / 2, height / 2, round(width), round(height)).unify(entry.focal, entry.policy)
-    n_text, n_targets, unit = turn * entry.questions + 2 * images, answer * entry.questions, spec.merge_size**2
+    images, (turn, answer) = IMAGES[entry.task], TEXT.get((entry.task, entry.protocol), SHORT)
+    protocol = protocol_of(entry)
+    camera = Camera(focal, focal, width / 2, height / 2, round(width), round(height))
+    camera, asked = protocol.resize.camera(camera), protocol.questions
+    n_text, n_targets, unit = turn * asked + 2 * images, answer * asked, spec.merge_size**2
     patches = min(budget.patches, (budget.tokens - n_text) * unit) // images
     if patches < unit or n_targets > budget.targets:
         raise UserError(

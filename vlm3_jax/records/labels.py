@@ -160,7 +160,7 @@ class Objects:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matches:
-    """Pixels of view 0, int [N, 2], and where the same surface lies in view 1, float [N, 2]; visible in both."""
+    """Pixels of view 0 [N, 2] (whole as stored) and where the same surface lies in view 1 [N, 2]; visible in both."""
 
     points0_px: np.ndarray
     points1_px: np.ndarray
@@ -173,8 +173,9 @@ class Matches:
         return (0, 1)
 
     def seen_by(self, old, new) -> "Matches":
-        """What is asked stays a whole pixel, what is answered is not rounded."""
-        return Matches(old[0].map_points(self.points0_px, new[0]), _scaled(self.points1_px, old[1], new[1]))
+        """Both ends move with the pixels; neither is rounded, as in the release's pairs."""
+        ends = self.points0_px, self.points1_px
+        return Matches(*(_scaled(points, old[view], new[view]) for view, points in enumerate(ends)))
 
     def mirrored(self, cameras) -> "Matches":
         """Both ends move with the pixels."""

@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vlm3_jax.camera import Camera
+from vlm3_jax.camera import Camera, Resize
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records.labels import DepthPoints, Matches, Objects
 from vlm3_jax.storage import patiently
@@ -181,13 +181,12 @@ def _several(value) -> tuple:
     return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
-def unify(record: Record, focal: float, policy: str = "uniform") -> Record:
-    """The record with every camera at focal length `focal` (px) and every label in pixels of the resized images.
+def unify(record: Record, rule: Resize) -> Record:
+    """The record with every camera as the resize rule makes it and every label in pixels of the resized images.
 
     Images stay as stored: `processor.image` resizes the pixels to the new camera's size when they are decoded.
     """
-    cameras = [view.camera.unify(focal, policy) for view in record.views]
-    return with_cameras(record, cameras)
+    return with_cameras(record, [rule.camera(view.camera) for view in record.views])
 
 
 def with_cameras(record: Record, cameras) -> Record:

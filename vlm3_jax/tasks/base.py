@@ -5,41 +5,14 @@ All tasks share one contract, so that the data path and the evaluation never ask
 
 import dataclasses
 import re
+import typing
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from vlm3_jax.records import Record
-
-STYLES = ("release", "paper", "short")
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptStyle:
-    """How questions are worded and how many are asked about one image (or pair).
-
-    `name`: "release" (the published checkpoints' prompts), "paper", or "short" (our own, for tiny models).
-    `coord_range`: coordinates lie in [0, coord_range); None takes the task's own for that style.
-    `questions`: at most so many examples a record.
-    `vary`: training draws the wording (and, where there are more questions than asked for, which ones) from the rng;
-    evaluation keeps it off and always gets the published wording.
-    `think`: the release's optional step-by-step suffix of the correspondence question.
-    """
-
-    name: str = "release"
-    coord_range: int | None = None
-    questions: int = 10
-    vary: bool = False
-    think: bool = False
-
-    def __post_init__(self):
-        if self.name not in STYLES:
-            raise ValueError(f"unknown prompt style {self.name!r}; choose one of {STYLES}")
-
-    def range_for(self, defaults: dict[str, int]) -> int:
-        """The range of the coordinates: `coord_range`, else the task's own for this style."""
-        return self.coord_range or defaults[self.name]
+from vlm3_jax.tasks.protocol import Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +28,7 @@ class Example:
     views: tuple[int, ...] = (0,)
 
 
-class Task(Protocol):
+class Task(typing.Protocol):
     """One task. `higher_is_better` tells how to read the headline; `headline` names it (for example "delta1").
 
     `target_fields`: what a target of each kind must hold, `{kind: {field: form}}`, a form being a name in
@@ -67,8 +40,14 @@ class Task(Protocol):
     higher_is_better: bool
     target_fields: dict[str, dict[str, Any]]
 
-    def examples(self, record: Record, rng: np.random.Generator, style: PromptStyle) -> list[Example]:
-        """Questions about a *unified* record (labels in pixels of the resized images); [] if it lacks the labels."""
+    def examples(
+        self, record: Record, rng: np.random.Generator, protocol: Protocol, vary: bool = False
+    ) -> list[Example]:
+        """Questions about a *unified* record (labels in pixels of the resized images); [] if it lacks the labels.
+
+        `vary`: training draws the wording (and, where there are more questions than asked for, which ones) from the
+        rng; evaluation keeps it off and always gets the published wording.
+        """
 
     def parse(self, text: str, target: dict[str, Any] | None = None) -> Any | None:
         """What the answer says, or None if it cannot be read. `target` tells the question's family."""

@@ -4,10 +4,10 @@ import numpy as np
 
 from vlm3_jax.camera import normalize_points
 from vlm3_jax.records import Record
-from vlm3_jax.tasks.base import Example, PromptStyle, Task, drop_think
+from vlm3_jax.tasks.base import Example, Task, drop_think
 from vlm3_jax.tasks.numbers import first_tuple, mean_or_nan, plain_minus
+from vlm3_jax.tasks.protocol import Protocol
 
-COORD_RANGES = {"release": 1000, "paper": 2000, "short": 100}
 FRAME = (560, 420)
 THRESHOLDS_PX = (1, 2, 5)
 
@@ -26,13 +26,13 @@ _THINK_SUFFIX = ' Please think step by step and follow the format: "<think> [thi
 _THINK = "<think> The point at ({x}, {y}) in the first image appears at ({u}, {v}) in the second image. </think>\n\n"
 
 
-def question(x: int, y: int, style: PromptStyle, template: int = 0) -> str:
+def question(x: int, y: int, protocol: Protocol, template: int = 0) -> str:
     """Which pixel of the second image matches these normalised coordinates; template 0 is the published wording."""
-    if style.name == "short":
-        digits = len(str(style.range_for(COORD_RANGES) - 1))
+    if protocol.wording == "short":
+        digits = len(str(protocol.coord_range - 1))
         return f"m{x:0{digits}d},{y:0{digits}d}"
-    text = _QUESTIONS[template].format(x=x, y=y, form="(x2, y2)" if style.name == "paper" else "(x, y)")
-    return text + (_THINK_SUFFIX if style.think and style.name == "release" else "")
+    text = _QUESTIONS[template].format(x=x, y=y, form="(x2, y2)" if protocol.wording == "paper" else "(x, y)")
+    return text + (_THINK_SUFFIX if protocol.think and protocol.wording == "release" else "")
 
 
 class CorrespondenceTask(Task):
@@ -43,8 +43,10 @@ class CorrespondenceTask(Task):
     higher_is_better = False
     target_fields = {"match": {"coords": "numbers2", "truth": "numbers2", "coord_range": "positive"}}  # noqa: RUF012
 
-    def examples(self, record: Record, rng: np.random.Generator, style: PromptStyle) -> list[Example]:
-        """Up to `style.questions` matches without replacement, from view 0 to view 1.
+    def examples(
+        self, record: Record, rng: np.random.Generator, protocol: Protocol, vary: bool = False
+    ) -> list[Example]:
+        """Up to `protocol.questions` matches without replacement, from view 0 to view 1.
 
         `target`: `coords` asked, `truth` in the same range but not rounded, `coord_range`. Matches that a crop put
         outside either image are not asked.
@@ -54,15 +56,16 @@ class CorrespondenceTask(Task):
         sizes = [(view.camera.width, view.camera.height) for view in record.views[:2]]
         points = [np.asarray(p).reshape(-1, 2) for p in (record.matches.points0_px, record.matches.points1_px)]
         inside = [((p >= 0) & (p < size)).all(-1) for p, size in zip(points, sizes)]
-        chosen = rng.permutation(np.flatnonzero(inside[0] & inside[1]))[: style.questions]
-        R = style.range_for(COORD_RANGES)
+        chosen = rng.permutation(np.flatnonzero(inside[0] & inside[1]))[: protocol.questions]
+        R = protocol.coord_range
         coords0, coords1 = (normalize_points(p[chosen], s, R).tolist() for p, s in zip(points, sizes))
         truths = (points[1][chosen] * (R / np.array(sizes[1]))).tolist()
         examples = []
         for coords, match, truth in zip(coords0, coords1, truths):
-            template = int(rng.integers(len(_QUESTIONS))) if style.vary else 0
+            template = int(rng.integers(len(_QUESTIONS))) if vary else 0
             target = {"kind": "match", "coords": coords, "truth": truth, "coord_range": R}
-            examples.append(Example(question(*coords, style, template), _answer(coords, match, style), target, (0, 1)))
+            asked, answer = question(*coords, protocol, template), _answer(coords, match, protocol)
+            examples.append(Example(asked, answer, target, (0, 1)))
         return examples
 
     def parse(self, text: str, target=None) -> tuple[float, float] | None:
@@ -102,11 +105,11 @@ def _truth(targets) -> tuple[np.ndarray, np.ndarray]:
     return truth, np.array([t["coord_range"] for t in targets], np.float64).reshape(-1, 1)
 
 
-def _answer(coords, match, style: PromptStyle) -> str:
+def _answer(coords, match, protocol: Protocol) -> str:
     (x, y), (u, v) = coords, match
-    if style.name == "short":
-        digits = len(str(style.range_for(COORD_RANGES) - 1))
+    if protocol.wording == "short":
+        digits = len(str(protocol.coord_range - 1))
         return f"{u:0{digits}d},{v:0{digits}d}"
-    if style.name == "paper":
+    if protocol.wording == "paper":
         return f"The corresponding pixel is ({u}, {v})"
-    return (_THINK.format(x=x, y=y, u=u, v=v) if style.think else "") + f"({u}, {v})"
+    return (_THINK.format(x=x, y=y, u=u, v=v) if protocol.think else "") + f"({u}, {v})"

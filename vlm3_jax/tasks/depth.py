@@ -7,7 +7,7 @@ import numpy as np
 from vlm3_jax.camera import normalize_points
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import DepthPoints, Record
-from vlm3_jax.tasks.base import Example, PromptStyle, Task, drop_think
+from vlm3_jax.tasks.base import Example, Task, drop_think
 from vlm3_jax.tasks.numbers import (
     METERS,
     bare_number,
@@ -17,8 +17,8 @@ from vlm3_jax.tasks.numbers import (
     number_before,
     plain_minus,
 )
+from vlm3_jax.tasks.protocol import Protocol
 
-COORD_RANGES = {"release": 2000, "paper": 2000, "short": 100}
 DELTA = 1.25
 
 _RELEASE_QUESTION = (
@@ -33,13 +33,13 @@ _PAPER_QUESTION = "How far is the pixel at ({x}, {y}) from the camera? Both x an
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 
 
-def question(x: int, y: int, style: PromptStyle) -> str:
-    """How far is the point at these normalised coordinates, in the style's words."""
-    R = style.range_for(COORD_RANGES)
-    if style.name == "short":
+def question(x: int, y: int, protocol: Protocol) -> str:
+    """How far is the point at these normalised coordinates, in the protocol's words."""
+    R = protocol.coord_range
+    if protocol.wording == "short":
         digits = len(str(R - 1))
         return f"d{x:0{digits}d},{y:0{digits}d}"
-    return (_PAPER_QUESTION if style.name == "paper" else _RELEASE_QUESTION).format(x=x, y=y, R=R)
+    return (_PAPER_QUESTION if protocol.wording == "paper" else _RELEASE_QUESTION).format(x=x, y=y, R=R)
 
 
 class DepthTask(Task):
@@ -50,19 +50,21 @@ class DepthTask(Task):
     higher_is_better = True
     target_fields = {"depth": {"depth_m": "positive"}}  # noqa: RUF012
 
-    def examples(self, record: Record, rng: np.random.Generator, style: PromptStyle) -> list[Example]:
-        """Up to `style.questions` points, without replacement, of one view drawn from those with labels.
+    def examples(
+        self, record: Record, rng: np.random.Generator, protocol: Protocol, vary: bool = False
+    ) -> list[Example]:
+        """Up to `protocol.questions` points, without replacement, of one view drawn from those with labels.
 
         The label keeps its source's kind (distance or z-depth), named in `target["depth_kind"]`. Points outside the
         image (after a crop) are not asked, nor those whose rounded answer would itself count as wrong (below 0.03 m,
-        in the short style some below 0.3 m). BadRecord if a depth is not a positive number.
+        in the short wording some below 0.3 m). BadRecord if a depth is not a positive number.
         """
         for choice in rng.permutation(len(record.depth)):
             labels = record.depth[choice]
-            usable = _usable(record, labels, 1 if style.name == "short" else 2)
+            usable = _usable(record, labels, 1 if protocol.wording == "short" else 2)
             if len(usable):
-                chosen = rng.permutation(usable)[: style.questions]
-                return _ask(record, labels, chosen, style)
+                chosen = rng.permutation(usable)[: protocol.questions]
+                return _ask(record, labels, chosen, protocol)
         return []
 
     def parse(self, text: str, target=None) -> float | None:
@@ -126,13 +128,13 @@ def _usable(record: Record, labels: DepthPoints, decimals: int) -> np.ndarray:
     return np.flatnonzero(inside & (written < DELTA * depth) & (depth < DELTA * written))
 
 
-def _ask(record: Record, labels: DepthPoints, chosen, style: PromptStyle) -> list[Example]:
-    R = style.range_for(COORD_RANGES)
+def _ask(record: Record, labels: DepthPoints, chosen, protocol: Protocol) -> list[Example]:
+    R = protocol.coord_range
     camera = record.views[labels.view].camera
     coords = normalize_points(np.asarray(labels.points_px)[chosen], (camera.width, camera.height), R).tolist()
     examples = []
-    answer = {"short": "{d:.1f}", "paper": "{d:.2f} meters", "release": _RELEASE_ANSWER}[style.name]
+    answer = {"short": "{d:.1f}", "paper": "{d:.2f} meters", "release": _RELEASE_ANSWER}[protocol.wording]
     for (x, y), d in zip(coords, np.asarray(labels.depth_m, np.float64)[chosen].tolist()):
         target = {"kind": "depth", "depth_m": d, "depth_kind": labels.kind, "coords": [x, y], "coord_range": R}
-        examples.append(Example(question(x, y, style), answer.format(d=d), target, (labels.view,)))
+        examples.append(Example(question(x, y, protocol), answer.format(d=d), target, (labels.view,)))
     return examples

@@ -32,7 +32,7 @@ def number_before(text: str, unit: str) -> float | None:
 
 
 def bare_number(text: str) -> float | None:
-    """The number if the text is nothing else (the short style's answers)."""
+    """The number if the text is nothing else (the short wording's answers)."""
     match = _BARE.fullmatch(text)
     return finite(match[1]) if match else None
 

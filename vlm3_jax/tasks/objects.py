@@ -15,10 +15,10 @@ from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import Objects, Record
 from vlm3_jax.tasks import objects_answers as answers
 from vlm3_jax.tasks import objects_words as words
-from vlm3_jax.tasks.base import Example, PromptStyle, Task, drop_think
+from vlm3_jax.tasks.base import Example, Task, drop_think
 from vlm3_jax.tasks.numbers import best_ratio_constant, mean_or_nan, plain_minus
+from vlm3_jax.tasks.protocol import Protocol
 
-COORD_RANGES = {"release": 1000, "paper": 2000, "short": 100}
 SUCCESS = (0.75, 1.25)
 # Comparisons closer than this are a matter of taste and are not asked.
 MARGIN = 0.1
@@ -48,8 +48,10 @@ class ObjectsTask(Task):
         "direction": {"family": ("direction",), "truth": "hour"},
     }
 
-    def examples(self, record: Record, rng: np.random.Generator, style: PromptStyle) -> list[Example]:
-        """Up to `style.questions` questions about one view drawn from those with objects, spread over the families.
+    def examples(
+        self, record: Record, rng: np.random.Generator, protocol: Protocol, vary: bool = False
+    ) -> list[Example]:
+        """Up to `protocol.questions` questions about one view drawn from those with objects, spread over the families.
 
         Yes and no, and both words of a group, are equally likely. Comparisons within 10 %, quantities below 0.05 m or
         too small for the answer's decimals, and pairs with equal boxes are not asked; distances and sizes only where
@@ -59,15 +61,15 @@ class ObjectsTask(Task):
         if not labelled:
             return []
         labels = labelled[rng.integers(len(labelled))]
-        scene = _Scene.build(record, labels, style)
+        scene = _Scene.build(record, labels, protocol)
         queues = collections.deque(
             (family, _subjects(family, len(scene.boxes), rng))
             for family in rng.permutation(_families(record.metric)).tolist()
         )
         examples: list[Example] = []
-        while queues and len(examples) < style.questions:
+        while queues and len(examples) < protocol.questions:
             family, subjects = queues.popleft()
-            example = next((e for s in subjects if (e := _ask(scene, family, s, rng, style))), None)
+            example = next((e for s in subjects if (e := _ask(scene, family, s, rng, protocol, vary))), None)
             if example:
                 examples.append(dataclasses.replace(example, views=(labels.view,)))
                 queues.append((family, subjects))
@@ -138,7 +140,7 @@ class _Scene:
     nearest_z: np.ndarray
 
     @classmethod
-    def build(cls, record: Record, labels: Objects, style: PromptStyle) -> "_Scene":
+    def build(cls, record: Record, labels: Objects, protocol: Protocol) -> "_Scene":
         boxes_px = np.asarray(labels.boxes_px, np.float64).reshape(-1, 4)
         if not len(boxes_px) == len(labels.names) == len(labels.points_m):
             raise BadRecord(
@@ -155,7 +157,7 @@ class _Scene:
             raise BadRecord(f"{record.id}: every object of view {labels.view} needs finite surface points")
         low = np.array([cloud.min(0) for cloud in clouds]).reshape(-1, 3)
         high = np.array([cloud.max(0) for cloud in clouds]).reshape(-1, 3)
-        corners = normalize_points(boxes_px[keep].reshape(-1, 2), size, style.range_for(COORD_RANGES))
+        corners = normalize_points(boxes_px[keep].reshape(-1, 2), size, protocol.coord_range)
         return cls(corners.reshape(-1, 4).tolist(), clouds, (low + high) / 2, high - low, low[:, 2])
 
 
@@ -215,43 +217,43 @@ def _subjects(family: str, count: int, rng) -> Iterator[tuple[int, int | None]]:
         yield pair if rng.random() < 0.5 else pair[::-1]
 
 
-def _ask(scene: _Scene, family: str, subject, rng, style: PromptStyle) -> Example | None:
+def _ask(scene: _Scene, family: str, subject, rng, protocol: Protocol, vary: bool) -> Example | None:
     """The family's question about these objects, or None where it should not be asked."""
     a, b = subject
-    R = style.range_for(COORD_RANGES)
+    R = protocol.coord_range
     boxes = [scene.boxes[i] for i in subject if i is not None]
     if len(boxes) == 2 and boxes[0] == boxes[1]:
         return None
     if family in GROUPS:
         sign = compare(scene, family, a, b)
-        return _ask_relation(family, sign, boxes, rng, style) if sign else None
+        return _ask_relation(family, sign, boxes, rng, protocol, vary) if sign else None
     if family == "direction":
         difference = scene.centres[b] - scene.centres[a]
         if np.hypot(difference[0], difference[2]) <= MARGIN * np.linalg.norm(difference):
             return None
         hour = clock_hour(difference)
         target = {"kind": "direction", "family": family, "truth": hour, "boxes": boxes, "coord_range": R}
-        return Example(*words.direction(hour, boxes, rng, style, R), target)
+        return Example(*words.direction(hour, boxes, rng, protocol, vary), target)
     truth = measure(scene, family, a, b)
     if truth < MIN_QUANTITY_M:
         return None
     target = {"kind": "quantity", "family": family, "truth": truth, "boxes": boxes, "coord_range": R}
-    question, answer = words.quantity(family, truth, boxes, rng, style, R)
+    question, answer = words.quantity(family, truth, boxes, rng, protocol, vary)
     return Example(question, answer, target) if _correct(answers.metres(answer), target) else None
 
 
-def _ask_relation(group: str, sign: int, boxes, rng, style: PromptStyle) -> Example:
+def _ask_relation(group: str, sign: int, boxes, rng, protocol: Protocol, vary: bool) -> Example:
     """A yes-no question or a choice; the word asked for is drawn, so that neither answer is more likely."""
     holds, other = words.GROUPS[group][::sign]
     truth = bool(rng.random() < 0.5)
-    R = style.range_for(COORD_RANGES)
-    if style.name != "short" and rng.random() < CHOICE_SHARE:
+    R = protocol.coord_range
+    if protocol.wording != "short" and rng.random() < CHOICE_SHARE:
         word, index = (holds, 0) if truth else (other, 1)
         target = {"kind": "choice", "family": group, "word": word, "truth": index, "boxes": boxes, "coord_range": R}
-        return Example(*words.choice(word, index, boxes, rng, style), target)
+        return Example(*words.choice(word, index, boxes, rng, vary), target)
     word = holds if truth else other
     target = {"kind": "predicate", "family": group, "word": word, "truth": truth, "boxes": boxes, "coord_range": R}
-    return Example(*words.predicate(word, holds, truth, boxes, rng, style, R), target)
+    return Example(*words.predicate(word, holds, truth, boxes, rng, protocol, vary), target)
 
 
 def _correct(answer, target) -> bool:

@@ -1,6 +1,6 @@
 """How object questions and answers are worded. Every region is "bounding box region (x1, y1, x2, y2)"."""
 
-from vlm3_jax.tasks.base import PromptStyle
+from vlm3_jax.tasks.protocol import Protocol
 
 # Group -> its two words, each the other's opposite.
 GROUPS = {
@@ -82,37 +82,37 @@ def region(box) -> str:
     return f"bounding box region ({box[0]}, {box[1]}, {box[2]}, {box[3]})"
 
 
-def predicate(word: str, holds: str, truth: bool, boxes, rng, style: PromptStyle, coord_range: int) -> tuple[str, str]:
+def predicate(word: str, holds: str, truth: bool, boxes, rng, protocol: Protocol, vary: bool) -> tuple[str, str]:
     """Is A `word` B? `holds` is the word of the group that is true."""
-    if style.name == "short":
-        return _short(word, boxes, coord_range), "yes" if truth else "no"
+    if protocol.wording == "short":
+        return _short(word, boxes, protocol.coord_range), "yes" if truth else "no"
     a, b = map(region, boxes)
-    question = _draw(_PREDICATES, rng, style).format(a=a, b=b, relation=_RELATION[word])
+    question = _draw(_PREDICATES, rng, vary).format(a=a, b=b, relation=_RELATION[word])
     return question, f"{'Yes' if truth else 'No'}, {a} is {_RELATION[holds]} {b}."
 
 
-def choice(word: str, index: int, boxes, rng, style: PromptStyle) -> tuple[str, str]:
+def choice(word: str, index: int, boxes, rng, vary: bool) -> tuple[str, str]:
     """Which of A and B is more `word`? `index` is the right one."""
     a, b = map(region, boxes)
-    question = _draw(_CHOICES, rng, style).format(a=a, b=b, comparative=_COMPARATIVE[word])
+    question = _draw(_CHOICES, rng, vary).format(a=a, b=b, comparative=_COMPARATIVE[word])
     return question, f"The one that is {_COMPARATIVE[word]} is {(a, b)[index]}."
 
 
-def quantity(family: str, truth_m: float, boxes, rng, style: PromptStyle, coord_range: int) -> tuple[str, str]:
-    """A distance or size; the answer's unit is drawn by magnitude, except in the short style (metres)."""
-    if style.name == "short":
-        return _short(family, boxes, coord_range), f"{truth_m:.1f}"
+def quantity(family: str, truth_m: float, boxes, rng, protocol: Protocol, vary: bool) -> tuple[str, str]:
+    """A distance or size; the answer's unit is drawn by magnitude, except in the short wording (metres)."""
+    if protocol.wording == "short":
+        return _short(family, boxes, protocol.coord_range), f"{truth_m:.1f}"
     names = dict(zip("ab", map(region, boxes)))
-    question = _draw(_QUANTITIES[family], rng, style).format(**names)
+    question = _draw(_QUANTITIES[family], rng, vary).format(**names)
     return question, _QUANTITY_ANSWERS[family].format(**names, value=with_unit(truth_m, rng))
 
 
-def direction(hour: int, boxes, rng, style: PromptStyle, coord_range: int) -> tuple[str, str]:
+def direction(hour: int, boxes, rng, protocol: Protocol, vary: bool) -> tuple[str, str]:
     """Where B lies for someone at A who looks the way the camera looks."""
-    if style.name == "short":
-        return _short("clock", boxes, coord_range), str(hour)
+    if protocol.wording == "short":
+        return _short("clock", boxes, protocol.coord_range), str(hour)
     a, b = map(region, boxes)
-    return _draw(_DIRECTIONS, rng, style).format(a=a, b=b), f"Seen from {a}, {b} is at {hour} o'clock."
+    return _draw(_DIRECTIONS, rng, vary).format(a=a, b=b), f"Seen from {a}, {b} is at {hour} o'clock."
 
 
 def with_unit(value_m: float, rng) -> str:
@@ -133,5 +133,5 @@ def _short(word: str, boxes, coord_range: int) -> str:
     return f"{word} " + ";".join(",".join(f"{v:0{digits}d}" for v in box) for box in boxes)
 
 
-def _draw(templates, rng, style: PromptStyle) -> str:
-    return templates[rng.integers(len(templates))] if style.vary else templates[0]
+def _draw(templates, rng, vary: bool) -> str:
+    return templates[rng.integers(len(templates))] if vary else templates[0]

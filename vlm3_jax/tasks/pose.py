@@ -7,7 +7,7 @@ import numpy as np
 
 from vlm3_jax import pose as geometry
 from vlm3_jax.records import Record
-from vlm3_jax.tasks.base import Example, PromptStyle, Task, drop_think
+from vlm3_jax.tasks.base import Example, Task, drop_think
 from vlm3_jax.tasks.numbers import (
     DEGREES,
     METERS,
@@ -20,6 +20,7 @@ from vlm3_jax.tasks.numbers import (
     plain_minus,
     signed,
 )
+from vlm3_jax.tasks.protocol import Protocol
 
 AUC_DEGREES = (3, 5, 15, 30)
 DIRECTION_THRESHOLD = 0.1
@@ -52,9 +53,9 @@ _WORDS = (("left", "right"), ("up", "down"), ("backward", "forward"))
 _EULER = [re.compile(rf"{name}\s*[=:]?\s*({NUMBER})", re.IGNORECASE) for name in ("yaw", "pitch", "roll")]
 
 
-def question(kind: str, style: PromptStyle) -> str:
-    """The question of that kind (one of `KINDS`) about two images, in the style's words."""
-    return _SHORT[kind] if style.name == "short" else _QUESTIONS[kind]
+def question(kind: str, protocol: Protocol) -> str:
+    """The question of that kind (one of `KINDS`) about two images, in the protocol's words."""
+    return _SHORT[kind] if protocol.wording == "short" else _QUESTIONS[kind]
 
 
 class PoseTask(Task):
@@ -75,11 +76,13 @@ class PoseTask(Task):
         for kind in KINDS
     }
 
-    def examples(self, record: Record, rng: np.random.Generator, style: PromptStyle) -> list[Example]:
+    def examples(
+        self, record: Record, rng: np.random.Generator, protocol: Protocol, vary: bool = False
+    ) -> list[Example]:
         """The four questions (the paper's three) about views 0 and 1 in random order; [] without both poses.
 
         The distance is asked only where `record.metric`, the direction only where the camera moved. With fewer
-        `style.questions` than there are: the first of `KINDS`, or any of them under `style.vary`. `target` holds the
+        `protocol.questions` than there are: the first of `KINDS`, or any of them under `vary`. `target` holds the
         pair's id and cam1_T_cam2 (`rotation` row by row, `translation`). BadRecord for a pose that is no rigid motion.
         """
         if len(record.views) < 2 or any(view.world_T_cam is None for view in record.views[:2]):
@@ -91,18 +94,18 @@ class PoseTask(Task):
         R, t = relative[:3, :3], relative[:3, 3]
         kinds = [
             kind
-            for kind in (PAPER_KINDS if style.name == "paper" else KINDS)
+            for kind in (PAPER_KINDS if protocol.wording == "paper" else KINDS)
             if (kind != "translation_distance" or record.metric)
             and (kind != "translation_direction" or np.linalg.norm(t) > MIN_BASELINE)
         ]
-        if style.vary:
+        if vary:
             kinds = rng.permutation(kinds).tolist()
-        kinds = rng.permutation(kinds[: style.questions]).tolist()
+        kinds = rng.permutation(kinds[: protocol.questions]).tolist()
         examples = []
         for kind in kinds:
-            answer = _short_answer(kind, R, t) if style.name == "short" else _answer(kind, R, t)
+            answer = _short_answer(kind, R, t) if protocol.wording == "short" else _answer(kind, R, t)
             target = {"kind": kind, "pair": record.id, "rotation": R.ravel().tolist(), "translation": t.tolist()}
-            examples.append(Example(question(kind, style), answer, target, (0, 1)))
+            examples.append(Example(question(kind, protocol), answer, target, (0, 1)))
         return examples
 
     def parse(self, text: str, target=None):

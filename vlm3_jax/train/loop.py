@@ -15,6 +15,7 @@ import numpy as np
 
 from vlm3_jax.checkpoint import convert, hf, locate
 from vlm3_jax.data.quarantine import Quarantine
+from vlm3_jax.data.sources import protocol_of
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import flops
 from vlm3_jax.model import params as parameters
@@ -198,8 +199,11 @@ class _Run:
     def _held_out_components(self):
         """The held-out components with at most as many questions a record as training has: they share its rows."""
         config = self.config
-        most = max(entry.questions for entry in config.data.components.values())
-        table = {name: dict(e) | {"questions": min(e.questions, most)} for name, e in config.eval.components.items()}
+        most = max(protocol_of(entry).questions for entry in config.data.components.values())
+        table = {
+            name: dict(e) | {"questions": min(protocol_of(e).questions, most)}
+            for name, e in config.eval.components.items()
+        }
         return self.setup.components(table) if config.eval.loss_batches else []
 
     def steps(self, stop: list) -> bool:

@@ -3,23 +3,24 @@
 import difflib
 import math
 import os
-from typing import Protocol
+import typing
 
 import ml_collections
 
-from vlm3_jax.camera import POLICIES
 from vlm3_jax.data.sources.array_record import ArrayRecordSource
 from vlm3_jax.data.sources.depthlm import BadLine, DepthLMSource
 from vlm3_jax.errors import UserError
 from vlm3_jax.records import Record
 from vlm3_jax.storage import local_path
-from vlm3_jax.tasks.base import STYLES
+from vlm3_jax.tasks import TASKS
+from vlm3_jax.tasks import protocol as protocols
+from vlm3_jax.tasks.protocol import WORDINGS, Protocol
 
 KINDS = ("depthlm", "records")
 DEPTH_KINDS = ("distance", "z")
 
 
-class Source(Protocol):
+class Source(typing.Protocol):
     """A sequence of records. `bad` lists what was set aside while indexing, `points_removed` counts unusable labels."""
 
     name: str
@@ -51,18 +52,13 @@ def component_config(**fields) -> ml_collections.ConfigDict:
     config.task = "depth"
     # Share of the mixture, relative to the other entries; 0 leaves the entry out.
     config.weight = 1.0
-    # Focal length (px) that every image is resized to.
-    config.focal = 1000.0
-    # "uniform" (both axes by the horizontal focal length) or "per_axis".
-    config.policy = "uniform"
-    # Wording of the questions: "release", "paper" or "short".
-    config.style = "release"
+    # How the questions are asked (vlm3_jax/tasks/protocol.py): "release", "paper" or "short".
+    config.protocol = "release"
+    # In place of the protocol's own: how images are resized ("focal:1000", "focal:750:per_axis", "longest:1024",
+    # "as_is"; "": its own), coordinates in [0, coord_range) and at most so many questions a record (0: its own).
+    config.resize, config.coord_range, config.questions = "", 0, 0
     # The release's optional step-by-step suffix of the correspondence question.
     config.think = False
-    # Coordinates lie in [0, coord_range); 0 takes the task's own for that style.
-    config.coord_range = 0
-    # At most so many questions a record.
-    config.questions = 10
     # Probability that a record is mirrored left to right.
     config.flip = 0.0
     # Pairs with a smaller covisibility are left out (they are counted as passed over, not as bad).
@@ -92,7 +88,7 @@ def check_entry(name: str, entry) -> ml_collections.ConfigDict:
         entry = component_config(**dict(entry))
     except UserError as error:
         raise UserError(f"mixture entry {name!r}: {error}") from None
-    allowed = {"kind": KINDS, "policy": POLICIES, "style": STYLES}
+    allowed = {"kind": KINDS, "task": tuple(TASKS), "protocol": WORDINGS}
     if entry.kind == "depthlm":
         allowed["depth_kind"] = DEPTH_KINDS
     for field, choices in allowed.items():
@@ -100,9 +96,8 @@ def check_entry(name: str, entry) -> ml_collections.ConfigDict:
             raise UserError(f"mixture entry {name!r}: {field} is {entry[field]!r}; choose one of {choices}")
     ranges = {
         "weight": 0 <= entry.weight < math.inf,
-        "focal": 0 < entry.focal < math.inf,
         "coord_range": entry.coord_range >= 0,
-        "questions": entry.questions >= 1,
+        "questions": entry.questions >= 0,
         "flip": 0 <= entry.flip <= 1,
         "first": entry.first >= 0,
         "limit": entry.limit >= 0,
@@ -114,7 +109,17 @@ def check_entry(name: str, entry) -> ml_collections.ConfigDict:
         raise UserError(f"mixture entry {name!r}: path is empty")
     for field in ("path", "images"):
         local_path(entry[field], f"mixture entry {name!r}: {field}")
+    try:
+        protocol_of(entry)
+    except ValueError as error:
+        raise UserError(f"mixture entry {name!r}: {error}") from None
     return entry
+
+
+def protocol_of(entry) -> Protocol:
+    """How a mixture entry asks: its named protocol with the entry's own fields in place. ValueError for a bad one."""
+    fields = {field: entry[field] for field in ("resize", "coord_range", "questions", "think")}
+    return protocols.given(entry.task, entry.protocol, **fields)
 
 
 def make_source(name: str, entry, max_bad_fraction: float = 0.01) -> Source:
