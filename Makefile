@@ -11,7 +11,7 @@ help:
 	@echo "make demo-long  the same for an hour or more, all four tasks; resumable"
 	@echo "make test       install and run the tests (minutes); make test-slow adds the long ones"
 	@echo "make plan-all   memory, time and days of all recipes on TPUs and GPUs, into docs/scaling.md; hours, resumable"
-	@echo "make lint       ruff; make format applies its layout"
+	@echo "make lint       ruff and the floors of the folders; make format applies its layout"
 	@echo "variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR=$(WORKDIR) SEED=$(SEED)"
 
 $(VENV)/.demo: pyproject.toml
@@ -48,6 +48,7 @@ plan-all: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

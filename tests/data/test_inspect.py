@@ -44,7 +44,7 @@ def test_check_prints_lengths_and_doubts_millimetres(settings, tmp_path):
     views = tuple(dataclasses.replace(v, world_T_cam=pose) for v, pose in zip(pair.views, poses, strict=True))
     labels = records.DepthPoints(np.array([[1, 2], [3, 4], [5, 6]]), np.array([0.5, 2.0, 2500.0]), "z")
     write_shard(tmp_path / "a.array_record", [dataclasses.replace(pair, views=views, depth=(labels,))])
-    entry = {"path": str(tmp_path), "style": "short", "focal": 100.0}
+    entry = {"path": str(tmp_path), "protocol": "short", "resize": "focal:100"}
     text = inspect.check(build_components({"a": entry}, settings), Quarantine()).text().splitlines()
     assert text == [
         "a: 1 records, 0 passed over, 0 bad, 0 labels removed",
