@@ -187,7 +187,7 @@ import os, signal, sys, time
 flags = [a for a in sys.argv if a.startswith("--")]
 print(os.environ["host"], os.getcwd(), *flags, sep="|", flush=True)
 signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(0)))
-time.sleep(20 if "--wait" in flags else 0)
+time.sleep(3600 if "--wait" in flags else 0)
 codes = next((a[8:].split(",") for a in flags if a.startswith("--codes=")), "00")
 sys.exit(int(codes["--process=1" in flags]))
 """
@@ -202,7 +202,7 @@ def launched(tmp_path, *flags) -> subprocess.Popen:
 
 
 def test_ssh_starts_a_process_on_each_host(tmp_path):
-    out, errors = (process := launched(tmp_path)).communicate(timeout=30)
+    out, errors = (process := launched(tmp_path)).communicate(timeout=600)
     assert (process.returncode, errors) == (0, "")
     assert sorted(out.splitlines()) == [
         f"{host}: {host}|{tmp_path}|--a=b c|--coordinator=one:1234|--processes=2|--process={number}"
@@ -212,7 +212,7 @@ def test_ssh_starts_a_process_on_each_host(tmp_path):
 
 @pytest.mark.parametrize(("first", "second", "code"), [(0, 3, 3), (2, 134, 2), (134, 2, 2), (134, 1, 134)])
 def test_ssh_tells_which_process_failed(tmp_path, first, second, code):
-    _, errors = (process := launched(tmp_path, f"--codes={first},{second}")).communicate(timeout=30)
+    _, errors = (process := launched(tmp_path, f"--codes={first},{second}")).communicate(timeout=600)
     ended = {"0 on me@one": first, "1 on two": second}
     lines = [f"launch.sh: process {who}: exit code {each}\n" for who, each in ended.items() if each]
     assert (process.returncode, errors) == (code, "".join(lines))
@@ -224,10 +224,10 @@ def test_ssh_hands_a_signal_on(tmp_path):
     assert all("--wait" in line for line in lines)
     start = time.monotonic()
     process.terminate()
-    out, errors = process.communicate(timeout=30)
+    out, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (0, "")
     assert sorted(out.splitlines()) == ["me@one: saved", "two: saved"]
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 1800
 
 
 def test_the_config_of_the_examples_is_shipped():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 
 import numpy as np
 import pytest
@@ -126,16 +125,3 @@ def test_prompt_is_the_sample_up_to_the_answer(chat, n_images):
 def test_unknown_mode_is_named(chat):
     with pytest.raises(UserError, match="unknown question mode 'both'"):
         make_sample(chat, mode="both")
-
-
-def test_building_is_fast(chat):
-    """Eight short questions: well under a millisecond a sample, tokenising included (loose, for busy machines)."""
-    questions = [(f"<d> {i},67 =", "2.3") for i in range(8)]
-    make_sample(chat, 1, questions, mode="independent")
-    record, examples = make_record(1), [Example(q, a, {}) for q, a in questions]
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        build_sample(record, examples, chat, SPEC, mode="independent")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 2e-3, times
