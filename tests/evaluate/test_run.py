@@ -190,6 +190,8 @@ def test_user_errors(tmp_path):
         ("task", "cooking", r"line 1: unknown task 'cooking'; choose one of depth, "),
         ("prediction", 3, "line 1: prediction must be text"),
         ("target", [], "line 1: target must be an object"),
+        ("target", {"kind": ["depth"]}, "line 1: the target's kind must be one of depth"),
+        ("target", {"kind": "depth"}, "line 1: the target lacks depth_m"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_named(tmp_path, field, value, why):

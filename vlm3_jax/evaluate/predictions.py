@@ -67,4 +67,9 @@ def _checked(line: bytes, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: {name} must be {'an object' if kind is dict else 'text'}")
     if row["task"] not in TASKS:
         raise UserError(f"{where}: unknown task {row['task']!r}; choose one of {', '.join(TASKS)}")
+    kinds, target = TASKS[row["task"]].target_fields, row["target"]
+    if target.get("kind") not in list(kinds):
+        raise UserError(f"{where}: the target's kind must be one of {', '.join(kinds)}")
+    if missing := [name for name in kinds[target["kind"]] if name not in target]:
+        raise UserError(f"{where}: the target lacks {', '.join(missing)}")
     return row
