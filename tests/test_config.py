@@ -1,6 +1,7 @@
 """Configs: fields keep their types, unknown ones are named with the nearest, shipped configs load."""
 
 import re
+import shutil
 
 import pytest
 
@@ -88,6 +89,12 @@ def test_shipped_configs_are_found_by_name(name, monkeypatch, tmp_path):
     assert set(config.eval.components) == set(config.data.components)
     for entry_name, entry in (*config.data.components.items(), *config.eval.components.items()):
         check_entry(entry_name, entry)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_config_stands_alone(name, tmp_path):
+    alone = shutil.copy(configs.config_dir() / f"{name}.py", tmp_path)
+    assert configs.load(alone).to_dict() == configs.load(name).to_dict()
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -1,5 +1,7 @@
 """The paper's recipes: what was published stands in them, and their rows hold the batch that was published."""
 
+import re
+
 import pytest
 
 from vlm3_jax import config as configs
@@ -82,9 +84,58 @@ def test_the_size_is_one_argument(name):
         configs.load(f"{name}:7b")
 
 
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("depth:8b,sets=waymo+argoverse2", {"argoverse2": 0.21, "waymo": 0.04}),
+        ("depth:sets=nuscenes", {"nuscenes": 0.01}),
+        ("objects:2b,sets=open_spatial", {"open_spatial": 1.0}),
+        ("correspondence:4b,sets=ase+dl3dv", {"ase": 2.0, "dl3dv": 2.6}),
+        ("pose:4b,sets=realestate10k", {"realestate10k": 0.88}),
+        # Shares of the tasks stay what they are to each other; a task without any of the sets is left out.
+        (
+            "joint:32b,sets=waymo+hm3d+realestate10k+ase",
+            {"depth_hm3d": 0.4 * 0.78 / 0.82, "depth_waymo": 0.4 * 0.04 / 0.82, "correspondence_ase": 0.3}
+            | {"pose_ase": 0.2 * 2 / 2.88, "pose_realestate10k": 0.2 * 0.88 / 2.88},
+        ),
+    ],
+)
+def test_the_sets_that_one_has(argument, expected):
+    config = configs.load(argument)
+    assert {name: entry.weight for name, entry in config.data.components.items()} == pytest.approx(expected)
+    assert set(config.eval.components) == set(expected)
+    whole = configs.load(argument.partition(":")[0])
+    size = re.search("[0-9]+b", argument)
+    assert config.model == f"Qwen/Qwen3-VL-{size[0].upper() if size else '4B'}-Instruct"
+    for name, entry in config.data.components.items():
+        assert entry.path == whole.data.components[name].path
+    assert config.train == whole.train
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "depth:4b,sets=argoverse",
+            "--config=depth:4b,sets=argoverse: no set 'argoverse'; there are argoverse2, waymo, .*",
+        ),
+        ("depth:sets=", "no set ''; there are argoverse2"),
+        ("pose:sets=ase+waymo", "no set 'waymo'; there are blended_mvs, .*"),
+        ("correspondence:sets=realestate10k", "no set 'realestate10k'; there are"),
+        ("joint:sets=ase+all", "no set 'all'; there are argoverse2, .*realestate10k, open_spatial$"),
+        ("depth:4b,set=waymo", "--config=depth:4b,set=waymo: choose depth:2b or .*; or sets, as in depth:4b,sets="),
+    ],
+)
+def test_an_unknown_set_is_named(argument, message):
+    with pytest.raises(UserError, match=message):
+        configs.load(argument)
+
+
 def test_data_are_looked_for_where_the_environment_says(monkeypatch):
     monkeypatch.setenv("VLM3_DATA", "/mnt/sets")
     config = configs.load("joint")
     assert config.data.components.depth_waymo.path == "/mnt/sets/depth/waymo/train"
     assert config.eval.components.pose_realestate10k.path == "/mnt/sets/pairs/realestate10k/held_out"
     assert sum(entry.weight for entry in config.data.components.values()) == pytest.approx(1)
+    monkeypatch.delenv("VLM3_DATA")
+    assert configs.load("depth").data.components.waymo.path == "runs/data/depth/waymo/train"

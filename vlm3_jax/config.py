@@ -129,12 +129,6 @@ def load(name: str) -> ml_collections.ConfigDict:
     UserError if there is no such file or name.
     """
     name, _, argument = name.partition(":")
-    get_config = module(name).get_config
-    return get_config(argument) if argument else get_config()
-
-
-def module(name: str):
-    """The module of a config file or bare name, for configs that build on another. UserError if there is none."""
     path = pathlib.Path(name)
     if path.suffix != ".py":
         path = config_dir() / f"{name}.py"
@@ -142,9 +136,9 @@ def module(name: str):
         known = sorted(p.stem for p in config_dir().glob("*.py"))
         raise UserError(f"--config: no file {path}; shipped configs are {', '.join(known)}")
     spec = importlib.util.spec_from_file_location(f"vlm3_config_{path.stem}", path)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
 
 
 def config_dir() -> pathlib.Path:
