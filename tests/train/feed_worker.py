@@ -44,8 +44,8 @@ def main(model, data, workdir) -> dict:
         slow = jax.process_count() > 1 and jax.process_index() == jax.process_count() - 1
         for _ in range(BATCHES):
             time.sleep(SLOW_S if slow else 0)
-            _, _, stats, samples, checksum = feed.next()
-            batches.append([stats["bad"], stats["passed_over"], samples, checksum])
+            batch = feed.next()
+            batches.append([batch.stats["bad"], batch.stats["passed_over"], batch.samples, batch.checksum])
         feed.close()
         times = goodput.row()
     return {"batches": batches, "held_out": [aside.bad, aside.samples], "own": own, "times": times}

@@ -213,11 +213,12 @@ def broken_batches(monkeypatch, broken):
     following = Feed.next
 
     def feed(self):
-        arrays, *rest = following(self)
+        batch = following(self)
         self.count = getattr(self, "count", 0) + 1
         if self.count in broken:
-            arrays = arrays | {"target_weight": np.where(arrays["target_weight"] > 0, np.float32(np.inf), 0)}
-        return arrays, *rest
+            weight = np.where(batch.arrays["target_weight"] > 0, np.float32(np.inf), 0)
+            batch = dataclasses.replace(batch, arrays=batch.arrays | {"target_weight": weight})
+        return batch
 
     monkeypatch.setattr(Feed, "next", feed)
 

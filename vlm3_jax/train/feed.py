@@ -1,5 +1,6 @@
 """The training data of one process: batches of the loader, and what all processes must know of them."""
 
+import dataclasses
 import functools
 import operator
 import pathlib
@@ -13,6 +14,7 @@ from vlm3_jax.data.loader import Loader
 from vlm3_jax.data.mixture import Mixture
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.schedule import Schedule, open_schedule
+from vlm3_jax.model.flops import Lengths
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
 from vlm3_jax.setup import Setup
@@ -20,14 +22,28 @@ from vlm3_jax.train.goodput import Goodput
 
 # Of the loader's numbers those that add up over accumulated batches; the others are means.
 SUMMED = ("wait_s", "bad", "passed_over")
-
-
 # And those that are told of all processes' rows.
 COUNTED = ("bad", "passed_over")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """What one step trains on.
+
+    Of this process's rows: `arrays` (`packing.pack`, with a leading axis `accumulation` where that is above 1), what
+    they hold (`lengths`), and the loader's `stats`, in which the counts `COUNTED` are of all processes. Of the global
+    batch: the number of `samples`, and the `checksum` of their ids.
+    """
+
+    arrays: dict[str, np.ndarray]
+    lengths: Lengths
+    stats: dict[str, float]
+    samples: int
+    checksum: int
+
+
 class Feed:
-    """The training data of this process: batches with leading axis `accumulation` where that is above 1.
+    """The training data of this process.
 
     `stop`: a list that becomes non-empty where this process is to stop. `goodput` is told how long `next` waits for
     data; the exchange behind that, which also waits for the step under way, is no part of it.
@@ -57,12 +73,8 @@ class Feed:
         )
         self.schedule = schedule
 
-    def next(self):
-        """The next batch, and then `schedule` lies behind it. None in all processes alike if some process is to stop.
-
-        (Arrays of this process's rows, what these hold, the loader's stats, in which the counts `COUNTED` are of all
-        processes, and of the global batch the number of samples and the checksum of their ids.)
-        """
+    def next(self) -> Batch | None:
+        """The next batch; `schedule` then lies behind it. None in all processes alike if some process is to stop."""
         if self.stop and jax.process_count() == 1:
             return None
         with self._goodput.spent_on("wait"):
@@ -92,7 +104,7 @@ class Feed:
         cursors, ids, samples = (np.concatenate(found[key])[order] for key in ("cursors", "ids", "samples"))
         self.schedule = Schedule(cursors, self._phases)
         stats |= dict(zip(COUNTED, processes.over_rows(found["rows"], found["counts"]).tolist(), strict=True))
-        return arrays, held, stats, int(samples.sum()), zlib.crc32(ids.T.tobytes())
+        return Batch(arrays, held, stats, int(samples.sum()), zlib.crc32(ids.T.tobytes()))
 
     def close(self) -> None:
         """Stops the decoding threads."""

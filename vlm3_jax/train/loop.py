@@ -216,21 +216,22 @@ class _Run:
         share = len(meshes.process_rows(self.setup.mesh, rows)) / rows
         pending, window = None, Window(self.names, self.peak, share)
         while not self._complete():
-            loaded = self.feed.next()
-            if loaded is None:
+            batch = self.feed.next()
+            if batch is None:
                 break
-            arrays, lengths, stats, samples, checksum = loaded
-            useful = flops.training(self.setup.cfg, lengths, self.trainable.trained_groups, self.trainable.adapters)
-            batch = meshes.put_batch(arrays, self.batch_sharding)
+            useful = flops.training(
+                self.setup.cfg, batch.lengths, self.trainable.trained_groups, self.trainable.adapters
+            )
+            arrays = meshes.put_batch(batch.arrays, self.batch_sharding)
             self.profile.before(self.step + 1)
-            self.state, metrics = self.run_step(self.state, batch, np.int32(samples))
-            self.step, self.samples = self.step + 1, self.samples + samples
+            self.state, metrics = self.run_step(self.state, arrays, np.int32(batch.samples))
+            self.step, self.samples = self.step + 1, self.samples + batch.samples
             if self.profile.after(self.step, metrics):
                 self.bar.say(f"recorded steps for xprof: {self.profile.folder}")
             # The numbers of a step are fetched while the next one runs.
             if pending:
                 self._record(*pending, window)
-            pending = self.step, self.samples, samples, metrics, checksum, stats, lengths, useful
+            pending = self.step, self.samples, metrics, batch, useful
             self.checkpoints.check()
             evaluate = self._due(config.eval_every) or self._complete()
             # The best held-out loss is of no use without the state that has it.
@@ -296,7 +297,7 @@ class _Run:
             raise UserError(f"eval.components.{name}: none of its images can be read; {self.aside.path} says why")
         return float(loss / tokens)
 
-    def _record(self, step, seen, samples, metrics, checksum, stats, lengths, useful, window) -> None:
+    def _record(self, step, seen, metrics, batch, useful, window) -> None:
         metrics = jax.device_get(metrics)
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         broken = bool(metrics["skipped"])
@@ -307,13 +308,13 @@ class _Run:
                 f"the loss is {loss} and its gradient's norm {norm} at step {step}, the last of "
                 f"{self.skipped_in_a_row} skipped in a row: lower optimizer.learning_rate or look at the data"
             )
-        row = {"step": step, "samples": seen, "lr": float(metrics["lr"]), "ids": f"{checksum:08x}"}
+        row = {"step": step, "samples": seen, "lr": float(metrics["lr"]), "ids": f"{batch.checksum:08x}"}
         row |= {"skipped_steps": self.skipped_steps} if broken else {"loss": loss, "grad_norm": norm}
         if broken:
             self.bar.say(
                 f"step {step}: loss {loss}, gradient's norm {norm}: skipped ({self.skipped_steps} in this run)"
             )
-        window.add(samples, lengths, useful, stats, None if broken else metrics["groups"])
+        window.add(batch.samples, batch.lengths, useful, batch.stats, None if broken else metrics["groups"])
         logged = step % self.config.train.log_every == 0
         if logged:
             row |= window.summary() | self.goodput.row()
