@@ -100,7 +100,7 @@ def test_the_config_of_a_process_alone_says_how_many_devices(environment, tmp_pa
 def test_a_launcher_that_hides_the_first_process(environment):
     """Open MPI 5 tells every process its number, but not where the first one is; several runs in one workdir would be
     the end of it."""
-    code = "from vlm3_jax.train import distributed\nwith processes.joined('train'): print('alone')"
+    code = "from vlm3_jax.parallel import processes\nwith processes.joined('train'): print('alone')"
     environment(OPEN_MPI)
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
@@ -116,27 +116,6 @@ def test_gather_keeps_every_bit():
     for key, value in values.items():
         assert found[key].dtype == value.dtype
         np.testing.assert_array_equal(found[key], value[None])
-
-
-ENDING = """
-import os
-from vlm3_jax.train import distributed, lookout
-processes._joined = 0, 2
-lookout.start("name")
-with processes.ends_together():
-    # What may begin a report of the runtime is held back for seconds.
-    os.write(2, b"E1122 19:09:09.564316   15272 coordination_service_agent.cc:289] Polled an error\\n")
-    raise KeyboardInterrupt
-"""
-
-
-def test_a_process_ends_after_its_last_words():
-    """The first process of a container takes the lookout along."""
-    with subprocess.Popen([sys.executable, "-c", ENDING], stderr=subprocess.PIPE) as process:
-        assert process.wait() == 130
-        os.set_blocking(process.stderr.fileno(), False)
-        errors = os.read(process.stderr.fileno(), 500)
-    assert errors.endswith(b"Polled an error\nvlm3 train: process 0 of 2: interrupted\n")
 
 
 @pytest.mark.parametrize(

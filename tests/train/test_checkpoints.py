@@ -25,6 +25,8 @@ from vlm3_jax.train.checksums import checksums
 from vlm3_jax.train.step import TrainState
 
 FACTS = {"seed": 0}
+# Reads and writes that fail behind the first one of their checkpoint, which is raised, end in threads of Orbax.
+others_fail = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def make_state(step: int, shape=(96, 64)) -> TrainState:
@@ -142,6 +144,7 @@ def saved(tmp_path_factory):
     return folder
 
 
+@others_fail
 @pytest.mark.parametrize("damage", list(DAMAGE))
 def test_a_damaged_checkpoint_falls_back(damage, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "run") / "checkpoints"
@@ -207,6 +210,7 @@ class Several:
         return getattr(jax, name)
 
 
+@others_fail
 def test_a_process_among_others_ends_to_try_again(saved, tmp_path, monkeypatch):
     """It cannot go on by itself with an older checkpoint; without one, the next start would begin anew."""
     folder = shutil.copytree(saved, tmp_path / "run") / "checkpoints"
@@ -287,30 +291,6 @@ def test_intact_checkpoints_are_told_nothing_about(saved):
     assert notes == []
 
 
-def without_checksums(meta):
-    for key in ("arrays", "checksums", "crc32", "config", "losses"):
-        del meta[key]
-
-
-def test_checkpoints_of_earlier_versions(saved, tmp_path):
-    """Without checksums they are read if the parameters have the same names, and refused if not."""
-    folder = shutil.copytree(saved, tmp_path / "run") / "checkpoints"
-    rewrite_meta(folder / "5", without_checksums)
-    assert_is(*restore(tmp_path / "run")[:2], 5)
-    names = folder / "5/params/_METADATA"
-    names.write_text(names.read_text().replace("embed", "tokens"))
-    refused = (
-        r"params\.text\.embed is missing in step 5 and float32 \[96, 64\] here: another version of this program has"
-    )
-    with pytest.raises(UserError, match=refused):
-        restore(tmp_path / "run")
-    # The first version kept everything in one item.
-    (folder / "5/params").rename(folder / "5/state")
-    with pytest.raises(UserError, match=r"5/params/_METADATA: missing, step 5 is of another version of this program"):
-        restore(tmp_path / "run")
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "5"]
-
-
 def test_another_model_is_refused(saved):
     other = make_state(0, (96, 32))
     message = (
@@ -350,6 +330,7 @@ def check_until_it_fails(checkpoints):
         checkpoints.check()
 
 
+@others_fail
 def test_a_save_that_fails(tmp_path, capfd):
     """Told once, in one line; what was saved before stays, and the same step can be saved once there is room."""
     save(tmp_path, (1, 2))

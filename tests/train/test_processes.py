@@ -112,15 +112,13 @@ def unbroken(place, tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
-def lost(ended: Ended, who: str) -> bool:
-    """Whether a process ended within a minute with one line that names who is lost."""
-    last = ended.errors.splitlines()[-1]
-    assert "stack trace" not in ended.errors
+def lost(ended: Ended) -> bool:
+    """Whether a process ended within a minute and says that another is lost, in a line or by the runtime's report."""
     assert "Traceback" not in ended.errors
-    found = re.match(r"vlm3 train: process \d of \d: (another process|process \d) is lost; its own output", last)
-    return (
-        ended.code not in (0, 2) and ended.seconds < 60 and found is not None and found[1] in (who, "another process")
-    )
+    ours = re.search(r"^vlm3 train: process \d of \d: another process is lost; its own output", ended.errors, re.M)
+    # What docs/scaling.md tells to look for.
+    report = ended.code == -signal.SIGABRT and "another task died" in ended.errors
+    return ended.code not in (0, 2) and ended.seconds < 60 and bool(ours or report)
 
 
 def same_as(workdir, unbroken) -> None:
@@ -134,7 +132,7 @@ def test_two_processes_and_one_go_on_as_one_run(place, unbroken, tmp_path):
     """The first of two is killed; two go on until one gets SIGTERM; one goes on alone."""
     first, second = train(place, tmp_path, 2, {0: "SIGKILL@4"})
     assert first.code == -signal.SIGKILL
-    assert lost(second, "process 0"), second.errors
+    assert lost(second), second.errors
     assert Checkpoints(tmp_path).latest_step() == 3
     first, second = train(place, tmp_path, 2, {1: "SIGTERM@7"})
     assert (first.code, second.code) == (0, 0), first.errors + second.errors
@@ -173,7 +171,7 @@ def test_two_four_and_one_process(place, unbroken, tmp_path):
 def test_three_of_four_notice_a_lost_process(place, tmp_path):
     for number, process in enumerate(train(place, tmp_path, 4, {2: "SIGKILL@4"})):
         # A process that ends because of another may itself be what the next one misses.
-        assert number == 2 or lost(process, "process 0"), (number, process)
+        assert number == 2 or lost(process), (number, process)
 
 
 @pytest.mark.slow
@@ -195,7 +193,7 @@ def test_idle_processes_notice_a_lost_one(processes, victim, number, limit_s):
     for process in started[:victim] + started[victim + 1 :]:
         _, errors = process.communicate(timeout=120)
         print(f"noticed after {time.monotonic() - start:.1f} s: {errors}")
-        assert lost(Ended(process.returncode, errors, time.monotonic() - start), f"process {victim}")
+        assert lost(Ended(process.returncode, errors, time.monotonic() - start))
         assert time.monotonic() - start < limit_s
     started[victim].kill()
     started[victim].communicate()
@@ -212,7 +210,7 @@ def test_hosts_without_a_common_workdir(place, tmp_path):
 
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_all(place, tmp_path):
-    """A second Ctrl-C stops a process at once: it says why, the others that it is lost."""
+    """A second Ctrl-C stops a process at once: it says why, the others that one is lost."""
     first, second = train(place, tmp_path, 2, {1: "SIGINT@3+SIGINT@3"})
     assert (second.code, second.errors.splitlines()[-1]) == (130, "vlm3 train: process 1 of 2: interrupted")
-    assert lost(first, "process 1"), first.errors
+    assert lost(first), first.errors

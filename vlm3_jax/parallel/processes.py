@@ -1,8 +1,9 @@
 """Several processes of one run: how they find each other, tell each other things, and end when one of them is lost.
 
 Every process runs the same program. Where only one may act (writing files), it is the first, number 0. A process that
-fails ends at once, without the farewell that the others would have to answer; they notice, say so in a line, and end
-too. The same command then goes on from the newest checkpoint.
+fails ends at once, without the farewell that the others would have to answer. They notice: an exchange with it fails,
+which they say in a line, or the runtime misses its heartbeats and aborts them with a report of its own
+(docs/scaling.md says how to read it). The same command then goes on from the newest checkpoint.
 """
 
 import contextlib
@@ -16,7 +17,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from vlm3_jax.errors import UserError
-from vlm3_jax.parallel import lookout
 
 # A process that says nothing for so long is lost. What its runtime tells of it must reach everybody within a minute.
 HEARTBEAT_S = 40
@@ -45,9 +45,7 @@ def joined(command: str, coordinator: str | None = None, processes: int | None =
         return
     _, processes, process = where
     if processes:
-        # Where the others fail to come, the runtime reports as where one is lost.
         _joined = process, processes
-        lookout.start(_name(command))
     with ends_together(command):
         _initialize(*where)
         import jax
@@ -55,7 +53,6 @@ def joined(command: str, coordinator: str | None = None, processes: int | None =
         # A process that is alone must not start its devices yet: the config may say how many.
         if _joined is None and jax.distributed.is_initialized() and jax.process_count() > 1:
             _joined = jax.process_index(), jax.process_count()
-            lookout.start(_name(command))
         yield
 
 
@@ -74,10 +71,7 @@ def ends_together(command: str = "train"):
         code, text = _verdict(error)
         sys.stdout.flush()
         print(f"{_name(command)}: {text}", file=sys.stderr, flush=True)
-        try:
-            lookout.finish()
-        finally:
-            os._exit(code)
+        os._exit(code)
 
 
 def gather(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -197,5 +191,8 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         return error.code if isinstance(error.code, int) else 1, f"exit code {error.code}"
     if isinstance(error, ValueError | RuntimeError) and _LOST.search(str(error)):
         reason = " ".join(str(error).split())
-        return LOST, f"{lookout.lost('another process')} ({reason[:200]})"
+        return LOST, (
+            "another process is lost; its own output says why; the same command goes on from the newest checkpoint "
+            f"({reason[:200]})"
+        )
     return LOST, "failed\n" + "".join(traceback.format_exception(error))

@@ -16,7 +16,6 @@ import math
 import os
 import pathlib
 import re
-import sys
 import time
 import zlib
 
@@ -27,7 +26,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from vlm3_jax.checkpoint import locate
 from vlm3_jax.checkpoint.layouts import CHUNK_BYTES
-from vlm3_jax.checkpoint.locate import CHECKPOINTS, PARAMS
+from vlm3_jax.checkpoint.locate import CHECKPOINTS
 from vlm3_jax.data.schedule import Schedule
 from vlm3_jax.errors import Again, UserError
 from vlm3_jax.parallel import processes
@@ -57,16 +56,15 @@ class Checkpoints:
 
     The newest `keep` stay, those of every `keep_every`-th step (0: none), and the one whose held-out loss `keep_best`
     is lowest ("": none). `notes`: lines for the user about what `restore` found. OSError if the folder cannot be made,
-    Again if not all processes see the same newest step. Close it: until then it hears what fails in the background.
+    Again if not all processes see the same newest step. Close it.
     """
 
     def __init__(self, workdir, keep: int = 2, keep_every: int = 0, keep_best: str = ""):
         self.folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
         self.notes: list[str] = []
         self._pending: int | None = None
-        # What Orbax logs of a failed save is raised as well, and said in one line.
-        logging.getLogger("absl").addFilter(_is_no_failure)
-        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._hear
+        # Orbax logs, with a stack, what it raises as well; here that is said in a line.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._best = _Best(keep_best, {step: self._losses(step) for step in locate.steps(workdir)})
         kept = [policies.LatestN(keep), self._best]
         if keep_every:
@@ -164,7 +162,7 @@ class Checkpoints:
                 self.notes.append(
                     f"{self.folder}: step {bad} is damaged ({reason}), kept aside as {aside}; going on from step {step}"
                 )
-            if config and (changed := settings.changes(meta.get("config", {}), config)):
+            if config and (changed := settings.changes(meta["config"], config)):
                 self.notes.append(f"settings changed since step {step}, and are used as they are now: {changed}")
             cursors = np.asarray(meta["cursors"], np.int64)
             return state, Schedule.from_tree({"cursors": cursors, "phases": meta["phases"]})
@@ -191,13 +189,6 @@ class Checkpoints:
         with contextlib.suppress(UserError):
             self.wait()
         self._manager.close()
-        sys.unraisablehook = self._unraisable
-
-    def _hear(self, error) -> None:
-        """Reads and writes that fail behind the first one of their checkpoint, which is reported."""
-        code = getattr(error.object, "cr_code", None)
-        if not (code and "orbax" in code.co_filename) and str(error.exc_value) != "Event loop is closed":
-            self._unraisable(error)
 
     def _losses(self, step: int) -> dict[str, float]:
         with contextlib.suppress(Damaged):
@@ -211,8 +202,7 @@ class Checkpoints:
             stored = meta.pop("crc32", None)
         except (ValueError, TypeError, AttributeError, OSError):
             raise Damaged("meta is missing or no JSON object") from None
-        # Earlier versions kept no checksums.
-        if stored == _crc32(meta) or (stored is None and "arrays" not in meta and "facts" in meta):
+        if stored == _crc32(meta):
             return meta
         raise Damaged("meta is not what was saved")
 
@@ -223,11 +213,7 @@ class Checkpoints:
                     f"{self.folder}: the saved run has {key} = {meta['facts'].get(key)}, the configuration {value}; "
                     "use another --workdir or the old setting"
                 )
-        found = meta.get("arrays")
-        if found is None:
-            # Only names are compared: of the parameters, since those of the optimizer are numbers.
-            found = {name: wanted.get(name) for name in self._stored_names(step)}
-            wanted = {name: like for name, like in wanted.items() if name.startswith("params.")}
+        found = meta["arrays"]
         # Parameters first: their names say more than those of moments.
         for name in sorted(found.keys() | wanted.keys(), key=lambda name: (not name.startswith("params."), name)):
             if found.get(name) != wanted.get(name) or name not in wanted:
@@ -236,19 +222,6 @@ class Checkpoints:
                     "another version of this program has saved it, or it is of another model or optimizer; "
                     "use another --workdir"
                 )
-
-    def _stored_names(self, step: int) -> list[str]:
-        """Names of the parameters in a checkpoint of an earlier version."""
-        path = self.folder / str(step) / PARAMS / "_METADATA"
-        if not path.exists():
-            raise UserError(
-                f"{path}: missing, step {step} is of another version of this program; use another --workdir"
-            )
-        try:
-            entries = json.loads(path.read_bytes())["tree_metadata"].values()
-            return [".".join(["params", *(part["key"] for part in entry["key_metadata"])]) for entry in entries]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise Damaged(f"{PARAMS}/_METADATA is no JSON of Orbax") from None
 
     def _state(self, step: int, meta: dict, abstract: TrainState) -> TrainState:
         restore = ocp.args.Composite(
@@ -267,11 +240,10 @@ class Checkpoints:
             raise Damaged(_first_line(error)) from None
         others = jax.tree.unflatten(jax.tree.structure(_others(abstract)), jax.tree.leaves(found.optimizer))
         state = dataclasses.replace(others, params=found.params)
-        if saved := meta.get("checksums"):
-            wrong = [name for name, checksum in checksums(state).items() if saved[name] != checksum]
-            if wrong:
-                more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-                raise Damaged(f"{wrong[0]}{more} not what was saved")
+        wrong = [name for name, checksum in checksums(state).items() if meta["checksums"][name] != checksum]
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise Damaged(f"{wrong[0]}{more} not what was saved")
         return state
 
     def _damaged_for_all(self, step: int, reason: str) -> UserError:
@@ -394,7 +366,3 @@ def _kind(number: int) -> type[UserError]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:120] or type(error).__name__
-
-
-def _is_no_failure(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and "orbax" in record.pathname)

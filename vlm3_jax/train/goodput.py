@@ -1,8 +1,7 @@
-"""Where the time of a run goes, and which programs were compiled and why."""
+"""Where the time of a run goes, and how much of it the compiler takes."""
 
 import collections
 import contextlib
-import logging
 import resource
 import sys
 import time
@@ -14,10 +13,6 @@ import jax
 KINDS = ("start", "compile", "wait", "save", "evaluate")
 _COMPILE = "/jax/core/compile/"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_COMPILER = logging.getLogger("jax._src.compiler")
-_FIRST = "its first call"
-MOST_CHARACTERS = 300
-_LOGGER = "jax._src.interpreters.partial_eval"
 
 
 class Goodput:
@@ -52,77 +47,23 @@ class Goodput:
 
 
 class Compilations:
-    """Counts what is compiled in this process while it is open, and keeps why (a context manager).
-
-    JAX tells of every function that it traces what differs from the calls before, in its log; it is heard here and
-    not printed.
-    """
+    """Counts the programs compiled in this process while it is open, and the seconds that takes (a context manager)."""
 
     def __init__(self):
         self.count, self.seconds = 0, 0.0
-        self._new: list[tuple[str, float]] = []
-        self._phases: collections.Counter[str] = collections.Counter()
-        self._reasons = _Reasons()
-        self._log = logging.getLogger(_LOGGER)
 
     def __enter__(self):
-        self._before = self._log.propagate, jax.config.jax_explain_cache_misses
-        self._log.addHandler(self._reasons)
-        self._log.propagate = False
-        _COMPILER.addFilter(_is_no_explanation)
-        jax.config.update("jax_explain_cache_misses", True)
         jax.monitoring.register_event_duration_secs_listener(self._heard)
         return self
 
     def __exit__(self, *_) -> None:
         jax.monitoring.unregister_event_duration_listener(self._heard)
-        self._log.removeHandler(self._reasons)
-        _COMPILER.removeFilter(_is_no_explanation)
-        self._log.propagate = self._before[0]
-        jax.config.update("jax_explain_cache_misses", self._before[1])
 
-    def _heard(self, event: str, seconds: float, **fields) -> None:
-        if not event.startswith(_COMPILE):
-            return
-        self.seconds += seconds
-        name = str(fields.get("fun_name", "?")).removeprefix("jit(").removesuffix(")")
-        # Tracing and lowering come before, under the same name.
-        self._phases[name] += seconds
-        if event == _COMPILED:
-            self.count += 1
-            self._new.append((name, self._phases.pop(name)))
-
-    def news(self) -> list[str]:
-        """A line for each program compiled since the last call that took a second, or was compiled before."""
-        new, self._new = self._new, []
-        lines = []
-        for name, seconds in new:
-            reason = self._reasons.of.pop(name, None)
-            if seconds >= 1 or reason not in (None, _FIRST):
-                lines.append(f"compiled {name} in {seconds:.1f} s: {reason or 'same types, so other shardings'}")
-        return lines
-
-
-class _Reasons(logging.Handler):
-    """Keeps the newest explanation of each traced function, in one line."""
-
-    def __init__(self):
-        super().__init__()
-        self.of: dict[str, str] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Reads "never seen function: NAME id=..." or "for NAME defined at ...; what differs"."""
-        lines = [line.strip(" *") for line in record.getMessage().splitlines()[1:]]
-        if lines[0].startswith("never seen") and len(lines) > 1:
-            self.of[lines[1].split()[0]] = _FIRST
-        elif lines[0].startswith("for "):
-            text = "; ".join(lines[2:])
-            self.of[lines[0].split()[1]] = text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} ..."
-
-
-def _is_no_explanation(record: logging.LogRecord) -> bool:
-    """Programs that a persistent cache does not hold are explained by the same setting."""
-    return "CACHE MISS" not in record.getMessage()
+    def _heard(self, event: str, seconds: float, **_) -> None:
+        # Tracing and lowering, which come before, count as well.
+        if event.startswith(_COMPILE):
+            self.seconds += seconds
+            self.count += event == _COMPILED
 
 
 def memory() -> dict[str, float]:

@@ -19,7 +19,6 @@ from vlm3_jax.data.sources import protocol_of
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import flops
 from vlm3_jax.model import params as parameters
-from vlm3_jax.model.vlm import REMAT
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
 from vlm3_jax.setup import Setup
@@ -53,11 +52,13 @@ def train(config) -> bool:
 def _train(config, compilations: Compilations, held: contextlib.ExitStack) -> bool:
     goodput = Goodput(compilations)
     with goodput.spent_on("start"):
+        if config.train.samples < 1:
+            raise UserError("train.samples is 0: set the length of the run in samples")
         setup = Setup.from_config(config)
-        _check(setup)
         components = setup.components(config.data.components)
         if not components:
             raise UserError("data.components is empty: nothing to train on")
+        _check(setup)
         trainable = Trainable.from_config(setup.cfg, config)
         held.enter_context(claimed(setup.workdir))
         run = _Run(setup, components, trainable, goodput)
@@ -100,13 +101,8 @@ def _writing(workdir):
 
 
 def _check(setup: Setup) -> None:
+    """What `config.check` cannot judge: it takes the model or the mesh."""
     config = setup.config
-    for field, allowed in (("dtype", DTYPES), ("remat", REMAT), ("export", ("", *hf.DTYPES))):
-        if config.train[field] not in allowed:
-            choices = ", ".join(map(repr, allowed))
-            raise UserError(f"train.{field}: {config.train[field]!r} is unknown; choose one of {choices}")
-    if config.train.samples < 1:
-        raise UserError("train.samples is 0: set the length of the run in samples")
     rows, spread = config.data.rows, setup.mesh.shape["replica"] * setup.mesh.shape["fsdp"]
     if rows % spread:
         more = -(-rows // spread) * spread
@@ -115,12 +111,6 @@ def _check(setup: Setup) -> None:
             f"data.rows = {rows} must be a multiple of replica x fsdp = {spread}; set data.rows to {more} and "
             f"train.accumulation to {steps} for about as many rows an update"
         )
-    best = config.train.keep_best
-    held_out = config.eval.components.items() if config.eval.loss_batches else ()
-    measured = "", *(f"eval_loss/{name}" for name, entry in held_out if entry.weight > 0)
-    if best not in measured:
-        choices = ", ".join(map(repr, measured))
-        raise UserError(f"train.keep_best: {best!r} is not measured; choose one of {choices}")
     unit = setup.spec.merge_size**2
     if setup.budget.patches % unit:
         raise UserError(f"data.row_patches is {setup.budget.patches}, but must be a multiple of {unit}")
@@ -170,6 +160,7 @@ class _Run:
             self.state, schedule = self.checkpoints.restore(abstract, self.facts, self.settings)
         self.step, self.samples = int(self.state.step), int(self.state.samples)
         self.skipped_steps = self.skipped_in_a_row = 0
+        self.logged = False
         self.run_step = steps.from_config(cfg, config, tx, mesh, trainable, self.groups)
         held_out = self._held_out_components()
         self.aside = aside = Quarantine(quarantine_file(setup.workdir), config.data.max_bad_fraction)
@@ -318,9 +309,10 @@ class _Run:
         logged = step % self.config.train.log_every == 0
         if logged:
             row |= window.summary() | self.goodput.row()
-            if news := self.goodput.compilations.news():
-                row["compiled"] = news
-                self.bar.say("\n".join(news))
+            if not self.logged:
+                compiled = self.goodput.compilations
+                self.bar.say(f"compiled {compiled.count} programs in {compiled.seconds:.0f} s")
+            self.logged = True
             self.bar.update(seen, row)
         self.metrics.write(row, board=logged)
 
