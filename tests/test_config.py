@@ -3,11 +3,18 @@
 import re
 import shutil
 
+import ml_collections
 import pytest
 
 from vlm3_jax import config as configs
+from vlm3_jax.checkpoint import copying
 from vlm3_jax.data.sources import check_entry, component_config
 from vlm3_jax.errors import UserError
+from vlm3_jax.evaluate import run
+from vlm3_jax.model import attention, vlm
+from vlm3_jax.model import params as parameters
+from vlm3_jax.synth import options as synth_options
+from vlm3_jax.train import trainable
 
 SHIPPED = sorted(path.stem for path in configs.config_dir().glob("*.py"))
 
@@ -129,16 +136,83 @@ def test_shipped_configs_are_in_range(name):
         ("optimizer.warmup=1", "optimizer.warmup is 1.0, but must be a share of the run: at least 0 and below 1"),
         ("optimizer.tail=0", "optimizer.tail is 0.0, but must be a share of the run: above 0 and at most 1"),
         ("optimizer.final=-0.1", "optimizer.final is -0.1, but must be a share of the rate: from 0 to 1"),
+        ("optimizer.rates.vision=0", "optimizer.rates.vision is 0.0, but must be finite and above 0; to freeze it, "),
+        ("train.accumulation=0", "train.accumulation is 0, but must be at least 1"),
+        ("train.log_every=0", "train.log_every is 0, but must be at least 1"),
+        ("train.save_every=-1", "train.save_every is -1, but must be at least 0"),
         ("train.max_skipped=0", "train.max_skipped is 0, but must be at least 1"),
+        ("train.z_loss=nan", "train.z_loss is nan, but must be finite and at least 0"),
+        ("train.lora.rank=-1", "train.lora.rank is -1, but must be at least 0"),
+        ("train.lora.alpha=0", "train.lora.alpha is 0.0, but must be finite and above 0"),
+        ("train.freeze=tower", "train.freeze is ('tower',), but must be groups of vision, merger, decoder, embeddings"),
+        *((f"train.profile={text}", f"train.profile is {text!r}, but must be a window of steps FIRST:LAST, such as 20:")
+          for text in ("5", "5:", "7:3", "a:b", "0:4")),
         ("eval.loss_batches=-1", "eval.loss_batches is -1, but must be at least 0"),
+        ("eval.max_new_tokens=0", "eval.max_new_tokens is 0, but must be at least 1"),
+        ("eval.variants=blind", "eval.variants is ('blind',), but must be of model, blind, shuffled, model among them"),
+        ("eval.variants=model,deaf", "eval.variants is ('model', 'deaf'), but must be of model, blind, shuffled,"),
+        ("data.row_tokens=0", "data.row_tokens is 0, but must be at least 1"),
+        ("data.row_patches=-4", "data.row_patches is -4, but must be at least 0"),
+        ("data.block=0", "data.block is 0, but must be at least 1"),
+        ("data.block=7000", "data.row_tokens = 7168 must be a multiple of data.block = 7000"),
+        ("data.pair_block=1000", "data.row_tokens = 7168 must be a multiple of data.pair_block = 1000"),
+        ("data.pair_block=7168", "data.row_patches = 16384 must be a multiple of data.pair_block = 7168"),
+        ("train.keep_best=eval_loss/a", "train.keep_best: 'eval_loss/a' is not measured; choose one of ''"),
+        *((f"{field}=other", f"{field} is 'other', but must be one of {', '.join(map(repr, allowed.names))}")
+          for field, allowed in configs.ALLOWED.items() if allowed.names and field != "eval.variants"),
     ],
-)
-def test_numbers_out_of_range_are_named(config, assignment, message):
+)  # fmt: skip
+def test_values_that_are_not_allowed_are_named(config, assignment, message):
     configs.check(config)
     configs.override(config, [assignment])
     with pytest.raises(UserError) as caught:
         configs.check(config)
-    assert str(caught.value) == message
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["data.block=8", "data.reach=2", "data.pair_block=128"], "data.reach and data.pair_block are two ways for th"),
+        (["train.freeze=vision", "train.lora.rank=4"], "train.freeze: with train.lora.rank above 0 only the adapters"),
+        ([f"train.freeze={','.join(parameters.GROUPS)}"], "train.freeze names all groups"),
+    ],
+)
+def test_values_that_do_not_go_together_are_named(config, assignments, message):
+    configs.override(config, assignments)
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        configs.check(config)
+
+
+def test_every_number_and_choice_is_judged():
+    """A field without a rule is a text that files or the model decide on."""
+    free = {"model", "workdir", "train.keep_best", "train.lora.targets", "data.components", "eval.components"}
+
+    def fields(node, above=""):
+        for key, value in node.items():
+            if isinstance(value, ml_collections.ConfigDict) and f"{above}{key}" not in free:
+                yield from fields(value, f"{above}{key}.")
+            else:
+                yield f"{above}{key}"
+
+    assert set(fields(configs.base())) - free == set(configs.ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [
+        ("synth.motion", synth_options.MOTIONS),
+        ("train.dtype", trainable.DTYPES),
+        ("train.frozen_dtype", trainable.DTYPES),
+        ("train.remat", vlm.REMAT),
+        ("train.attention", attention.BACK_ENDS),
+        ("train.export", ("", *copying.DTYPES)),
+        ("eval.variants", run.VARIANTS),
+    ],
+)
+def test_the_choices_are_those_of_the_code(field, names):
+    assert set(configs.ALLOWED[field].names) == set(names)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])

@@ -1,9 +1,14 @@
 """The base configuration: every field with its meaning. Configs start from it; an unknown field is an error."""
 
+import dataclasses
 import difflib
+import functools
 import importlib.util
 import math
 import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
 
 import ml_collections
 
@@ -164,47 +169,146 @@ def override(config: ml_collections.ConfigDict, assignments: list[str]) -> None:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """UserError, naming the field, if the seed or a number of `mesh`, `data`, `optimizer`, `train` or `eval` is out of
-    range.
+    """UserError, naming the field, if a value is not allowed (`ALLOWED`) or does not go with the others.
 
-    What makes up a row is checked by `data.packing.RowBudget`, the entries of the mixture by `data.sources`.
+    Judged from the config alone, before files are opened or devices started. Entries of the mixture are judged by
+    `data.sources.check_entry`; what needs the model or the mesh where these are made.
     """
     for name in ("model", "workdir"):
         local_path(config[name], f"config.{name}")
-    data, opt, mesh, train = config.data, config.optimizer, config.mesh, config.train
-    ranges = {
-        "seed": (config.seed, 0 <= config.seed < 2**63, "at least 0 and below 2^63"),
-        "data.rows": (data.rows, data.rows >= 1, "at least 1"),
-        "data.workers": (data.workers, data.workers >= 0, "at least 0"),
-        "data.prefetch": (data.prefetch, data.prefetch >= 0, "at least 0"),
-        # Written so that nan is out of range too.
-        "data.max_bad_fraction": (data.max_bad_fraction, 0 <= data.max_bad_fraction <= 1, "from 0 to 1"),
-        "data.worker_timeout_s": (data.worker_timeout_s, data.worker_timeout_s > 0, "above 0"),
-        "data.first_answer_weight": (
-            data.first_answer_weight, 0 <= data.first_answer_weight < math.inf, "finite and at least 0"
-        ),
-        "mesh.replica": (mesh.replica, mesh.replica >= 1, "at least 1"),
-        "mesh.fsdp": (mesh.fsdp, mesh.fsdp >= 1 or mesh.fsdp == -1, "at least 1, or -1 for what the others leave"),
-        "mesh.tensor": (mesh.tensor, mesh.tensor >= 1, "at least 1"),
-        # A rate or moment that is not finite would reach the weights past the check of loss and gradient.
-        "optimizer.learning_rate": (opt.learning_rate, 0 < opt.learning_rate < math.inf, "finite and above 0"),
-        "optimizer.b1": (opt.b1, 0 <= opt.b1 < 1, "at least 0 and below 1"),
-        "optimizer.b2": (opt.b2, 0 <= opt.b2 < 1, "at least 0 and below 1"),
-        "optimizer.eps": (opt.eps, 0 < opt.eps < math.inf, "finite and above 0"),
-        "optimizer.weight_decay": (opt.weight_decay, 0 <= opt.weight_decay < math.inf, "finite and at least 0"),
-        "optimizer.clip": (opt.clip, 0 <= opt.clip < math.inf, "finite and at least 0 (0: no clipping)"),
-        "optimizer.warmup": (opt.warmup, 0 <= opt.warmup < 1, "a share of the run: at least 0 and below 1"),
-        "optimizer.tail": (opt.tail, 0 < opt.tail <= 1, "a share of the run: above 0 and at most 1"),
-        "optimizer.final": (opt.final, 0 <= opt.final <= 1, "a share of the rate: from 0 to 1"),
-        "train.accumulation": (train.accumulation, train.accumulation >= 1, "at least 1"),
-        "train.log_every": (train.log_every, train.log_every >= 1, "at least 1"),
-        "train.keep": (train.keep, train.keep >= 1, "at least 1"),
-        "train.max_skipped": (train.max_skipped, train.max_skipped >= 1, "at least 1"),
-        "eval.loss_batches": (config.eval.loss_batches, config.eval.loss_batches >= 0, "at least 0"),
-    }  # fmt: skip
-    for field, (value, good, wanted) in ranges.items():
-        if not good:
-            raise UserError(f"{field} is {value}, but must be {wanted}")
+    for field, allowed in ALLOWED.items():
+        value = functools.reduce(lambda node, key: node[key], field.split("."), config)
+        if not allowed.test(value):
+            raise UserError(f"{field} is {value!r}, but must be {allowed.words}")
+    _check_rows(config.data)
+    _check_training(config)
+
+
+def _check_rows(data) -> None:
+    for rows, blocks in (("row_tokens", "block"), ("row_tokens", "pair_block"), ("row_patches", "pair_block")):
+        if data[rows] % max(1, data[blocks]):
+            raise UserError(f"data.{rows} = {data[rows]} must be a multiple of data.{blocks} = {data[blocks]}")
+    if data.reach and data.pair_block:
+        raise UserError("data.reach and data.pair_block are two ways for the same; set one of them to 0")
+
+
+def _check_training(config) -> None:
+    train = config.train
+    if train.freeze and train.lora.rank:
+        raise UserError(
+            "train.freeze: with train.lora.rank above 0 only the adapters are trained; leave it empty and choose "
+            "products by train.lora.targets"
+        )
+    if set(train.freeze) == set(parameters.GROUPS):
+        raise UserError(f"train.freeze names all groups ({', '.join(train.freeze)}): nothing is left to train")
+    held_out = config.eval.components.items() if config.eval.loss_batches else ()
+    measured = "", *(f"eval_loss/{name}" for name, entry in held_out if entry.weight > 0)
+    if train.keep_best not in measured:
+        choices = ", ".join(map(repr, measured))
+        raise UserError(f"train.keep_best: {train.keep_best!r} is not measured; choose one of {choices}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """What a field may be: a test of its value, and the same in words; `names`: the choices, if it is one of some."""
+
+    test: Callable[[Any], bool]
+    words: str
+    names: tuple[str, ...] = ()
+
+
+def _least(number: int) -> Allowed:
+    return Allowed(lambda value: value >= number, f"at least {number}")
+
+
+def _one_of(*names: str) -> Allowed:
+    return Allowed(lambda value: value in names, f"one of {', '.join(map(repr, names))}", names)
+
+
+# Tests are written so that nan fails them.
+_ABOVE_0 = Allowed(lambda value: 0 < value < math.inf, "finite and above 0")
+_FINITE = Allowed(lambda value: 0 <= value < math.inf, "finite and at least 0")
+_DECAY = Allowed(lambda value: 0 <= value < 1, "at least 0 and below 1")
+VARIANTS = ("model", "blind", "shuffled")
+_WINDOW = re.compile(r"(\d+):(\d+)")
+
+
+def _is_window(text: str) -> bool:
+    found = _WINDOW.fullmatch(text)
+    return not text or (found is not None and 1 <= int(found[1]) <= int(found[2]))
+
+
+# Every field whose values are not all allowed.
+ALLOWED = {
+    "seed": Allowed(lambda value: 0 <= value < 2**63, "at least 0 and below 2^63"),
+    "mesh.replica": _least(1),
+    "mesh.fsdp": Allowed(lambda value: value >= 1 or value == -1, "at least 1, or -1 for what the others leave"),
+    "mesh.tensor": _least(1),
+    "mesh.cpu_devices": _least(0),
+    "synth.motion": _one_of("orbit", "crane"),
+    "data.mode": _one_of("turns", "independent"),
+    "data.row_tokens": _least(1),
+    "data.row_patches": _least(0),
+    "data.row_targets": _least(1),
+    "data.block": _least(1),
+    "data.reach": _least(0),
+    "data.pair_block": _least(0),
+    "data.pairs": _least(0),
+    "data.patch_pairs": _least(0),
+    "data.rows": _least(1),
+    "data.oversize": _one_of("crop", "error"),
+    "data.first_answer_weight": _FINITE,
+    "data.max_bad_fraction": Allowed(lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "data.workers": _least(0),
+    "data.prefetch": _least(0),
+    "data.worker_timeout_s": Allowed(lambda value: value > 0, "above 0"),
+    # A rate or moment that is not finite would reach the weights past the check of loss and gradient.
+    "optimizer.learning_rate": _ABOVE_0,
+    "optimizer.b1": _DECAY,
+    "optimizer.b2": _DECAY,
+    "optimizer.eps": _ABOVE_0,
+    "optimizer.weight_decay": _FINITE,
+    "optimizer.clip": Allowed(_FINITE.test, "finite and at least 0 (0: no clipping)"),
+    "optimizer.schedule": _one_of("cosine", "linear_tail", "constant"),
+    "optimizer.warmup": Allowed(_DECAY.test, "a share of the run: at least 0 and below 1"),
+    "optimizer.tail": Allowed(lambda value: 0 < value <= 1, "a share of the run: above 0 and at most 1"),
+    "optimizer.final": Allowed(lambda value: 0 <= value <= 1, "a share of the rate: from 0 to 1"),
+    **{
+        f"optimizer.rates.{group}": Allowed(_ABOVE_0.test, "finite and above 0; to freeze it, name it in train.freeze")
+        for group in parameters.GROUPS
+    },
+    "train.samples": _least(0),
+    "train.batch": _least(0),
+    "train.max_steps": _least(0),
+    "train.accumulation": _least(1),
+    "train.dtype": _one_of("float32", "bfloat16"),
+    "train.remat": _one_of("none", "minimal", "full", "offload"),
+    "train.attention": _one_of("auto", "xla", "pallas"),
+    "train.freeze": Allowed(
+        lambda value: set(value) <= set(parameters.GROUPS), f"groups of {', '.join(parameters.GROUPS)}"
+    ),
+    "train.frozen_dtype": _one_of("float32", "bfloat16"),
+    "train.lora.rank": _least(0),
+    "train.lora.alpha": _ABOVE_0,
+    "train.balance": _FINITE,
+    "train.z_loss": _FINITE,
+    "train.max_skipped": _least(1),
+    "train.log_every": _least(1),
+    "train.save_every": _least(0),
+    "train.eval_every": _least(0),
+    "train.profile": Allowed(_is_window, 'a window of steps FIRST:LAST, such as 20:25, or ""'),
+    "train.keep": _least(1),
+    "train.keep_every": _least(0),
+    "train.export": _one_of("", "float32", "bfloat16", "float16"),
+    "eval.records": _least(1),
+    "eval.loss_batches": _least(0),
+    "eval.image_sets": _least(1),
+    "eval.questions": _least(1),
+    "eval.max_new_tokens": _least(1),
+    "eval.variants": Allowed(
+        lambda value: {"model"} <= set(value) <= set(VARIANTS), f"of {', '.join(VARIANTS)}, model among them", VARIANTS
+    ),
+}
 
 
 def _parse(field: str, text: str, old):

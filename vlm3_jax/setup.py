@@ -10,6 +10,7 @@ from vlm3_jax import config as configs
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.mixture import build_components
 from vlm3_jax.data.packing import RowBudget
+from vlm3_jax.data.sources import check_entry
 from vlm3_jax.errors import UserError
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.parallel import mesh as meshes
@@ -33,8 +34,11 @@ class Setup:
 
     @classmethod
     def from_config(cls, config) -> "Setup":
-        """Opens the model directory; UserError names what is missing."""
+        """Judges the config and opens the model directory; UserError names what is wrong or missing."""
         configs.check(config)
+        for table in (config.data.components, config.eval.components):
+            for name, entry in table.items():
+                check_entry(name, entry)
         if not config.workdir:
             raise UserError("no workdir is given: set --workdir to the folder for checkpoints, metrics and the export")
         workdir = pathlib.Path(config.workdir)

@@ -10,7 +10,6 @@ from vlm3_jax import records
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import tiny_tokenizer
 from vlm3_jax.data.samples import build_sample
-from vlm3_jax.errors import UserError
 from vlm3_jax.processor import image
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.prompt import prompt_sample
@@ -120,8 +119,3 @@ def test_prompt_is_the_sample_up_to_the_answer(chat, n_images):
     np.testing.assert_array_equal(prompt.visual_slot, alone.visual_slot)
     single = prompt_sample(layouts, QUESTIONS[0][0], chat)
     np.testing.assert_array_equal(single.suffix_tokens[0], prompt.suffix_tokens[0])
-
-
-def test_unknown_mode_is_named(chat):
-    with pytest.raises(UserError, match="unknown question mode 'both'"):
-        make_sample(chat, mode="both")

@@ -222,11 +222,6 @@ def test_a_closed_loader_says_so(opened, settings):
         next(loader)
 
 
-def test_the_timeout_must_be_positive(opened, settings):
-    with pytest.raises(UserError, match=r"data\.worker_timeout_s is 0, but must be above 0"):
-        load(opened, settings, 1, workers=2, worker_timeout_s=0.0)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_name_that_cannot_be_made_stops_nothing(workers, caplog):
     """A thread that died of it would leave its call, and whoever waits for it, waiting for ever."""
@@ -251,8 +246,3 @@ def test_a_name_that_cannot_be_made_stops_nothing(workers, caplog):
         timer.cancel()
         pool.close()
     assert lines(caplog) == ["data: 7: OSError: lost; trying once more"]
-
-
-def test_a_number_of_workers_below_zero_is_refused(opened, settings):
-    with pytest.raises(UserError, match=r"^data\.workers is -1, but must be at least 0$"):
-        Loader(opened.mixture, opened.state, 4, settings.budget, settings.vision, workers=-1)

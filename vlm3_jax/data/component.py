@@ -14,7 +14,6 @@ from vlm3_jax.processor import image
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.records import MAX_IMAGE_PIXELS, Record
 
-OVERSIZE = ("crop", "error")
 # What `Component.sample` gives None for.
 PASSED_OVER = (
     "a record is passed over if its source has set it aside, its views overlap less than covisibility_min, or it has "
@@ -38,10 +37,6 @@ class SampleSettings:
     mode: str = "turns"
     first_answer_weight: float = 1.0
     oversize: str = "crop"
-
-    def __post_init__(self):
-        if self.oversize not in OVERSIZE:
-            raise UserError(f"data.oversize is {self.oversize!r}; choose one of {OVERSIZE}")
 
 
 class Component:

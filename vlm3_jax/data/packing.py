@@ -11,7 +11,7 @@ import numpy as np
 
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.data.visibility import sparse_rows, visible_blocks
-from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.errors import BadRecord
 from vlm3_jax.model.flops import Lengths, visible_pairs
 from vlm3_jax.processor.image import VisionSpec, patch_positions, table_lookup
 
@@ -39,18 +39,6 @@ class RowBudget:
     pair_block: int = 0
     pairs: int = 0
     patch_pairs: int = 0
-
-    def __post_init__(self):
-        for field, name in FIELDS.items():
-            value, least = getattr(self, field), int(field in ("tokens", "targets", "block"))
-            if value < least:
-                raise UserError(f"data.{name} is {value}, but must be at least {least}")
-        for rows, blocks in (("tokens", "block"), ("tokens", "pair_block"), ("patches", "pair_block")):
-            length, size = getattr(self, rows), getattr(self, blocks)
-            if length % max(1, size):
-                raise UserError(f"data.row_{rows} = {length} must be a multiple of data.{blocks} = {size}")
-        if self.reach and self.pair_block:
-            raise UserError("data.reach and data.pair_block are two ways for the same; set one of them to 0")
 
     @classmethod
     def from_config(cls, data) -> "RowBudget":

@@ -9,14 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm3_jax.errors import UserError
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import ImageLayout, Patches, VisionSpec, image_layout
 from vlm3_jax.processor.prompt import positions, span_indices
 from vlm3_jax.records import Record
 from vlm3_jax.tasks.base import Example
-
-MODES = ("turns", "independent")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,8 +73,6 @@ def build_sample(
     `mode`: "turns" (one conversation) or "independent" (every question sees the images and itself only, and its
     positions go on right after them). The first token of every answer weighs `first_answer_weight`, all others 1.
     """
-    if mode not in MODES:
-        raise UserError(f"unknown question mode {mode!r}; choose one of {MODES}")
     layouts = tuple(image_layout(record.views[v], spec) for v in examples[0].views)
     encode = chat.encode_turns if mode == "turns" else chat.encode_independent
     encoding = encode([layout.n_visual for layout in layouts], [(e.question, e.answer) for e in examples])

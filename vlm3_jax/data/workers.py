@@ -44,15 +44,10 @@ class _Call:
 class Workers:
     """`count` threads; 0 makes every call in the caller's thread, where a hang cannot be noticed.
 
-    A call may take `timeout_s` seconds. UserError unless that is above 0 and `count` at least 0. Whoever waits for a
-    call when `stop` is set gets Closed.
+    A call may take `timeout_s` seconds. Whoever waits for a call when `stop` is set gets Closed.
     """
 
     def __init__(self, count: int, timeout_s: float, stop: threading.Event):
-        if count < 0:
-            raise UserError(f"data.workers is {count}, but must be at least 0")
-        if timeout_s <= 0:
-            raise UserError(f"data.worker_timeout_s is {timeout_s:g}, but must be above 0")
         self._timeout_s, self._stop = timeout_s, stop
         self._calls: queue.SimpleQueue = queue.SimpleQueue()
         self._lock = threading.Lock()

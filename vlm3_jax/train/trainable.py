@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vlm3_jax.errors import UserError
 from vlm3_jax.model import params as parameters
 from vlm3_jax.model.adapters import Lora
 from vlm3_jax.model.config import VLMConfig
@@ -35,29 +34,16 @@ class Trainable:
 
     @classmethod
     def from_config(cls, cfg: VLMConfig, config) -> "Trainable":
-        """From `train.freeze`, `train.frozen_dtype`, `train.lora` and `optimizer.rates`; UserError names the field."""
+        """From `train.freeze`, `train.frozen_dtype`, `train.lora` and `optimizer.rates` of a checked config.
+
+        UserError if `train.lora.targets` cannot be adapted.
+        """
         train, rates = config.train, dict(config.optimizer.rates)
-        for group in train.freeze:
-            if group not in parameters.GROUPS:
-                raise UserError(f"train.freeze: there is no group {group!r}; groups are {', '.join(parameters.GROUPS)}")
-        if train.frozen_dtype not in DTYPES:
-            choices = ", ".join(map(repr, DTYPES))
-            raise UserError(f"train.frozen_dtype: {train.frozen_dtype!r} is unknown; choose one of {choices}")
-        for group, rate in rates.items():
-            if rate <= 0:
-                raise UserError(f"optimizer.rates.{group} is {rate}, but must be positive; to freeze it, train.freeze")
         rows, lora = parameters.table(cfg), Lora.from_config(cfg, train.lora)
         trained = [row for row in rows if row.group not in train.freeze]
-        if lora and train.freeze:
-            raise UserError(
-                "train.freeze: with train.lora.rank above 0 only the adapters are trained; leave it empty and choose "
-                "products by train.lora.targets"
-            )
         if lora:
             trained = _adapters(lora)
             rows += trained
-        if not trained:
-            raise UserError(f"train.freeze names all groups ({', '.join(train.freeze)}): nothing is left to train")
         return cls(rows, frozenset(row.path for row in trained), train.frozen_dtype, rates, lora)
 
     @property
@@ -107,7 +93,7 @@ class Trainable:
         return self.lora.view(params, dtype) if self.lora else params
 
     def facts(self) -> dict:
-        """What a checkpoint must agree on; None stands for the default, which older checkpoints do not name."""
+        """What a checkpoint must agree on; None stands for the default."""
         whole = len(self.trained) == len(self.rows)
         frozen = sorted({row.group for row in self.rows if row.path not in self.trained})
         return {
