@@ -80,47 +80,27 @@ def test_passes_follow_each_other():
             assert {draw.epoch for draw in one_pass} == {start // length}
 
 
-def counted_back(mixed, span, parts, draw):
-    """Draws of each part before `draw`, by walking back through grain's mix until every part was found."""
-    last, draw = [-1] * parts, draw - 1
-    while draw >= 0 and min(last) < 0:
-        part, position = divmod(mixed[draw], span)
-        last[part] = max(last[part], position)
-        draw -= 1
-    return [position + 1 for position in last]
+def test_parts_are_interleaved_as_grain_does(rng):
+    """For weights of all kinds: at the start, where some parts were not drawn yet, and far into a run.
 
-
-def test_draws_before_a_window_are_those_that_grain_makes(rng):
-    """For weights of all kinds: at the start, where some parts were not drawn yet, and far into a run."""
-    span, weights = 2**48, [[1.0], [1e-3, 1.0], [1.0, 1e-3, 0.3], list(WEIGHTS.values())]
+    Grain's integers name the part and how many draws of it came before.
+    """
+    span, weights = 2**48, [[1.0], [1e-3, 1.0], [1.0, 1e-3, 0.3], [1.0, 1e-15], list(WEIGHTS.values())]
     weights += [(10 ** rng.uniform(-2, 1, n)).tolist() for n in rng.integers(2, 12, 20)]
     for own in weights:
         parts = [grain.MapDataset.range(n * span, (n + 1) * span) for n in range(len(own))]
         mixed = grain.MapDataset.mix(parts, own)
-        for draw in [0, 1, 4096, *rng.integers(2, 3000, 4).tolist(), *rng.integers(0, 10**9, 3).tolist()]:
-            expected = counted_back(mixed, span, len(own), draw)
-            assert mixture._drawn_before(draw, mixture._integers(own)) == expected, (own, draw)
+        for first in [0, 1, 4096, *rng.integers(2, 3000, 2).tolist(), *rng.integers(0, 10**12, 2).tolist()]:
+            drawn, counts = mixture.interleaved(first, 300, mixture._integers(own))
+            for place, part in enumerate(drawn.tolist()):
+                assert divmod(mixed[first + place], span) == (part, counts[part]), (own, first, place)
+                counts[part] += 1
 
 
-class Counting:
-    """A sequence that counts how often it is asked."""
-
-    def __init__(self, items):
-        self.items, self.asked = items, 0
-
-    def __getitem__(self, index):
-        self.asked += 1
-        return self.items[index]
-
-
-def test_a_window_takes_the_same_work_anywhere_and_is_made_once():
-    """Walking back to the last draw of a part with one in a million took 15 s a window near draw 3 million; and every
-    thread that read made the same window for itself.
-    """
+def test_a_window_is_made_once():
+    """Every thread that read made the same window for itself."""
     order = mixture._Order([1.0, 1e-6], (0, 0))
-    order._mix = Counting(order._mix)
     assert order.counts(3 * 10**6) == [3 * 10**6 - 3, 3]
-    assert order._mix.asked == mixture.WINDOW
     together = threading.Barrier(4)
 
     def read():
@@ -132,7 +112,7 @@ def test_a_window_takes_the_same_work_anywhere_and_is_made_once():
         thread.start()
     for thread in threads:
         thread.join()
-    assert order._mix.asked == 2 * mixture.WINDOW
+    assert order._cached.cache_info().misses == 2
 
 
 def test_a_new_phase_repeats_and_loses_nothing():

@@ -1,7 +1,7 @@
 """The mixture: which record of which component the i-th draw is, for any i, as a function of the seed.
 
-Grain interleaves the components in proportion to their weights, which it scales to a smallest one of 100 and cuts to
-integers: shares of draws are within 1 % of the shares asked. A record that is passed over costs its component a draw.
+Components are interleaved in proportion to their weights, scaled to a smallest one of 100 and cut to whole numbers:
+shares of draws are within 1 % of the shares asked. A record that is passed over costs its component a draw.
 Nothing here depends on what was drawn before. A component's draws go through its records in passes: one after the
 other, each in an order of its own.
 A *phase* is a stretch of the run with constant weights. A new phase starts at the first index that no stream has
@@ -16,7 +16,6 @@ import threading
 import zlib
 from collections.abc import Mapping, Sequence
 
-import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
@@ -28,7 +27,7 @@ from vlm3_jax.records import Record
 
 __all__ = ["Draw", "Mixture", "Phase", "build_components", "component_config", "first_phase", "next_phase"]
 
-# Which component is drawn is permuted in windows: grain's interleaving is periodic, and a stream that takes every R-th
+# Which component is drawn is permuted in windows: the interleaving is periodic, and a stream that takes every R-th
 # draw would otherwise see some components only.
 WINDOW = 4096
 # Windows kept: streams drift apart as they run.
@@ -36,7 +35,6 @@ WINDOWS = 256
 # Up to this length permutations are kept as arrays: grain's, which needs no memory, takes 5 us beyond it, but 10 to 400
 # us for small ones.
 SMALL = 2**16
-_SPAN = 2**48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +103,6 @@ class _Order:
     """
 
     def __init__(self, weights: Sequence[float], key: tuple[int, int]):
-        # Each part is its own range of integers, so that the number drawn names the part and the position.
-        parts = [grain.MapDataset.range(n * _SPAN, (n + 1) * _SPAN) for n in range(len(weights))]
-        self._mix = grain.MapDataset.mix(parts, list(weights))
         self._weights, self._key = _integers(weights), key
         self._cached = functools.lru_cache(WINDOWS)(self._make_window)
         self._lock = threading.Lock()
@@ -132,33 +127,37 @@ class _Order:
 
     def _make_window(self, window: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Part of each draw of a window and its rank among those of the same part, uint16 [WINDOW]; draws before."""
-        drawn = [self._mix[window * WINDOW + place] // _SPAN for place in range(WINDOW)]
-        parts = np.random.default_rng([*self._key, window]).permutation(np.array(drawn, np.uint16))
+        drawn, before = interleaved(window * WINDOW, WINDOW, self._weights)
+        parts = np.random.default_rng([*self._key, window]).permutation(drawn)
         ranks = np.empty(WINDOW, np.uint16)
         for part in np.unique(parts):
             here = np.flatnonzero(parts == part)
             ranks[here] = np.arange(len(here))
-        return parts, ranks, _drawn_before(window * WINDOW, self._weights)
+        return parts, ranks, before
 
 
 def _integers(weights: Sequence[float]) -> list[int]:
-    """Weights as grain's mix takes them."""
+    """Weights as whole numbers, the smallest 100."""
     scale = 100 / min(weights)
     return [int(weight * scale) for weight in weights]
 
 
-def _drawn_before(draw: int, weights: Sequence[int]) -> list[int]:
-    """How many of grain's first `draw` draws each part gets (before the windows are permuted).
+def interleaved(first: int, count: int, weights: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+    """Part of each of the draws from `first` on, uint16 [count], and how many draws each part got before them.
 
-    Grain counts so itself: of the draws that the parts before have left, each part takes its share of what is left of
-    the weights, rounded up. A draw goes to the part whose count it raises.
+    Of the first n draws, those that the parts before have left, each part gets its share of what is left of the
+    weights, rounded up; a draw goes to the part whose number it raises. (The rule of grain's `MapDataset.mix`.)
     """
-    left, total, counts = draw, sum(weights), []
-    for weight in weights:
-        passed_on = left * (total - weight) // total
-        counts.append(left - passed_on)
-        left, total = passed_on, total - weight
-    return counts
+    total, parts, before = sum(weights), np.empty(count, np.uint16), []
+    # Draws that are left for a part: `first` and `more` behind it. Apart, since the products would not fit 64 bits.
+    more = np.arange(count + 1, dtype=np.int64 if total * (count + 1) < 2**62 else object)
+    for number, weight in enumerate(weights):
+        passed_on, rest = divmod(first * (total - weight), total)
+        more_passed_on = (rest + more * (total - weight)) // total
+        parts[np.diff(more - more_passed_on).astype(bool)] = number
+        before.append(first - passed_on)
+        first, more, total = passed_on, more_passed_on, total - weight
+    return parts, before
 
 
 class Mixture:
