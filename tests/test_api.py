@@ -1,11 +1,13 @@
 """The Python front door: the same coordinates as in training, numpy out, one-line errors."""
 
+import copy
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import vlm3_jax
 from vlm3_jax import tasks
@@ -35,8 +37,8 @@ def test_asks_what_training_asks(model, rng):
     examples = tasks.get("depth").examples(unify(record, Focal(40.0)), rng, given("depth", "short", questions=12))
     expected = {tuple(e.target["coords"]) for e in examples}
     asked = model.protocol("depth")
-    _, stored, unified = model._layout(pixels, camera, asked.resize)
-    assert {tuple(c) for c in model._coords(points, stored, unified, asked)} == expected
+    _, photo, unified = model._layout(pixels, camera, asked.resize)
+    assert {tuple(c) for c in model._coords(points, photo.camera, unified, asked)} == expected
 
 
 def test_answers_are_numpy(model, rng, tmp_path):
@@ -48,9 +50,14 @@ def test_answers_are_numpy(model, rng, tmp_path):
     assert found.distance_m.shape == (6,)
     assert len(found.answers) == 6
     # The same question twice, from a file and from pixels, gives the same answer.
+    again = model.depth(pixels / 255, [[56, 0, 32], [0, 56, 24], [0, 0, 1]], points=(10, 12))
     assert model.depth(pixels, points=[[10, 12]]).answers == found.answers[:1]
+    assert (found.camera_source, again.camera_source) == ("assumed 60 degrees", "given")
+    assert again.camera == Camera(56, 56, 32, 24, 64, 48)
     match = model.match(path, pixels, [[5, 5], [60, 40]])
     assert match.matches_px.shape == (2, 2)
+    assert match.outside.dtype == bool
+    assert match.camera_sources == ("assumed 60 degrees", "assumed 60 degrees")
     pose = model.pose(path, pixels)
     assert pose.rotation.shape == (3, 3)
     assert set(pose.answers) == set(tasks.pose.KINDS)
@@ -67,8 +74,102 @@ def test_errors_are_one_line(model, tmp_path, rng):
     Image.fromarray(np.full((9, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(UserError, match=r"deep.png: I;16 has more than 8 bits a pixel; convert it to 8 bits"):
         model.ask(tmp_path / "deep.png", "what?")
-    with pytest.raises(UserError, match="the image has 8 x 9"):
-        model.depth(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8), Camera(10, 10, 5, 5, 20, 20))
+    photo = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    for call, why in [
+        (lambda: model.depth(photo, Camera(60, 60, 5, 5, 20, 20)), "it is for 20 x 20 px, the image has 64 x 48"),
+        (lambda: model.depth(photo, Camera(0.9, 1.2, 0.5, 0.5, 64, 48)), "implausible field of view"),
+        (lambda: model.depth(photo, (60, 60, 32, 24)), "or a 3 x 3 matrix K in pixels, got an array of shape [4]"),
+        (
+            lambda: model.match(photo, photo, [[1, 2]], None, Camera(0.9, 1.2, 0, 0, 64, 48)),
+            "implausible field of view",
+        ),
+        (lambda: model.pose(photo, photo, Camera(2, 2, 0, 0, 64, 48)), "implausible field of view"),
+        (lambda: model.depth(photo, points=[[1, 2, 3]]), "points: expected pixels (x, y)"),
+        (lambda: model.depth(photo, points=[[float("nan"), 2]]), "points[0]: (nan, 2) is not in the image"),
+        (lambda: model.match(photo, photo, [[1, 2], [64, 2]]), "points[1]: (64, 2) is not in the image of 64 x 48 px"),
+        (lambda: model.depth(photo[None]), "got shape [1, 48, 64, 3]; ask about one image at a time"),
+        (lambda: model.ask(photo[None], "what?"), "ask about one image at a time"),
+        (lambda: model.ask(photo, "what\udcff?"), "no text in UTF-8 ('\\udcff' is in it)"),
+        (lambda: model.ask(photo, "what?", task="dept"), "task: 'dept' is unknown; choose one of depth, objects"),
+        (lambda: vlm3_jax.load(model._folder, max_new_tokens=0), "max_new_tokens is 0, but must be a whole number"),
+        (lambda: vlm3_jax.load(model._folder, max_new_tokens=-3), "max_new_tokens is -3, but must be a whole number"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(why)):
+            call()
+
+
+def test_a_photo_is_seen_upright(model, rng, tmp_path):
+    """What EXIF turns is asked about as it is seen, and its points are pixels of that."""
+    pixels, exif = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = 26
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    upright = np.rot90(pixels, -1)
+    shown = {}
+
+    def seen(images, questions, sampling=None):
+        shown["image"] = images[0][0].ref.load()
+        return [["1.5"] * len(questions[0])]
+
+    found = answering(model, seen).depth(tmp_path / "turned.png", points=[[47, 63]])
+    np.testing.assert_array_equal(shown["image"], upright)
+    assert (found.camera.width, found.camera.height, found.camera_source) == (48, 64, "EXIF")
+    with pytest.raises(UserError, match=r"points\[0\]: \(63, 47\) is not in the image of 48 x 64 px"):
+        model.depth(tmp_path / "turned.png", points=[[63, 47]])
+
+
+def answering(model, answer):
+    """The model with other answers: what parsing makes of them is the question, so the decoder may stay out of it."""
+    other, engine = copy.copy(model), copy.copy(model._engine)
+    engine.answer = answer
+    other._engine = engine
+    return other
+
+
+def test_matches_outside_the_second_image_are_no_pixels(model, rng):
+    first, second = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), rng.integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    answers = ["10,20", "99,99", "100,20", "20,-1", "far"]
+    match = answering(model, lambda images, questions: [answers]).match(first, second, [[1, 1]] * 5)
+    np.testing.assert_allclose(match.matches_px, [[5, 6], [49.5, 29.7], *[[np.nan] * 2] * 3])
+    assert match.outside.tolist() == [False, False, True, True, False]
+    assert match.answers == answers
+
+
+@pytest.mark.parametrize("text", ["30.9, -0.2, -0.9", "1e-200, 1e-200, 0", "0, 0, 0", "left", "+0.62, -0.03, -0.78"])
+def test_a_direction_is_a_unit_vector_or_nan(model, rng, text):
+    photo = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    kinds = {"translation_direction": text}
+    answer = [[kinds.get(kind, "1") for kind in tasks.pose.KINDS]]
+    found = answering(model, lambda images, questions: answer).pose(photo, photo)
+    if text in ("0, 0, 0", "left"):
+        assert np.isnan(found.direction).all()
+    else:
+        assert np.linalg.norm(found.direction) == pytest.approx(1)
+        given = np.array(list(map(float, text.split(","))))
+        np.testing.assert_allclose(np.cross(found.direction, given / np.abs(given).max()), 0, atol=1e-12)
+
+
+def test_a_free_question_is_asked_at_the_models_resize_rule(model, rng):
+    """Where all its tasks agree; a task may be named, and a model that says nothing gets the image as it is."""
+    photo, sizes = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), []
+
+    def seen(images, questions, sampling):
+        sizes.append(images[0][0].size)
+        return [["yes"]]
+
+    def size(protocols, **kwargs):
+        other = answering(model, seen)
+        other.protocols = protocols
+        other._common = vlm3_jax.api.common_rule(protocols)
+        other.ask(photo, "how far?", **kwargs)
+        return sizes[-1]
+
+    same = dict(model.protocols)
+    assert size(same) == (46, 34)
+    mixed = same | {"pose": given("pose", "short", resize="longest:32")}
+    assert size(mixed) == (64, 48)
+    assert size(mixed, task="pose") == (32, 24)
+    assert size({}) == (64, 48)
 
 
 def test_ask_draws_when_told_to(model, capsys):

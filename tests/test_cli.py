@@ -9,13 +9,14 @@ import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.support import rows_of_metrics, small_run, write_depthlm, write_records
 from vlm3_jax import cli
 from vlm3_jax import config as configs
 from vlm3_jax.checkpoint import tiny
 from vlm3_jax.errors import Again
+from vlm3_jax.tasks import protocol
 
 
 def commands(parser=None, path=()):
@@ -229,7 +230,7 @@ def test_data_check_counts_broken_images(depthlm, capsys):
     assert "depth/3: 3.png: no such image file" in out
     assert "depth/7: 7.png: cannot decode the image" in out
     assert len(err.splitlines()) == 1
-    assert "4 of 40 samples were unusable, above data.max_bad_fraction = 0.01" in err
+    assert "6 of 48 samples were unusable, above data.max_bad_fraction = 0.01" in err
 
 
 def test_broken_images_below_the_limit_are_masked_and_counted(depthlm, tmp_path, fails, capsys):
@@ -323,3 +324,54 @@ def test_what_may_succeed_again_has_a_code_of_its_own(monkeypatch, capsys, tmp_p
     monkeypatch.setattr(cli, "read_config", passing)
     assert cli.main(["train", f"--config={tmp_path / 'none.py'}"]) == 1
     assert capsys.readouterr().err == "vlm3 train: the storage does not answer\n"
+
+
+def test_numbers_and_questions_that_cannot_be(fails, tiny_model, tmp_path):
+    """Negative lengths and sizes, and bytes that are no text: one line, whatever they are of."""
+    ask = ("ask", "--model", tiny_model, "--question")
+    for tokens in (0, -3):
+        line = fails(*ask, "what?", f"--max-new-tokens={tokens}")
+        assert line == f"max_new_tokens is {tokens}, but must be a whole number of at least 1"
+    assert fails(*ask, b"caf\xe9".decode("utf-8", "surrogateescape")) == (
+        "a question or answer is no text in UTF-8 ('\\udce9' is in it)"
+    )
+    for size in ("nan", "-1", "0", "inf", "1e-12"):
+        line = fails("convert", tiny_model, tmp_path / "x", f"--max-shard-gb={size}")
+        assert line == f"--max-shard-gb={size}: give a size above 0, in 10^9 bytes"
+    for camera in ("1,2,3", "a,b,c,d"):
+        assert fails(*ask, "what?", "a.png", f"--camera={camera}").startswith(f"--camera={camera}: write FX,FY,CX,CY")
+    assert fails(*ask, "what?", "https://a.b/c.png").startswith("https://a.b/c.png: images are not fetched")
+    assert not (tmp_path / "x").exists()
+
+
+def test_ask_says_how_images_are_shown(tiny_model, tmp_path, capsys):
+    """On stderr: where the camera is from, and whether lengths in the answer can be trusted."""
+    image, exif = Image.fromarray(np.zeros((48, 64, 3), np.uint8)), Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = 26
+    image.save(tmp_path / "a.jpg", exif=exif)
+    image.save(tmp_path / "b.png")
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    ask = ["ask", "--model", str(model), "--question=how far?", "--max-new-tokens=2"]
+
+    def said(*words) -> list[str]:
+        assert cli.main([*ask, *map(str, words)]) == 0
+        return [line.removeprefix(f"{tmp_path}/") for line in capsys.readouterr().err.splitlines()]
+
+    as_it_is = "shown as it is: lengths in metres mean little without the model's resize rule, see --task"
+    assert said(tmp_path / "a.jpg", tmp_path / "b.png") == [
+        f"a.jpg: 64 x 48, focal length 48 px (EXIF); {as_it_is}",
+        f"b.png: 64 x 48, focal length 55 px (assumed 60 degrees); {as_it_is}",
+    ]
+    protocol.write(model, {"depth": protocol.given("depth", "short", resize="focal:40")})
+    expected = ["b.png: 64 x 48, focal length 60 px (given); resized by focal:40"]
+    assert said(tmp_path / "b.png", "--camera=60,60,32,24") == expected
+    assert said(tmp_path / "b.png", "--camera=60,60,32,24", "--task=depth") == expected
+
+
+def test_check_looks_at_held_out_data_too(made, fails, capsys, tmp_path):
+    config = (f"--config={made / 'records.py'}", f"--workdir={tmp_path / 'w'}")
+    assert cli.main(["data", "check", *config]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if "records" in line] == ["depth", "match", "held-out depth"]
+    line = fails("data", "check", *config, f"--config.eval.components.depth.path={tmp_path / 'none'}")
+    assert line == f"held-out depth: no ArrayRecord shards (*.array_record*) at {tmp_path / 'none'}"

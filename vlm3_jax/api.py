@@ -1,6 +1,5 @@
 """For people with photos: `vlm3_jax.load(path)` answers in numpy, with units in the names."""
 
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,25 +7,24 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from vlm3_jax import tasks
-from vlm3_jax.camera import AsIs, Camera, Resize, normalize_points
+from vlm3_jax.camera import AsIs, Camera, Resize, as_points, normalize_points
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.errors import UserError
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.sampling import GREEDY, Sampling, stored_max_new_tokens
 from vlm3_jax.infer.video import ask_video
+from vlm3_jax.pose import matrix_from_euler, unit_vector
 from vlm3_jax.pretrained import resolve_model
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.conversation import conversation_images, conversation_prompt
 from vlm3_jax.processor.image import ImageLayout, VisionSpec, image_layout
-from vlm3_jax.records import FORMATS, ImageRef, View
+from vlm3_jax.processor.photo import Photo, open_photo
+from vlm3_jax.records import ImageRef, View
 from vlm3_jax.tasks import correspondence, depth, pose, protocol
 from vlm3_jax.tasks.protocol import Protocol
 
-# Without a camera a photo is taken to see this much: a guess, and metric depth is as wrong as the guess.
-ASSUMED_FOV_DEG = 60.0
 MAX_NEW_TOKENS = 256
 
 _log = logging.getLogger(__name__)
@@ -34,20 +32,30 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Depth:
-    """Points asked about (px of the given image, int [N, 2]), distances in metres [N] (NaN: unreadable), the texts."""
+    """Points asked about (px of the upright image, int [N, 2]), distances in metres [N] (NaN: unreadable), the texts.
+
+    `camera_source`: where the camera that metric depth hangs on is from (`processor.photo`).
+    """
 
     points_px: np.ndarray
     distance_m: np.ndarray
     answers: list[str]
+    camera: Camera
+    camera_source: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Points of the first image (px, [N, 2]), where the model sees them in the second (px, [N, 2]), the texts."""
+    """Points of the first image (px, [N, 2]), where the model sees them in the second (px, [N, 2]), the texts.
+
+    `matches_px` is NaN where the answer cannot be read or lies outside the second image; `outside` [N]: the latter.
+    """
 
     points_px: np.ndarray
     matches_px: np.ndarray
     answers: list[str]
+    outside: np.ndarray
+    camera_sources: tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +66,13 @@ class RelativePose:
     direction: np.ndarray
     distance_m: float
     answers: dict[str, str]
+    camera_sources: tuple[str, str]
+
+
+def common_rule(protocols: Mapping[str, Protocol]) -> Resize:
+    """The resize rule of all these protocols; as they are, if there is none or they differ."""
+    rules = {one.resize for one in protocols.values()}
+    return rules.pop() if len(rules) == 1 else AsIs()
 
 
 class VLM3:
@@ -66,15 +81,21 @@ class VLM3:
     `protocols`: by task, in place of what the model's `vlm3.json` says; a task that neither names is asked as the
     release asks it, which is said once. `max_new_tokens`: where answers are cut; None for what generation_config.json
     says, or 256.
+
+    Images are paths, `file://` or `data:` URLs, PIL images or arrays, shown and measured upright; cameras are `Camera`s
+    or K matrices of the upright image, and looked for beside the photo and in its EXIF data if none is given
+    (`processor.photo.open_photo`).
     """
 
     def __init__(self, path, protocols: Mapping[str, Protocol] | None = None, max_new_tokens: int | None = None):
         self._folder = folder = resolve_model(str(path), ".")
         self.protocols = {**protocol.read(folder), **(protocols or {})}
+        self._common = common_rule(self.protocols)
         self._spec = VisionSpec.from_dir(folder)
         cfg, params = hf.load(folder)
         params, chat = jax.tree.map(jnp.asarray, params), ChatFormat.from_dir(folder)
-        new = max_new_tokens or stored_max_new_tokens(folder) or MAX_NEW_TOKENS
+        new = stored_max_new_tokens(folder) if max_new_tokens is None else max_new_tokens
+        new = MAX_NEW_TOKENS if new is None else new
         self._engine = Engine(cfg, params, chat, self._spec, image_sets=1, questions=32, max_new_tokens=new)
 
     def protocol(self, task: str) -> Protocol:
@@ -90,21 +111,34 @@ class VLM3:
             )
         return self.protocols[task]
 
-    def ask(self, images, question: str, sampling: Sampling | None = None) -> str:
-        """The answer to a question about images (paths, PIL images or uint8 arrays), shown as they are.
+    def resize_rule(self, task: str | None = None) -> Resize:
+        """How images are resized for a free question: as its task's are, else as those of all tasks of `vlm3.json`.
+
+        As they are, if it names none or they differ: lengths in answers then mean nothing.
+        """
+        if task is not None:
+            if task not in tasks.TASKS:
+                raise UserError(f"task: {task!r} is unknown; choose one of {', '.join(tasks.TASKS)}")
+            return self.protocol(task).resize
+        return self._common
+
+    def ask(self, images, question: str, sampling: Sampling | None = None, task: str | None = None) -> str:
+        """The answer to a question about an image or a list of them, resized as `resize_rule(task)` says.
 
         `sampling`: how tokens are drawn, see `sampling()`; None for the greedy answer.
         """
         images = images if isinstance(images, list | tuple) else [images]
-        return self._engine.answer([self._as_they_are(images)], [[question]], sampling or GREEDY)[0][0]
+        shown = self._shown(images, self.resize_rule(task))
+        return self._engine.answer([shown], [[question]], sampling or GREEDY)[0][0]
 
     def chat(self, messages, sampling: Sampling | None = None) -> str:
         """The next answer of a conversation: [{"role": "user", "content": text or parts}, {"role": "assistant", ...}].
 
         Parts are {"type": "text", "text": ...} and, in any user turn, {"type": "image", "image": path, PIL image or
-        uint8 array}; a first message may have the role "system". UserError names the message that is not so.
+        uint8 array}; a first message may have the role "system". UserError names the message that is not so. Images
+        are resized as `resize_rule()` says.
         """
-        layouts = self._as_they_are(conversation_images(messages))
+        layouts = self._shown(conversation_images(messages), self.resize_rule())
         prompt = conversation_prompt(messages, layouts, self._engine.chat)
         patches = [layout.load(self._spec) for layout in layouts]
         return self._engine.chat.decode(self._engine.generate([prompt], [patches], sampling or GREEDY)[0][0])
@@ -113,7 +147,7 @@ class VLM3:
         self, frames, question: str, fps: float | None = None, times_s=None, images=(), sampling: Sampling | None = None
     ) -> str:
         """The answer about a video (see `infer.video.ask_video`); still `images` are shown before it."""
-        shown = self._as_they_are(images)
+        shown = self._shown(images, AsIs())
         return ask_video(self._engine, frames, question, fps, times_s, shown, sampling or GREEDY)
 
     def sampling(self, **given) -> Sampling:
@@ -123,36 +157,39 @@ class VLM3:
     def depth(self, image, camera: Camera | None = None, points=None, grid: tuple[int, int] = (8, 6)) -> Depth:
         """Distance to the camera centre at `points` (px, [N, 2]), or at a `grid` of columns x rows."""
         asked = self.protocol("depth")
-        layout, given, unified = self._layout(image, camera, asked.resize)
+        layout, photo, unified = self._layout(image, camera, asked.resize)
+        size = photo.camera.width, photo.camera.height
         if points is None:
-            columns, rows = ((np.arange(n) + 0.5) * size / n for n, size in zip(grid, (given.width, given.height)))
+            columns, rows = ((np.arange(n) + 0.5) * side / n for n, side in zip(grid, size))
             points = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
-        points = np.asarray(points).astype(int).reshape(-1, 2)
-        coords = self._coords(points, given, unified, asked)
+        points = as_points(points, *size)
+        coords = self._coords(points, photo.camera, unified, asked)
         answers = self._engine.answer([(layout,)], [[depth.question(x, y, asked) for x, y in coords]])[0]
         found = [tasks.get("depth").parse(text) for text in answers]
-        return Depth(points, np.array([np.nan if value is None else value for value in found]), answers)
+        distance_m = np.array([np.nan if value is None else value for value in found])
+        return Depth(points, distance_m, answers, photo.camera, photo.source)
 
     def match(self, a, b, points, camera_a: Camera | None = None, camera_b: Camera | None = None) -> Match:
-        """Where the surface at `points` (px of image a) appears in image b; NaN where the answer cannot be read."""
+        """Where the surface at `points` (px of image a) appears in image b."""
         asked = self.protocol("correspondence")
-        layout_a, given_a, unified_a = self._layout(a, camera_a, asked.resize)
-        layout_b, given_b, _ = self._layout(b, camera_b, asked.resize)
-        points = np.asarray(points).astype(int).reshape(-1, 2)
-        coords = self._coords(points, given_a, unified_a, asked)
+        layout_a, photo_a, unified_a = self._layout(a, camera_a, asked.resize)
+        layout_b, photo_b, _ = self._layout(b, camera_b, asked.resize)
+        points = as_points(points, photo_a.camera.width, photo_a.camera.height)
+        coords = self._coords(points, photo_a.camera, unified_a, asked)
         questions = [correspondence.question(x, y, asked) for x, y in coords]
         answers = self._engine.answer([(layout_a, layout_b)], [questions])[0]
         parsed = [tasks.get("correspondence").parse(text) for text in answers]
-        scale = np.array([given_b.width, given_b.height]) / asked.coord_range
+        scale = np.array([photo_b.camera.width, photo_b.camera.height]) / asked.coord_range
         found = np.array([(np.nan, np.nan) if p is None else p for p in parsed], float).reshape(-1, 2)
-        return Match(points, found * scale, answers)
+        outside = ((found < 0) | (found >= asked.coord_range)).any(1)
+        found[outside] = np.nan
+        return Match(points, found * scale, answers, outside, (photo_a.source, photo_b.source))
 
     def pose(self, a, b, camera_a: Camera | None = None, camera_b: Camera | None = None) -> RelativePose:
         """How the camera moved from image a to image b (frame of a: x right, y down, z forward)."""
-        from vlm3_jax.pose import matrix_from_euler
-
         asked = self.protocol("pose")
-        layouts = self._layout(a, camera_a, asked.resize)[0], self._layout(b, camera_b, asked.resize)[0]
+        opened = self._layout(a, camera_a, asked.resize), self._layout(b, camera_b, asked.resize)
+        layouts = tuple(layout for layout, _, _ in opened)
         kinds = list(pose.KINDS)
         answers = dict(zip(kinds, self._engine.answer([layouts], [[pose.question(kind, asked) for kind in kinds]])[0]))
         parsed = {kind: tasks.get("pose").parse(text, {"kind": kind}) for kind, text in answers.items()}
@@ -160,35 +197,21 @@ class VLM3:
         distance = parsed["translation_distance"]
         return RelativePose(
             np.full((3, 3), np.nan) if euler is None else matrix_from_euler(*euler),
-            np.full(3, np.nan) if direction is None else np.asarray(direction, float),
+            np.full(3, np.nan) if direction is None else unit_vector(direction),
             float("nan") if distance is None else float(distance),
             answers,
+            tuple(photo.source for _, photo, _ in opened),
         )
 
-    def _as_they_are(self, images) -> tuple[ImageLayout, ...]:
-        """Layouts of images at their own size: no focal length is unified."""
-        return tuple(self._layout(image, None, AsIs())[0] for image in images)
+    def _shown(self, images, rule: Resize) -> tuple[ImageLayout, ...]:
+        return tuple(self._layout(image, None, rule)[0] for image in images)
 
-    def _layout(self, image, camera: Camera | None, rule: Resize) -> tuple[ImageLayout, Camera, Camera]:
-        """The image's layout, its camera as given (or assumed) and the unified one."""
-        if isinstance(image, np.ndarray):
-            image = np.asarray(Image.fromarray(image).convert("RGB"))
-        else:
-            try:
-                own = isinstance(image, Image.Image)
-                with contextlib.nullcontext(image) if own else Image.open(image, formats=FORMATS) as opened:
-                    if opened.mode[0] in "IF":
-                        # Converting would clip nearly all of them to white.
-                        raise UserError(f"{image}: {opened.mode} has more than 8 bits a pixel; convert it to 8 bits")
-                    image = np.asarray(opened.convert("RGB"))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise UserError(f"{image}: cannot be read as an image ({error})") from None
-        height, width = image.shape[:2]
-        given = camera or Camera.from_fov(width, height, ASSUMED_FOV_DEG)
-        if (given.width, given.height) != (width, height):
-            raise UserError(f"the camera is for {given.width} x {given.height} px, the image has {width} x {height}")
-        unified = rule.camera(given)
-        return image_layout(View(ImageRef(width, height, "image", pixels=image), unified), self._spec), given, unified
+    def _layout(self, image, camera, rule: Resize) -> tuple[ImageLayout, Photo, Camera]:
+        """The image's layout, the photo that it is of, and the camera as `rule` resizes it."""
+        photo = open_photo(image, camera)
+        resized = rule.camera(photo.camera)
+        ref = ImageRef(photo.camera.width, photo.camera.height, photo.name, pixels=photo.pixels)
+        return image_layout(View(ref, resized), self._spec), photo, resized
 
     def _coords(self, points, given: Camera, unified: Camera, asked: Protocol) -> Sequence:
         size = unified.width, unified.height

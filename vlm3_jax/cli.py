@@ -95,16 +95,38 @@ def _score(args, _) -> None:
 
 def _ask(args, _) -> None:
     import vlm3_jax
+    from vlm3_jax.camera import AsIs
+    from vlm3_jax.processor.photo import open_photo
 
+    photos = [open_photo(image, _matrix(args.camera)) for image in args.images]
     model = vlm3_jax.load(args.model, max_new_tokens=args.max_new_tokens)
+    rule = model.resize_rule(args.task)
+    shown = f"resized by {rule}"
+    if rule == AsIs():
+        shown = "shown as it is: lengths in metres mean little without the model's resize rule, see --task"
+    for photo in photos:
+        print(f"{photo}; {shown}", file=sys.stderr)
     given = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k", "seed")}
     sampled = any(value is not None for value in given.values())
-    print(model.ask(args.images, args.question, model.sampling(**given) if sampled else None))
+    print(model.ask(photos, args.question, model.sampling(**given) if sampled else None, args.task))
+
+
+def _matrix(text: str | None):
+    """K of "FX,FY,CX,CY"."""
+    if text is None:
+        return None
+    try:
+        fx, fy, cx, cy = map(float, text.split(","))
+    except ValueError:
+        raise UserError(f"--camera={text}: write FX,FY,CX,CY in pixels of the upright image") from None
+    return [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
 
 
 def _convert(args, _) -> None:
     from vlm3_jax.checkpoint import convert
 
+    if not 1 <= args.max_shard_gb * 1e9 < 1e18:
+        raise UserError(f"--max-shard-gb={args.max_shard_gb:g}: give a size above 0, in 10^9 bytes")
     most = int(args.max_shard_gb * 1e9)
     conversion = convert.plan_conversion(args.source, args.dtype, args.step, most)
     print(conversion.report())
@@ -119,17 +141,13 @@ def _verify(args, _) -> int:
     from vlm3_jax.checkpoint import hf
     from vlm3_jax.checkpoint.locate import locate
     from vlm3_jax.pretrained import resolve_model
+    from vlm3_jax.processor.photo import open_photo
     from vlm3_jax.verify import verify
 
     folder = resolve_model(args.path, ".")
     if not args.against and not locate(folder).is_hf:
         raise UserError(f"{args.path}: transformers cannot load this; name an HF directory with --against")
-    images = []
-    for path in args.image:
-        try:
-            images.append(Image.open(path).convert("RGB"))
-        except OSError as error:
-            raise UserError(f"{path}: not a readable image ({error})") from None
+    images = [Image.fromarray(open_photo(path).pixels) for path in args.image]
     cfg, params = hf.load(folder, args.dtype)
     result = verify(cfg, params, args.against or folder, images, args.dtype, args.tolerance)
     rich.console.Console().print(result.table())
@@ -280,6 +298,12 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, help="HF directory, finished workdir or hub name")
     sub.add_argument("images", nargs="*", help="image files, in the order in which they are shown")
     sub.add_argument("--question", required=True)
+    sub.add_argument(
+        "--task",
+        choices=("depth", "objects", "correspondence", "pose"),
+        help="resize the images as the model does for this task (default: as for all it was trained on, if they agree)",
+    )
+    sub.add_argument("--camera", metavar="FX,FY,CX,CY", help="of the upright images, px (default: camera file or EXIF)")
     sub.add_argument("--max-new-tokens", type=int, help="where the answer is cut (default: the checkpoint's, or 256)")
     for name, kind, help in (
         ("temperature", float, "draw tokens from logits divided by this; 0 for the most probable one"),

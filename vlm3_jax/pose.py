@@ -76,6 +76,13 @@ def rotation_angle(R) -> float:
     return float(np.degrees(np.arctan2(np.linalg.norm(axis), np.trace(R) - 1)))
 
 
+def unit_vector(vector) -> np.ndarray:
+    """A vector [3] that is not zero, at length 1; scaled first, so that huge and tiny ones stay in range."""
+    vector = np.asarray(vector, np.float64)
+    vector = vector / np.abs(vector).max()
+    return vector / np.linalg.norm(vector)
+
+
 def direction_angle(first, second, sign_blind: bool = False) -> float:
     """Angle between two non-zero vectors [3] in degrees; `sign_blind`: between their lines, so at most 90."""
     # Only the directions count; scaling keeps products of huge or tiny vectors in range.

@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.samples import Sample, unsupervised
-from vlm3_jax.errors import NotFinite
+from vlm3_jax.errors import NotFinite, UserError
 from vlm3_jax.infer.decode import BROKEN, programs
 from vlm3_jax.infer.sampling import GREEDY, Draw, Sampling, identity
 from vlm3_jax.model.config import VLMConfig
@@ -42,6 +42,8 @@ class Engine:
     max_new_tokens: int = 256
 
     def __post_init__(self):
+        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens!r}, but must be a whole number of at least 1")
         self._programs = programs(self.cfg, self.dtype)
 
     def answer(

@@ -117,8 +117,12 @@ class ChatFormat:
         return len(self._tokenizer)
 
     def encode_text(self, text: str) -> list[int]:
-        """Tokens of plain text: special tokens in it are text."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """Tokens of plain text: special tokens in it are text. UserError if it is not text that UTF-8 can write."""
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            odd = [c for c in text if 0xD800 <= ord(c) < 0xE000] if isinstance(text, str) else [text]
+            raise UserError(f"a question or answer is no text in UTF-8 ({odd[0]!a} is in it)") from None
 
     def decode(self, ids) -> str:
         """The text of tokens, without special tokens."""

@@ -17,7 +17,7 @@ from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.files import Fields
 from vlm3_jax.model.config import IMAGE_PROCESSOR, model_fields, normalisation, processor_fields
-from vlm3_jax.records import ImageRef, View
+from vlm3_jax.records import MAX_IMAGE_PIXELS, ImageRef, View
 
 MAX_ASPECT = 200
 BLANK = 128
@@ -168,6 +168,9 @@ class ImageLayout(Patches):
 def image_layout(view: View, spec: VisionSpec) -> ImageLayout:
     """The layout of a unified view: its camera says what size the image has when it is shown."""
     camera = view.camera
+    if camera.width * camera.height > MAX_IMAGE_PIXELS:
+        size = f"{camera.width} x {camera.height} pixels"
+        raise BadRecord(f"{view.image.name}: resized, it would have {size}, above {MAX_IMAGE_PIXELS}")
     height, width = smart_resize(camera.height, camera.width, spec, view.image.name)
     size, crop = (camera.width, camera.height), None
     if view.crop is not None:

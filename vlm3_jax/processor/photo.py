@@ -1,0 +1,226 @@
+"""A user's photo: whatever it comes as, its pixels as they are seen and the camera that is known of it.
+
+Pixels are upright: EXIF orientation is applied, as by transformers' `load_image`, and points asked about are pixels of
+the upright image. Without a camera from whoever asks, one is looked for beside the file, then in its EXIF data.
+"""
+
+import base64
+import binascii
+import dataclasses
+import io
+import math
+import os
+import pathlib
+import urllib.parse
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from vlm3_jax.camera import Camera, as_camera
+from vlm3_jax.errors import UserError
+from vlm3_jax.files import read_json
+from vlm3_jax.records import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, orientation
+from vlm3_jax.storage import local_path
+
+# Without a camera a photo is taken to see this much: a guess, and metric depth is as wrong as the guess.
+ASSUMED_FOV_DEG = 60.0
+# What a camera's file is called: photo.jpg has photo.camera.json.
+SIDECAR = ".camera.json"
+# The diagonal of 35 mm film, to which equivalent focal lengths refer (CIPA DCG-001).
+FILM_DIAGONAL_MM = math.hypot(36, 24)
+# Millimetres of EXIF's units of resolution: inch, cm, mm, um.
+UNITS_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 1e-3}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Photo:
+    """`pixels` uint8 [H, W, 3], upright; the camera of that image, and where it is from.
+
+    `source`: "given", the name of a file beside the photo, "EXIF", or "assumed 60 degrees".
+    """
+
+    name: str
+    pixels: np.ndarray
+    camera: Camera
+    source: str
+
+    def __str__(self):
+        c = self.camera
+        return f"{self.name}: {c.width} x {c.height}, focal length {c.fx:.0f} px ({self.source})"
+
+
+def open_photo(image, camera=None) -> Photo:
+    """The photo of a path, `file://` or `data:` URL, PIL image or array; UserError names what is wrong with it.
+
+    Arrays: uint8 [H, W, 3] (or [H, W], [H, W, 4], [3, H, W]), or floats from 0 to 1 of these shapes. `camera`: a
+    `Camera` or K of the upright image; without one, `photo.camera.json` beside `photo.jpg` (K, or the fields of
+    `Camera`), then EXIF, then an assumed field of view.
+    """
+    if isinstance(image, Photo):
+        return image if camera is None else open_photo(image.pixels, camera)
+    if isinstance(image, str | os.PathLike):
+        name, path, data = _read(os.fspath(image))
+        opened = _decoded(name, io.BytesIO(data))
+    elif isinstance(image, Image.Image):
+        name, path, opened = _short(getattr(image, "filename", "") or "image"), None, image
+    else:
+        name, path, opened = "image", None, None
+    pixels, exif = (_from_array(image), None) if opened is None else _upright(name, opened)
+    height, width = pixels.shape[:2]
+    if camera is not None:
+        return Photo(name, pixels, as_camera(camera, width, height, f"{name}: camera"), "given")
+    beside = path and path.with_name(path.stem + SIDECAR)
+    if beside and beside.is_file():
+        return Photo(name, pixels, _sidecar(beside, width, height), beside.name)
+    if exif is not None:
+        return Photo(name, pixels, exif, "EXIF")
+    assumed = Camera.from_fov(width, height, ASSUMED_FOV_DEG)
+    return Photo(name, pixels, assumed, f"assumed {ASSUMED_FOV_DEG:g} degrees")
+
+
+def _read(text: str) -> tuple[str, pathlib.Path | None, bytes]:
+    """Name, path (None for a data URL) and bytes of what a text names."""
+    name, scheme = _short(text), text.partition(":")[0].lower()
+    if scheme == "data" and "," in text:
+        return "data: URL", None, _data_url(text)
+    if scheme in ("http", "https"):
+        raise UserError(f"{name}: images are not fetched from the net; download it and give the file")
+    if scheme == "file":
+        url = urllib.parse.urlsplit(text)
+        if url.netloc not in ("", "localhost"):
+            raise UserError(f"{name}: a file of another machine; write file:///PATH")
+        path = pathlib.Path(urllib.parse.unquote(url.path))
+    else:
+        path = local_path(text)
+    try:
+        if path.stat().st_size > MAX_IMAGE_BYTES:
+            raise UserError(f"{name}: {path.stat().st_size} bytes is above the limit of {MAX_IMAGE_BYTES}")
+        return name, path, path.read_bytes()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{name}: cannot be read as an image ({why})") from None
+
+
+def _data_url(text: str) -> bytes:
+    head, _, body = text.partition(",")
+    if not head.lower().endswith(";base64"):
+        raise UserError("data: URL: expected data:image/...;base64,...")
+    if len(body) > MAX_IMAGE_BYTES * 4 // 3 + 4:
+        raise UserError(f"data: URL: its image is above the limit of {MAX_IMAGE_BYTES} bytes")
+    try:
+        return base64.b64decode(urllib.parse.unquote(body), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"data: URL: not base64 ({error})") from None
+
+
+def _decoded(name: str, file) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UserError(f"{name}: cannot be read as an image (no {', '.join(FORMATS)} file)") from None
+    # Damaged bytes make Pillow raise all kinds of errors.
+    except Exception as error:
+        raise UserError(f"{name}: cannot be read as an image ({error})") from None
+
+
+def _upright(name: str, image: Image.Image) -> tuple[np.ndarray, Camera | None]:
+    """Pixels uint8 [H, W, 3] as they are seen, and the camera that EXIF tells, if it does."""
+    if image.mode[0] in "IF":
+        # Converting would clip nearly all of them to white.
+        raise UserError(f"{name}: {image.mode} has more than 8 bits a pixel; convert it to 8 bits")
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise UserError(f"{name}: {image.width} x {image.height} pixels is above {MAX_IMAGE_PIXELS}")
+    try:
+        image.load()
+        turn = orientation(image)
+        upright = image if turn == 1 else ImageOps.exif_transpose(image)
+        return np.asarray(upright.convert("RGB")), _exif_camera(image, turn)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: cannot be read as an image ({error})") from None
+
+
+def _from_array(image) -> np.ndarray:
+    """uint8 [H, W, 3] of an array whose meaning is plain."""
+    wanted = "expected a path, a PIL image or one image as an array, uint8 [height, width, 3] or floats from 0 to 1"
+    if not hasattr(image, "__array__"):
+        raise UserError(f"image: {wanted}; got {type(image).__name__}")
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
+        batch = "; ask about one image at a time" if pixels.ndim == 4 else ""
+        raise UserError(f"image: {wanted}; got shape {list(pixels.shape)}{batch}")
+    if pixels.dtype.kind == "f":
+        # NaN compares false.
+        if not ((pixels >= 0) & (pixels <= 1)).all():
+            raise UserError(f"image: {wanted}; got floats from {pixels.min():g} to {pixels.max():g}")
+        pixels = np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise UserError(f"image: {wanted}; got {pixels.dtype}")
+    # As Pillow does, alpha is left away.
+    return np.ascontiguousarray(
+        np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels[..., :3]
+    )
+
+
+def _sidecar(path: pathlib.Path, width: int, height: int) -> Camera:
+    fields = read_json(path)
+    if isinstance(fields, dict) and fields.keys() == {"K"}:
+        return as_camera(fields["K"], width, height, path.name)
+    names = [field.name for field in dataclasses.fields(Camera)]
+    numbers = isinstance(fields, dict) and all(type(fields.get(name)) in (int, float) for name in names)
+    if not numbers:
+        raise UserError(f"{path}: expected a JSON object with the matrix K, or with the numbers {', '.join(names)}")
+    return as_camera(Camera(*(fields[name] for name in names)), width, height, path.name)
+
+
+def _exif_camera(image: Image.Image, turn: int) -> Camera | None:
+    """The upright image's camera by the EXIF of the stored one: focal length and pixel pitch, else 35 mm equivalent.
+
+    None if it tells neither, the image is a part of what the camera took, or the field of view is implausible.
+    """
+    try:
+        fields = image.getexif().get_ifd(ExifTags.IFD.Exif)
+    # Damaged EXIF makes Pillow raise all kinds of errors.
+    except Exception:
+        return None
+
+    def number(tag) -> float:
+        try:
+            value = float(fields.get(tag, 0))
+        except (TypeError, ValueError, ZeroDivisionError):
+            return 0.0
+        return value if 0 < value < math.inf else 0.0
+
+    tags, size = ExifTags.Base, sorted(image.size)
+    # The pitch is that of the image as it was taken, which may have been resized since.
+    taken = sorted((number(tags.ExifImageWidth), number(tags.ExifImageHeight)))
+    shrink = [now / before for now, before in zip(size, taken)] if taken[0] else [1.0, 1.0]
+    if abs(shrink[0] / shrink[1] - 1) > 0.02:
+        return None
+    focal_mm, film_mm = number(tags.FocalLength), number(tags.FocalLengthIn35mmFilm)
+    pitch_mm = UNITS_MM.get(number(tags.FocalPlaneResolutionUnit) or 2, 0.0)
+    across, down = number(tags.FocalPlaneXResolution), number(tags.FocalPlaneYResolution)
+    if focal_mm and pitch_mm and across:
+        fx, fy = (focal_mm * n / pitch_mm * shrink[1] for n in (across, down or across))
+    elif film_mm:
+        fx = fy = film_mm * math.hypot(*size) / FILM_DIAGONAL_MM
+    else:
+        return None
+    width, height = image.size
+    # From 5 on, orientations swap the axes.
+    if turn >= 5:
+        width, height, fx, fy = height, width, fy, fx
+    try:
+        return Camera(fx, fy, width / 2, height / 2, width, height).plausible()
+    except UserError:
+        return None
+
+
+def _short(text: str) -> str:
+    """A name for errors: not all of what may be a megabyte of base64."""
+    return text if len(text) <= 200 else text[:60] + "..."
