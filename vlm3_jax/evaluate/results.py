@@ -57,7 +57,7 @@ class Results:
     def table(self) -> rich.table.Table:
         """For the terminal: a block of rows an entry, the model first."""
         table = rich.table.Table(title="Scores with 95 % intervals (images resampled)", box=rich.box.SIMPLE_HEAD)
-        table.add_column("answers by")
+        table.add_column("answers by", overflow="fold")
         for column in ("value", "model - this", "unread"):
             table.add_column(column, justify="right", no_wrap=True)
         for entry in self.entries:
