@@ -1,5 +1,7 @@
 """The demo's mixture with real photographs in it: every fourth draw is an iBims-1 image, at the same focal target.
 
+iBims-1 tells z, the demo's scenes the distance to the camera: the score of each is of its own kind.
+
 Run: vlm3 train --config=real_and_synthetic --workdir=runs/mixed   (after `make demo`, whose scenes it uses)
 The images are found through VLM3_SAMPLES (default ../shared/data); the last ten are held out.
 """

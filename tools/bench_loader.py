@@ -37,7 +37,7 @@ ROWS = 4
 def photographs() -> dict:
     """The table of the real images."""
     folder = pathlib.Path(os.environ.get("VLM3_SAMPLES", ROOT.parent / "shared" / "data")) / "ibims1"
-    return {"ibims1": {"kind": "depthlm", "path": str(folder / "ibims1.jsonl"), "depth_kind": "distance"}}
+    return {"ibims1": {"kind": "depthlm", "path": str(folder / "ibims1.jsonl"), "depth_kind": "z"}}
 
 
 def measure(table: dict, settings: SampleSettings, batches: int) -> dict:

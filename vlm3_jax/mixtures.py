@@ -116,13 +116,16 @@ def add_rendered(config, weights: dict[str, float]) -> None:
 
 
 def ibims1(**fields) -> ml_collections.ConfigDict:
-    """Depth of iBims-1's photographs, in VLM3_SAMPLES (default ../shared/data), in the demo's wording."""
+    """Depth of iBims-1's photographs, in VLM3_SAMPLES (default ../shared/data), in the demo's wording.
+
+    It is z-depth: the walls of its rooms are flat under z only (tests/data/test_sources.py).
+    """
     folder = os.environ.get("VLM3_SAMPLES", "../shared/data")
     return component_config(
         kind="depthlm",
         path=f"{folder}/ibims1/ibims1.jsonl",
         images=f"{folder}/ibims1",
-        depth_kind="distance",
+        depth_kind="z",
         task="depth",
         protocol="short",
         **fields,

@@ -92,7 +92,7 @@ def test_real_mixture_of_two_sources(samples, shards, settings):
         "ibims": {
             "kind": "depthlm",
             "path": str(path),
-            "depth_kind": "distance",
+            "depth_kind": "z",
             "protocol": "short",
             "resize": "focal:120",
         },

@@ -32,7 +32,7 @@ def source(folder, lines, **kwargs):
 
 def test_real_jsonl(samples):
     path = samples / "ibims1" / "ibims1.jsonl"
-    entry = {"kind": "depthlm", "path": str(path), "depth_kind": "distance"}
+    entry = {"kind": "depthlm", "path": str(path), "depth_kind": "z"}
     real = make_source("ibims", entry)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(real) == len(rows) == 70
@@ -46,6 +46,28 @@ def test_real_jsonl(samples):
         assert record.views[0].image.load().shape == (480, 640, 3)
     last = make_source("ibims", {**entry, "first": 68, "limit": 5})
     assert [record.id for record in map(last.__getitem__, range(len(last)))] == [real[68].id, real[69].id]
+
+
+def test_depths_of_ibims_are_z(samples):
+    """Of the labelled points of a room many lie on its walls, which are planes if the depths are of the right kind."""
+    path = samples / "ibims1" / "ibims1.jsonl"
+    real = make_source("ibims", {"kind": "depthlm", "path": str(path), "depth_kind": "z", "limit": 20})
+
+    def on_a_plane(points) -> int:
+        """The most points within 1 % of their distance of a plane through three of them."""
+        rng = np.random.default_rng(0)
+        triples = points[np.array([rng.permutation(len(points))[:3] for _ in range(1000)])]
+        normals = np.cross(triples[:, 1] - triples[:, 0], triples[:, 2] - triples[:, 0])
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+        off = np.abs(points @ normals.T - (triples[:, 0] * normals).sum(1))
+        return int((off < 0.01 * np.linalg.norm(points, axis=1)[:, None]).sum(0).max())
+
+    planes = np.zeros(2, int)
+    for record in map(real.__getitem__, range(20)):
+        (label,), camera = record.depth, record.views[0].camera
+        rays, depth = camera.rays(label.points_px), label.depth_m[:, None]
+        planes += [on_a_plane(rays * depth), on_a_plane(rays / np.linalg.norm(rays, axis=1, keepdims=True) * depth)]
+    assert planes[0] > 1.5 * planes[1], planes
 
 
 def test_a_line_is_read_as_documented(folder):

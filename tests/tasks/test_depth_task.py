@@ -125,9 +125,7 @@ def test_broken_and_unwritable_labels(rng):
 def test_real_prompts_of_ibims(samples: pathlib.Path, rng):
     row = json.loads((samples / "ibims1" / "ibims1.jsonl").read_text().splitlines()[0])
     camera = Camera.from_intrinsics(row["intrinsics"])
-    record = Record(
-        "0", (view(camera),), (DepthPoints(np.array(row["pixel_coords"]), np.array(row["depth"]), "distance"),)
-    )
+    record = Record("0", (view(camera),), (DepthPoints(np.array(row["pixel_coords"]), np.array(row["depth"]), "z"),))
     examples = task.examples(records.unify(record, Focal(1000)), rng, given("depth", questions=100))
     # The release's arithmetic, written out for each point.
     fx, _, cx, cy, width, height = row["intrinsics"]
