@@ -87,6 +87,8 @@ def test_errors_are_one_line(model, tmp_path, rng):
         (lambda: model.depth(photo, points=[[1, 2, 3]]), "points: expected pixels (x, y)"),
         (lambda: model.depth(photo, points=[[float("nan"), 2]]), "points[0]: (nan, 2) is not in the image"),
         (lambda: model.match(photo, photo, [[1, 2], [64, 2]]), "points[1]: (64, 2) is not in the image of 64 x 48 px"),
+        (lambda: model.depth(photo, grid=(0, 6)), "grid: expected columns and rows, at most one a pixel of the image"),
+        (lambda: model.depth(photo, grid=(8, 49)), "got (8, 49)"),
         (lambda: model.depth(photo[None]), "got shape [1, 48, 64, 3]; ask about one image at a time"),
         (lambda: model.ask(photo[None], "what?"), "ask about one image at a time"),
         (lambda: model.ask(photo, "what\udcff?"), "no text in UTF-8 ('\\udcff' is in it)"),
@@ -124,6 +126,14 @@ def answering(model, answer):
     engine.answer = answer
     other._engine = engine
     return other
+
+
+def test_lengths_that_cannot_be_are_nan(model, rng):
+    photo = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    other = answering(model, lambda images, questions: [["1.5", "-2", "0", "far"]])
+    np.testing.assert_array_equal(other.depth(photo, points=[[1, 1]] * 4).distance_m, [1.5, np.nan, np.nan, np.nan])
+    other = answering(model, lambda images, questions: [["-2"] * len(questions[0])])
+    assert np.isnan(other.pose(photo, photo).distance_m)
 
 
 def test_matches_outside_the_second_image_are_no_pixels(model, rng):

@@ -94,6 +94,11 @@ def test_focal_lengths_that_are_not_in_pixels_are_refused():
             camera.plausible()
         with pytest.raises(BadRecord, match=r"^camera_b: implausible field of view"):
             as_camera(camera, 640, 480, "camera_b")
+    for centre in ((0.5, 0.5), (1, 0.01)):
+        with pytest.raises(
+            BadRecord, match=r"camera: its principal point .* is in the corner of an image of 640 x 480"
+        ):
+            Camera(500, 500, *centre, 640, 480).plausible()
     for fov in (2, 60, 165):
         assert Camera.from_fov(640, 480, fov).plausible() == Camera.from_fov(640, 480, fov)
 

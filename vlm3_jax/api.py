@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Depth:
-    """Points asked about (px of the upright image, int [N, 2]), distances in metres [N] (NaN: unreadable), the texts.
+    """Points asked about (px of the upright image, int [N, 2]), distances in metres [N] (or NaN), the texts.
 
     `camera_source`: where the camera that metric depth hangs on is from (`processor.photo`).
     """
@@ -160,13 +160,17 @@ class VLM3:
         layout, photo, unified = self._layout(image, camera, asked.resize)
         size = photo.camera.width, photo.camera.height
         if points is None:
+            if len(grid) != 2 or not all(
+                isinstance(n, int | np.integer) and 1 <= n <= side for n, side in zip(grid, size)
+            ):
+                raise UserError(f"grid: expected columns and rows, at most one a pixel of the image, got {grid!r}")
             columns, rows = ((np.arange(n) + 0.5) * side / n for n, side in zip(grid, size))
             points = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
         points = as_points(points, *size)
         coords = self._coords(points, photo.camera, unified, asked)
         answers = self._engine.answer([(layout,)], [[depth.question(x, y, asked) for x, y in coords]])[0]
         found = [tasks.get("depth").parse(text) for text in answers]
-        distance_m = np.array([np.nan if value is None else value for value in found])
+        distance_m = np.array([value if value and value > 0 else np.nan for value in found])
         return Depth(points, distance_m, answers, photo.camera, photo.source)
 
     def match(self, a, b, points, camera_a: Camera | None = None, camera_b: Camera | None = None) -> Match:
@@ -198,7 +202,7 @@ class VLM3:
         return RelativePose(
             np.full((3, 3), np.nan) if euler is None else matrix_from_euler(*euler),
             np.full(3, np.nan) if direction is None else unit_vector(direction),
-            float("nan") if distance is None else float(distance),
+            float("nan") if distance is None or distance < 0 else float(distance),
             answers,
             tuple(photo.source for _, photo, _ in opened),
         )

@@ -87,15 +87,21 @@ class Camera:
         return np.floor(np.stack([x, y], -1) + 1e-9).astype(np.int64)
 
     def plausible(self, name: str = "camera") -> "Camera":
-        """The camera; BadRecord, calling it `name`, if no photo has its field of view. For what comes from outside.
+        """The camera; BadRecord, calling it `name`, if its numbers cannot be pixels. For what comes from outside.
 
-        The principal point is taken to be in the middle, so that one in other units hides nothing.
+        No photo has a field of view beyond `FOV_DEG`, taken as if the principal point were in the middle, so that one
+        in other units hides nothing; and none has its principal point in its first pixel.
         """
         fov = [2 * np.degrees(np.arctan2(n / 2, f)) for n, f in ((self.width, self.fx), (self.height, self.fy))]
         if not all(FOV_DEG[0] <= angle <= FOV_DEG[1] for angle in fov):
             raise BadRecord(
                 f"{name}: implausible field of view, {fov[0]:.1f} x {fov[1]:.1f} degrees (focal lengths {self.fx:g}, "
                 f"{self.fy:g} of an image of {self.width} x {self.height}); give focal lengths in pixels of that image"
+            )
+        if 0 < self.cx <= 1 and 0 < self.cy <= 1:
+            raise BadRecord(
+                f"{name}: its principal point ({self.cx:g}, {self.cy:g}) is in the corner of an image of "
+                f"{self.width} x {self.height}; give it in pixels"
             )
         return self
 

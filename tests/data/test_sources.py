@@ -122,6 +122,7 @@ def test_unusable_points_are_removed_and_counted(folder):
     cleaned = source(folder, [points, {}])
     assert cleaned.points_removed == 3
     np.testing.assert_array_equal(cleaned[0].depth[0].points_px, [[1, 2], [31, 23]])
+    assert source(folder, [{"depth": [None, 2]}])[0].depth[0].depth_m.tolist() == [2]
     far = {"depth": [1e6, 1e10]}
     assert source(folder, [points, far])[1].depth[0].depth_m.tolist() == [1e6]
     # Of the lines that are used.

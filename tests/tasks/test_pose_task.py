@@ -82,6 +82,13 @@ def test_which_questions_are_asked(rng):
         task.examples(pair((1, 2, 3), (np.inf, 0, 0)), rng, given("pose"))
 
 
+def test_cameras_that_no_answer_could_tell_apart(rng):
+    """A distance beyond what is read is a label in other units; without a scale there is none."""
+    with pytest.raises(BadRecord, match=r"^a: its cameras are 2e\+06 m apart, above 1e\+06"):
+        tasks.get("pose").examples(pair((0, 0, 0), (0, 0, 2e6)), rng, given("pose"))
+    assert len(tasks.get("pose").examples(pair((0, 0, 0), (0, 0, 2e6), metric=False), rng, given("pose"))) == 3
+
+
 def test_direction_words():
     assert direction_words((1, 0, 0)) == ["right"]
     assert direction_words((-0.1, -0.7, -0.7)) == ["left", "up", "backward"]

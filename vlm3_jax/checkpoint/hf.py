@@ -14,6 +14,7 @@ from vlm3_jax.checkpoint.writing import finish, write
 from vlm3_jax.files import read_json, replace_dir
 from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.storage import local_path
 
 __all__ = ["DTYPES", "INDEX", "SINGLE", "carry_files", "copy_files", "load", "load_sharded", "place", "save"]
 
@@ -98,7 +99,7 @@ def save(out_dir, cfg: VLMConfig, params: dict, source_dir, dtype: str | None = 
 
     `dtype` None keeps the parameters' own. An existing `out_dir` is replaced, after all has been written beside it.
     """
-    out_dir = pathlib.Path(out_dir)
+    out_dir = local_path(out_dir)
     aside = out_dir.with_name(out_dir.name + ".writing")
     plan = hf_plan(ParamsSource(cfg, params, source_dir), dtype, MAX_SHARD_BYTES)
     write(aside, plan)

@@ -13,6 +13,7 @@ from vlm3_jax.errors import UserError
 from vlm3_jax.files import replace_dir
 from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import TextConfig, VisionConfig, VLMConfig
+from vlm3_jax.storage import local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def make(out_dir, size: str = "demo", seed: int = 0) -> pathlib.Path:
     """Writes the model directory; transformers loads it, and so does every `--model` of this project."""
     if size not in SIZES:
         raise UserError(f"tiny checkpoint: unknown size {size!r}; choose one of {', '.join(SIZES)}")
-    out_dir, shape = pathlib.Path(out_dir), SIZES[size]
+    out_dir, shape = local_path(out_dir), SIZES[size]
     aside = out_dir.with_name(out_dir.name + ".writing")
     tiny_tokenizer.write_tokenizer(aside, shape.vocab)
     for name, tree in _json_files(shape).items():

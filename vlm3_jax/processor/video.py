@@ -18,6 +18,7 @@ from vlm3_jax.errors import UserError
 from vlm3_jax.model.config import normalisation, processor_fields
 from vlm3_jax.processor.chat import ChatFormat, Frames
 from vlm3_jax.processor.image import MAX_ASPECT, ImageLayout, Patches, VisionSpec, patchify, pixel_bounds
+from vlm3_jax.processor.photo import open_photo
 from vlm3_jax.processor.prompt import Prompt, make_prompt
 from vlm3_jax.processor.resize import resize
 
@@ -212,7 +213,7 @@ def _look_up(values: np.ndarray, cut: Sequence[np.ndarray]) -> np.ndarray:
 
 def _pixels(frame, name: str) -> np.ndarray:
     if isinstance(frame, Image.Image):
-        return np.asarray(frame.convert("RGB"))
+        return open_photo(frame).pixels
     if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
         return frame
     what = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__

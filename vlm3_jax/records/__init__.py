@@ -1,7 +1,7 @@
 """Records: what every source yields, whatever the data set looked like on disk, and their bytes."""
 
 from vlm3_jax.records.codec import from_bytes, to_bytes
-from vlm3_jax.records.labels import DepthPoints, Matches, Objects
+from vlm3_jax.records.labels import MAX_DEPTH_M, DepthPoints, Matches, Objects
 from vlm3_jax.records.record import (
     FORMATS,
     LABELS,
@@ -22,6 +22,7 @@ from vlm3_jax.records.record import (
 __all__ = [
     "FORMATS",
     "LABELS",
+    "MAX_DEPTH_M",
     "MAX_IMAGE_BYTES",
     "MAX_IMAGE_PIXELS",
     "DepthPoints",

@@ -6,7 +6,8 @@ import re
 import numpy as np
 
 from vlm3_jax import pose as geometry
-from vlm3_jax.records import Record
+from vlm3_jax.errors import BadRecord
+from vlm3_jax.records import MAX_DEPTH_M, Record
 from vlm3_jax.tasks.base import Example, Task, drop_think
 from vlm3_jax.tasks.numbers import (
     DEGREES,
@@ -92,6 +93,8 @@ class PoseTask(Task):
         ]
         relative = geometry.relative_pose(*poses)
         R, t = relative[:3, :3], relative[:3, 3]
+        if record.metric and np.linalg.norm(t) > MAX_DEPTH_M:
+            raise BadRecord(f"{record.id}: its cameras are {np.linalg.norm(t):.3g} m apart, above {MAX_DEPTH_M:g}")
         kinds = [
             kind
             for kind in (PAPER_KINDS if protocol.wording == "paper" else KINDS)

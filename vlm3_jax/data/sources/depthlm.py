@@ -3,6 +3,7 @@
 import array
 import codecs
 import json
+import math
 import os
 import pathlib
 import typing
@@ -165,6 +166,9 @@ def parse_line(data: bytes) -> tuple[str, Camera, np.ndarray, np.ndarray, int]:
         raise BadRecord(f"image: expected a path, got {image!r}")
     camera = Camera.from_intrinsics(_numbers(row, "intrinsics", (6,)))
     points = np.floor(_numbers(row, "pixel_coords", (None, 2)))
+    if isinstance(row["depth"], list):
+        # What has no depth is null or NaN.
+        row["depth"] = [math.nan if value is None else value for value in row["depth"]]
     depth = _numbers(row, "depth", (None,))
     if len(points) != len(depth):
         raise BadRecord(f"pixel_coords has {len(points)} points and depth {len(depth)} values")
