@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.shapes import Bool, Float, Int
 
 POLICIES = ("uniform", "per_axis")
 # Degrees, across and down. Focal lengths in other units than pixels of the image (normalised ones, millimetres) come
@@ -54,7 +55,7 @@ class Camera:
         return cls(focal, focal, width / 2, height / 2, width, height)
 
     @property
-    def matrix(self) -> np.ndarray:
+    def matrix(self) -> Float[np.ndarray, "3 3"]:
         """K, float64 [3, 3]."""
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], np.float64)
 
@@ -78,7 +79,7 @@ class Camera:
         """The camera of the image cut to the given box (px)."""
         return Camera(self.fx, self.fy, self.cx - left, self.cy - top, width, height)
 
-    def map_points(self, points_px, to: "Camera") -> np.ndarray:
+    def map_points(self, points_px, to: "Camera") -> Int[np.ndarray, "N 2"]:
         """Integer pixels of this image [N, 2] -> integer pixels of camera `to`'s image (truncated, as released)."""
         points = np.asarray(points_px, np.float64).reshape(-1, 2)
         x = (points[:, 0] - self.cx) * to.fx / self.fx + to.cx
@@ -105,12 +106,12 @@ class Camera:
             )
         return self
 
-    def inside(self, points_px) -> np.ndarray:
+    def inside(self, points_px) -> Bool[np.ndarray, " N"]:
         """Which points [N, 2] (px) lie in the image, bool [N]: 0 <= x <= width - 1, likewise y."""
         points = np.asarray(points_px).reshape(-1, 2)
         return ((points >= 0) & (points <= [self.width - 1, self.height - 1])).all(-1)
 
-    def rays(self, points_px) -> np.ndarray:
+    def rays(self, points_px) -> Float[np.ndarray, "N 3"]:
         """K^-1 (u, v, 1) of each point, float64 [N, 3]: z = 1, so depth along z times the ray is the 3-D point."""
         points = np.asarray(points_px, np.float64).reshape(-1, 2)
         return np.stack(
@@ -125,7 +126,7 @@ class Camera:
         """Euclidean distance to the camera centre (m) -> z-depth (m)."""
         return np.asarray(distance_m, np.float64) / np.linalg.norm(self.rays(points_px), axis=-1)
 
-    def project(self, points_m) -> np.ndarray:
+    def project(self, points_m) -> Float[np.ndarray, "N 2"]:
         """Points in the camera frame (m) [N, 3] -> pixels, float64 [N, 2]; points must lie in front (z > 0)."""
         points = np.asarray(points_m, np.float64).reshape(-1, 3)
         return np.stack(
@@ -154,7 +155,7 @@ def as_camera(value, width: int, height: int, name: str = "camera") -> Camera:
     return value.plausible(name)
 
 
-def as_points(values, width: int, height: int, name: str = "points") -> np.ndarray:
+def as_points(values, width: int, height: int, name: str = "points") -> Int[np.ndarray, "N 2"]:
     """Pixels as users hand them over, [N, 2] or one (x, y), truncated to int64 [N, 2]. UserError if not inside."""
     try:
         points = np.asarray(values)
@@ -244,7 +245,7 @@ def resize_rule(text: str) -> Resize:
     )
 
 
-def normalize_points(points_px, size, coord_range: int) -> np.ndarray:
+def normalize_points(points_px, size, coord_range: int) -> Int[np.ndarray, "N 2"]:
     """Pixels [N, 2] of an image of `size` (width, height) -> integers in [0, coord_range - 1].
 
     `round(x * R / W)` with halves to even, no half-pixel and no W - 1: to the character what the release writes.
@@ -254,7 +255,7 @@ def normalize_points(points_px, size, coord_range: int) -> np.ndarray:
     return np.clip(scaled, 0, coord_range - 1).astype(np.int64)
 
 
-def denormalize_points(points, size, coord_range: int) -> np.ndarray:
+def denormalize_points(points, size, coord_range: int) -> Float[np.ndarray, "N 2"]:
     """Normalised coordinates [N, 2] -> pixels, float64 [N, 2], of an image of `size` (width, height)."""
     points = np.asarray(points, np.float64).reshape(-1, 2)
     return points * np.asarray(size, np.float64) / coord_range

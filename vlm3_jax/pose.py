@@ -8,12 +8,13 @@ right-handed matrices; yaw > 0 turns right, pitch > 0 looks up, roll > 0 banks r
 import numpy as np
 
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.shapes import Float
 
 _ORTHONORMAL_TOLERANCE = 1e-3
 _GIMBAL_COSINE = 1e-6
 
 
-def check_pose(pose, name: str) -> np.ndarray:
+def check_pose(pose, name: str) -> Float[np.ndarray, "4 4"]:
     """`pose` as float64 [4, 4]. BadRecord naming `name` unless it is finite, a rotation and a translation."""
     pose = np.asarray(pose, np.float64)
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
@@ -28,7 +29,7 @@ def check_pose(pose, name: str) -> np.ndarray:
     return pose
 
 
-def relative_pose(world_T_cam1, world_T_cam2) -> np.ndarray:
+def relative_pose(world_T_cam1, world_T_cam2) -> Float[np.ndarray, "4 4"]:
     """cam1_T_cam2, float64 [4, 4]: the second camera seen from the first.
 
     R = R1ᵀ R2 and t = R1ᵀ (C2 - C1): t is where the second camera's centre lies in the first camera's frame.
@@ -41,7 +42,7 @@ def relative_pose(world_T_cam1, world_T_cam2) -> np.ndarray:
     return relative
 
 
-def matrix_from_euler(yaw, pitch, roll) -> np.ndarray:
+def matrix_from_euler(yaw, pitch, roll) -> Float[np.ndarray, "3 3"]:
     """Degrees -> `Ry(yaw) Rx(pitch) Rz(roll)`, float64 [3, 3]."""
     (sy, sp, sr), (cy, cp, cr) = np.sin(np.radians([yaw, pitch, roll])), np.cos(np.radians([yaw, pitch, roll]))
     return np.array(

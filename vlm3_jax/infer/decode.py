@@ -17,6 +17,7 @@ from vlm3_jax.infer.sampling import choose
 from vlm3_jax.model.attention import Ids, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.vlm import VLM
+from vlm3_jax.shapes import Array
 
 # In place of a token whose logits are not finite.
 BROKEN = -2
@@ -33,9 +34,9 @@ class Context:
     """
 
     caches: dict
-    seen: jax.Array
-    lengths: jax.Array
-    start: jax.Array
+    seen: Array
+    lengths: Array
+    start: Array
 
 
 @functools.partial(
@@ -50,11 +51,11 @@ class State:
     occur in prompt or answer (None if greedy).
     """
 
-    step: jax.Array
-    tokens: jax.Array
-    done: jax.Array
+    step: Array
+    tokens: Array
+    done: Array
     own: dict
-    used: jax.Array | None
+    used: Array | None
 
 
 class Programs(NamedTuple):

@@ -13,6 +13,7 @@ from vlm3_jax.errors import UserError
 from vlm3_jax.model.block_pairs import Pairs
 from vlm3_jax.model.block_pairs import attend as block_pairs
 from vlm3_jax.model.layers import Locally, run_as_it_is
+from vlm3_jax.shapes import Array
 
 # Scores of so many (query, key) pairs a row are computed at once; longer rows go in chunks of queries.
 MAX_PAIRS = 1 << 22
@@ -29,12 +30,12 @@ class Ids:
     number of the independent question. `order`: place in the row for causal attention, or None.
     """
 
-    segments: jax.Array
-    questions: jax.Array | None = None
-    order: jax.Array | None = None
+    segments: Array
+    questions: Array | None = None
+    order: Array | None = None
 
 
-def sees(queries: Ids, keys: Ids) -> jax.Array:
+def sees(queries: Ids, keys: Ids) -> Array:
     """Elementwise, bool: same segment, not later, and a question sees only the shared prefix and itself."""
     mask = queries.segments == keys.segments
     if queries.order is not None:
@@ -44,7 +45,7 @@ def sees(queries: Ids, keys: Ids) -> jax.Array:
     return mask
 
 
-def visible(queries: Ids, keys: Ids) -> jax.Array:
+def visible(queries: Ids, keys: Ids) -> Array:
     """bool [..., S, T]: who `sees` whom."""
     return sees(jax.tree.map(lambda x: x[..., :, None], queries), jax.tree.map(lambda x: x[..., None, :], keys))
 

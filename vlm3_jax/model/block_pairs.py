@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from vlm3_jax.shapes import Array, Float
+
 _LOW = float(jnp.finfo(jnp.float32).min)
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -23,11 +25,18 @@ class Pairs(NamedTuple):
     `starts` [B, n + 1]: the pairs of query block i are starts[i] ... starts[i + 1] - 1. `keys` [B, N]: key blocks.
     """
 
-    starts: jax.Array
-    keys: jax.Array
+    starts: Array
+    keys: Array
 
 
-def attend(q_BSHC, k_BSKC, v_BSKC, ids, pairs: Pairs, visible: Callable):
+def attend(
+    q_BSHC: Float[Array, "B S H C"],
+    k_BSKC: Float[Array, "B S K C"],
+    v_BSKC: Float[Array, "B S K C"],
+    ids,
+    pairs: Pairs,
+    visible: Callable,
+) -> Float[Array, "B S H C"]:
     """Softmax attention [B, S, H, C] over the listed pairs of blocks.
 
     `ids`: a tree of int32 [B, S]; `visible`(ids of queries [b], ids of keys [b]) -> bool [b, b] says who sees whom. A
@@ -51,9 +60,9 @@ def attend(q_BSHC, k_BSKC, v_BSKC, ids, pairs: Pairs, visible: Callable):
 class _Work(NamedTuple):
     """The list for all query blocks: their pairs are begin[i] ... end[i] - 1 of `keys`; ids [blocks, b]."""
 
-    begin: jax.Array
-    end: jax.Array
-    keys: jax.Array
+    begin: Array
+    end: Array
+    keys: Array
     ids: object
 
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vlm3_jax.shapes import Array, Float, Int, Num
+
 # (function of row arrays [B, ...] and then `whole` arrays that belong to no row, whole) -> the function, run by every
 # device on its own rows. For what loops over rows or sorts their tokens, which a compiler would do across devices.
 # `heads` of the first arrays are [B, S, heads, C], and a device may be given some of the heads only.
@@ -39,14 +41,14 @@ class Group(nnx.Module):
         return y if bias is None else y + bias[...].astype(x.dtype)
 
 
-def rms_norm(x, weight, eps: float):
+def rms_norm(x: Float[Array, "*batch D"], weight, eps: float) -> Float[Array, "*batch D"]:
     """RMSNorm in float32; the weight multiplies after the cast back, as in transformers."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + eps)
     return weight[...].astype(x.dtype) * normed.astype(x.dtype)
 
 
-def layer_norm(x, weight, bias, eps: float = 1e-6):
+def layer_norm(x: Float[Array, "*batch D"], weight, bias, eps: float = 1e-6) -> Float[Array, "*batch D"]:
     """LayerNorm, all of it in float32, cast back at the end."""
     x32 = x.astype(jnp.float32)
     mean = jnp.mean(x32, -1, keepdims=True)
@@ -55,7 +57,9 @@ def layer_norm(x, weight, bias, eps: float = 1e-6):
 
 
 @jax.custom_vjp
-def take_unique(x_BND, index_BM, inverse_BN):
+def take_unique(
+    x_BND: Num[Array, "B N D"], index_BM: Int[Array, "B M"], inverse_BN: Int[Array, "B N"]
+) -> Num[Array, "B M D"]:
     """x[b, index[b, m]], zeros where index is N; no source may be taken twice.
 
     `inverse` says where each source went (M if nowhere), so that the backward pass is the same gather and not a
@@ -75,9 +79,9 @@ take_unique.defvjp(
 
 
 @jax.custom_vjp
-def embed(table_VD, ids):
+def embed(table_RD: Float[Array, "R D"], ids: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
     """Rows of a table; the backward pass is a segment sum over sorted ids."""
-    return jnp.take(table_VD, ids, axis=0)
+    return jnp.take(table_RD, ids, axis=0)
 
 
 def _embed_backward(residual, g):
@@ -91,9 +95,11 @@ embed.defvjp(lambda table, ids: (jnp.take(table, ids, axis=0), (ids, table.shape
 
 
 @jax.custom_vjp
-def interpolate(table_ND, index_BP4, weight_BP4):
+def interpolate(
+    table_RD: Float[Array, "R D"], index_BP4: Int[Array, "B P 4"], weight_BP4: Float[Array, "B P 4"]
+) -> Float[Array, "B P D"]:
     """Sum of four table rows by weight [B, P, D]; the backward pass is a product with the interpolation matrix."""
-    return _interpolate(table_ND, index_BP4, weight_BP4)
+    return _interpolate(table_RD, index_BP4, weight_BP4)
 
 
 def _interpolate(table, index, weight):

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vlm3_jax.model.layers import Group, Locally, run_as_it_is
+from vlm3_jax.shapes import Array, Bool, Float, Float32, Int
 
 
-def route(logits_BSE, k: int):
+def route(logits_BSE: Float[Array, "B S E"], k: int) -> tuple[Float[Array, "B S k"], Int[Array, "B S k"]]:
     """Weights [B, S, k] in the dtype of the logits, which add up to 1, and experts [B, S, k] of every token.
 
     The softmax is over all experts, in float32; what the best k have of it is scaled up to 1.
@@ -17,7 +18,9 @@ def route(logits_BSE, k: int):
     return (weights / weights.sum(-1, keepdims=True)).astype(logits_BSE.dtype), experts
 
 
-def use(logits_BSE, experts_BSk, valid_BS):
+def use(
+    logits_BSE: Float[Array, "B S E"], experts_BSk: Int[Array, "B S k"], valid_BS: Bool[Array, "B S"]
+) -> tuple[Float32[Array, " E"], Float32[Array, " E"]]:
     """How often each expert was chosen and its summed probability over the valid tokens, float32 [E] each."""
     E = logits_BSE.shape[-1]
     probabilities = jax.nn.softmax(logits_BSE.astype(jnp.float32), -1)
@@ -26,7 +29,9 @@ def use(logits_BSE, experts_BSk, valid_BS):
     return (chosen * valid).sum((0, 1)), (probabilities * valid).sum((0, 1))
 
 
-def balance_loss(counts_LE, probabilities_LE, tokens):
+def balance_loss(
+    counts_LE: Float32[Array, "L E"], probabilities_LE: Float32[Array, "L E"], tokens
+) -> Float32[Array, ""]:
     """Load-balance loss (Switch Transformer, equations 4 to 6) with all layers as one, as transformers computes it.
 
     E x sum over experts of (choices a token) x (mean probability), from the sums of `use` over `tokens` valid tokens;
@@ -37,7 +42,10 @@ def balance_loss(counts_LE, probabilities_LE, tokens):
     return E * jnp.sum(jax.lax.stop_gradient(counts_LE).sum(0) / rows * (probabilities_LE.sum(0) / rows))
 
 
-def feed_forward(layer: Group, x_BSD, k: int, valid_BS=None, locally: Locally = run_as_it_is):
+def feed_forward(
+    layer: Group, x_BSD: Float[Array, "B S D"], k: int, valid_BS: Bool[Array, "B S"] | None = None,
+    locally: Locally = run_as_it_is,
+) -> tuple[Float[Array, "B S D"], tuple | None]:  # fmt: skip
     """[B, S, D] -> ([B, S, D], the sums of `use` if `valid_BS` is given, else None).
 
     `locally` wraps the function that sorts tokens by expert, so that every device sorts its own rows.

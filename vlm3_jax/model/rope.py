@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm3_jax.model.config import TextConfig, VisionConfig
+from vlm3_jax.shapes import Array, Float, Float32, Int
 
 
 def text_frequencies(text: TextConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -20,14 +21,18 @@ def text_frequencies(text: TextConfig) -> tuple[np.ndarray, np.ndarray]:
     return (1.0 / np.float32(text.rope_theta) ** exponent).astype(np.float32), axis
 
 
-def text_rotary(text: TextConfig, positions_B3S, dtype):
+def text_rotary(
+    text: TextConfig, positions_B3S: Int[Array, "B 3 S"], dtype
+) -> tuple[Float[Array, "B S 1 C"], Float[Array, "B S 1 C"]]:
     """cos and sin [B, S, 1, C] of the decoder in `dtype`; the angles are float32, cast last as in transformers."""
     frequencies, axis = text_frequencies(text)
     chosen_BSC = jnp.moveaxis(positions_B3S, 1, -1)[..., axis].astype(jnp.float32)
     return _cos_sin(chosen_BSC * frequencies, dtype)
 
 
-def vision_rotary(vision: VisionConfig, positions_BP2):
+def vision_rotary(
+    vision: VisionConfig, positions_BP2: Int[Array, "B P 2"]
+) -> tuple[Float32[Array, "B P 1 C"], Float32[Array, "B P 1 C"]]:
     """cos and sin [B, P, 1, C] of the vision tower, float32: half of the head follows the row, half the column."""
     quarter = vision.head_dim // 2
     exponent = np.arange(0, quarter, 2, dtype=np.float32) / np.float32(quarter)
@@ -41,7 +46,9 @@ def _cos_sin(angles, dtype):
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
 
-def rotate(x_BSHC, cos, sin):
+def rotate(
+    x_BSHC: Float[Array, "B S H C"], cos: Float[Array, "B S 1 C"], sin: Float[Array, "B S 1 C"]
+) -> Float[Array, "B S H C"]:
     """Rotates the pairs (i, i + C/2) of each head by the given angles, in the dtype of cos and sin."""
     x = x_BSHC.astype(cos.dtype)
     first, second = jnp.split(x, 2, -1)

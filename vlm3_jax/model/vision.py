@@ -10,12 +10,13 @@ from vlm3_jax.model.attention import BackEnd, Ids, listed, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import Group, Locally, interpolate, layer_norm, run_as_it_is
 from vlm3_jax.model.params import vision_stacks
+from vlm3_jax.shapes import Array, Float, UInt8
 
 
 class VisionBlock(Group):
     """Pre-norm attention within an image and a tanh-GELU MLP."""
 
-    def __call__(self, x_BPD, cos, sin, attend):
+    def __call__(self, x_BPD: Float[Array, "B P D"], cos, sin, attend) -> Float[Array, "B P D"]:
         """[B, P, D] -> [B, P, D]."""
         h = layer_norm(x_BPD, self.norm1, self.norm1_bias)
         qkv = checkpoint_name(self.linear("qkv", h, "bpd,dthc->bpthc"), "qkv")
@@ -33,7 +34,7 @@ class Merger(Group):
     The main merger normalises each patch before they are joined, a tap's merger after.
     """
 
-    def __call__(self, x_BPD, unit: int, joined_norm: bool):
+    def __call__(self, x_BPD: Float[Array, "B P D"], unit: int, joined_norm: bool) -> Float[Array, "B V out"]:
         """[B, P, D] -> [B, P / unit, out], where `unit` patches in a row make one token."""
         B, P, D = x_BPD.shape
         if not joined_norm:
@@ -55,7 +56,7 @@ class VisionTower(nnx.Module):
         self.merger = Merger(params["merger"])
         self.tap_mergers = Merger(params["tap_mergers"]) if cfg.vision.taps else None
 
-    def embed(self, patches_BPX, dtype):
+    def embed(self, patches_BPX: UInt8[Array, "B P X"] | Float[Array, "B P X"], dtype) -> Float[Array, "B P D"]:
         """uint8 still patches [B, P, C*p*p] or float ones [B, P, T*C*p*p] (already normalised) -> [B, P, D].
 
         Both temporal slices of a still image hold the same pixels, so their weights are summed.
@@ -72,10 +73,12 @@ class VisionTower(nnx.Module):
             dtype
         )
 
-    def __call__(self, patches, batch: dict, dtype, remat, tell=lambda x: None):
-        """Visual tokens [B, V, out], taps [taps, B, V, out] and what was told.
+    def __call__(
+        self, patches, batch: dict, dtype, remat, keep=lambda x: None
+    ) -> tuple[Float[Array, "B V out"], Float[Array, "taps B V out"] | None, list]:
+        """Visual tokens [B, V, out], taps [taps, B, V, out] and the intermediates.
 
-        `batch` holds the patch_* and table_* arrays. `tell` says what to keep of every block's output [B, P, D].
+        `batch` holds the patch_* and table_* arrays. `keep` says what to keep of every block's output [B, P, D].
         """
         v = self.cfg.vision
         x = self.embed(patches, dtype)
@@ -87,19 +90,19 @@ class VisionTower(nnx.Module):
         attend = prepare(
             Ids(batch["patch_images"]), pairs=listed(batch, "patch_pair"), locally=self.locally, back_end=self.back_end
         )
-        taps, told = [], []
+        taps, intermediates = [], []
         for number, stack in enumerate(self.stacks):
-            x, of_blocks = _scan_blocks(stack, x, cos, sin, attend, remat, tell, self.locally(_unchanged))
-            told.append(of_blocks)
+            x, of_blocks = _scan_blocks(stack, x, cos, sin, attend, remat, keep, self.locally(_unchanged))
+            intermediates.append(of_blocks)
             if number < len(v.taps):
                 taps.append(x)
         unit = v.merge_size**2
         tokens = self.merger(x, unit, joined_norm=False)
         if not taps:
-            return tokens, None, told
+            return tokens, None, intermediates
         graph, state = nnx.split(self.tap_mergers)
         merge = jax.vmap(lambda state, x: nnx.merge(graph, state)(x, unit, joined_norm=True))
-        return tokens, merge(state, jnp.stack(taps)), told
+        return tokens, merge(state, jnp.stack(taps)), intermediates
 
 
 def _temporal_last(weight_TXD, channels: int):
@@ -112,11 +115,11 @@ def _unchanged(x):
     return x
 
 
-def _scan_blocks(stack: VisionBlock, x, cos, sin, attend, remat, tell, stay):
+def _scan_blocks(stack: VisionBlock, x, cos, sin, attend, remat, keep, stay):
     graph, state = nnx.split(stack)
 
     def body(x, layer):
         x = stay(nnx.merge(graph, layer)(stay(x), cos, sin, attend))
-        return x, tell(x)
+        return x, keep(x)
 
     return jax.lax.scan(remat(body), x, state)

@@ -16,6 +16,7 @@ from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.layers import Locally, run_as_it_is, take_unique
 from vlm3_jax.model.text import Decoder
 from vlm3_jax.model.vision import VisionTower
+from vlm3_jax.shapes import Array, Float, Float32
 
 REMAT = ("none", "minimal", "full", "offload")
 # What `checkpoint_name` marks in layers and attention: results of the products that cost most to make again. The inputs
@@ -59,33 +60,33 @@ class VLM(nnx.Module):
         self.vision = VisionTower(cfg, params["vision"], locally, back_end)
         self.text = Decoder(cfg, params["text"], locally)
 
-    def see(self, batch: dict):
+    def see(self, batch: dict) -> tuple[Float[Array, "B V D"], Float[Array, "taps B V D"] | None]:
         """Visual tokens [B, V, D] and taps [taps, B, V, D] of the batch's patches."""
         return self.vision(batch["patches"], batch, self.dtype, rematerialize(self.remat))[:2]
 
-    def embed(self, batch: dict, visual):
+    def embed(self, batch: dict, visual: Float[Array, "B V D"]) -> Float[Array, "B S D"]:
         """Token embeddings [B, S, D] with the visual tokens in their places."""
         x = self.text.embed(batch["tokens"], self.dtype)
         is_visual = batch["visual_index"] < visual.shape[1]
         return jnp.where(is_visual[..., None], take_unique(visual, batch["visual_index"], batch["visual_slot"]), x)
 
-    def hidden(self, batch: dict):
+    def hidden(self, batch: dict) -> Float[Array, "B S D"]:
         """Hidden states [B, S, D] after the final norm, for training and for scoring whole sequences."""
         return self.hidden_and_balance(batch)[0]
 
-    def hidden_and_balance(self, batch: dict):
+    def hidden_and_balance(self, batch: dict) -> tuple[Float[Array, "B S D"], Float32[Array, ""]]:
         """Hidden states [B, S, D] and the load-balance loss of the experts (0 without experts)."""
         visual, taps = self.see(batch)
-        hidden, told = self._decode(batch, visual, taps, lambda x, use: use)
+        hidden, uses = self._decode(batch, visual, taps, lambda x, use: use)
         if not self.cfg.text.experts:
             return hidden, jnp.zeros((), jnp.float32)
-        counts, probabilities = (jnp.concatenate(part) for part in zip(*told.values()))
+        counts, probabilities = (jnp.concatenate(part) for part in zip(*uses.values()))
         return hidden, moe.balance_loss(counts, probabilities, (batch["segments"] > 0).sum())
 
     def intermediates(self, batch: dict) -> dict[str, jax.Array]:
         """Everything between pixels and logits, by name in the order of the computation; for finding differences."""
         dtype, named = self.dtype, {"vision.patch_embed": self.vision.embed(batch["patches"], self.dtype)}
-        visual, taps, of_blocks = self.vision(batch["patches"], batch, dtype, lambda f: f, tell=lambda x: x)
+        visual, taps, of_blocks = self.vision(batch["patches"], batch, dtype, lambda f: f, keep=lambda x: x)
         blocks = jnp.concatenate(of_blocks)
         named |= {f"vision.blocks.{i}": x for i, x in enumerate(blocks)} | {"vision.merger": visual}
         for tap, x in zip(sorted(self.cfg.vision.taps), () if taps is None else taps):
@@ -95,8 +96,8 @@ class VLM(nnx.Module):
         named |= {f"text.layers.{i}": x for i, x in enumerate(jnp.concatenate(list(of_layers.values())))}
         return named | {"text.norm": hidden, "logits": self.text.logits(hidden)}
 
-    def _decode(self, batch: dict, visual, taps, tell):
-        """Hidden states of whole rows, and what `tell` keeps of the layers."""
+    def _decode(self, batch: dict, visual, taps, keep):
+        """Hidden states of whole rows, and what `keep` keeps of the layers."""
         order = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
         ids = Ids(batch["segments"], batch["questions"], order)
         attend = prepare(ids, batch.get("blocks"), listed(batch, "pair"), self.locally, self.back_end)
@@ -104,13 +105,13 @@ class VLM(nnx.Module):
         def causal(q, k, v, cache):
             return attend(q, k, v), cache
 
-        hidden, _, told = self.text(
+        hidden, _, intermediates = self.text(
             self.embed(batch, visual), batch["positions"], causal, taps=taps,
-            slots=(batch["visual_index"], batch["visual_slot"]), valid=batch["segments"] > 0, tell=tell,
+            slots=(batch["visual_index"], batch["visual_slot"]), valid=batch["segments"] > 0, keep=keep,
             remat=rematerialize(self.remat),
         )  # fmt: skip
-        return hidden, told
+        return hidden, intermediates
 
-    def logits(self, batch: dict):
+    def logits(self, batch: dict) -> Float32[Array, "B S vocabulary"]:
         """float32 [B, S, vocabulary]: for tests and tools; training looks at the supervised positions only."""
         return self.text.logits(self.hidden(batch))

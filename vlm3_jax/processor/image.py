@@ -18,6 +18,7 @@ from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.files import Fields
 from vlm3_jax.model.config import IMAGE_PROCESSOR, model_fields, normalisation, processor_fields
 from vlm3_jax.records import MAX_IMAGE_PIXELS, ImageRef, View
+from vlm3_jax.shapes import UInt8
 
 MAX_ASPECT = 200
 BLANK = 128
@@ -141,7 +142,7 @@ class ImageLayout(Patches):
     flip: bool = False
     blank: bool = False
 
-    def load(self, spec: VisionSpec) -> np.ndarray:
+    def load(self, spec: VisionSpec) -> UInt8[np.ndarray, "P X"]:
         """Decode, resize and cut: uint8 [n_patches, 3 * patch_size**2], (channel, y, x) inside a patch.
 
         An image of another stored size than the layout's own (a shuffled-image reference) is resized alike. BadRecord
@@ -187,7 +188,7 @@ def image_layout(view: View, spec: VisionSpec) -> ImageLayout:
     )
 
 
-def patchify(pixels: np.ndarray, spec: VisionSpec) -> np.ndarray:
+def patchify(pixels: UInt8[np.ndarray, "height width 3"], spec: VisionSpec) -> UInt8[np.ndarray, "P X"]:
     """uint8 [H, W, 3], sides multiples of `spec.factor` -> uint8 [n_patches, 3 * patch_size**2], merge-block order."""
     side, merge = spec.patch_size, spec.merge_size
     rows, columns = pixels.shape[0] // spec.factor, pixels.shape[1] // spec.factor

@@ -7,6 +7,7 @@ import numpy as np
 
 from vlm3_jax.processor.chat import ChatFormat, Encoding, Frames
 from vlm3_jax.processor.image import ImageLayout, Patches
+from vlm3_jax.shapes import Int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ def make_prompt(
     )
 
 
-def positions(encoding: Encoding, layouts: Sequence[Patches]) -> np.ndarray:
+def positions(encoding: Encoding, layouts: Sequence[Patches]) -> Int[np.ndarray, "3 S"]:
     """M-RoPE positions (time, row, column), int32 [3, n], as transformers' `get_rope_index` counts them.
 
     Text counts by one on all three axes. An image starts at the next position p: all its tokens have time p, row p + y
@@ -87,7 +88,7 @@ def _next_position(prefix_positions: np.ndarray) -> int:
     return int(prefix_positions.max()) + 1
 
 
-def span_indices(spans) -> np.ndarray:
+def span_indices(spans) -> Int[np.ndarray, " N"]:
     """The indices of all spans (first, stop), int32."""
     parts = [np.arange(first, stop, dtype=np.int32) for first, stop in spans]
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vlm3_jax.camera import Camera, Resize
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records.labels import DepthPoints, Matches, Objects
+from vlm3_jax.shapes import UInt8
 from vlm3_jax.storage import patiently
 
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -37,7 +38,7 @@ class ImageRef:
     data: bytes | None = None
     pixels: np.ndarray | None = None
 
-    def load(self) -> np.ndarray:
+    def load(self) -> UInt8[np.ndarray, "height width 3"]:
         """Decoded pixels, uint8 [height, width, 3], RGB.
 
         BadRecord if the image is missing, damaged, of another size, of more than 8 bits a value or to be turned by its
