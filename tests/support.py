@@ -11,10 +11,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from vlm3_jax import config as configs
 from vlm3_jax import records
 from vlm3_jax.camera import Camera
+from vlm3_jax.config import component_config
 from vlm3_jax.data.component import SampleSettings
 from vlm3_jax.data.mixture import Mixture, build_components, first_phase
 from vlm3_jax.data.packing import RowBudget, pack
-from vlm3_jax.data.sources import component_config
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import VisionSpec
 

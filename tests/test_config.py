@@ -8,7 +8,7 @@ import pytest
 
 from vlm3_jax import config as configs
 from vlm3_jax.checkpoint import copying
-from vlm3_jax.data.sources import check_entry, component_config
+from vlm3_jax.config import check_entry, component_config
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate import run
 from vlm3_jax.model import attention, vlm
@@ -64,7 +64,14 @@ def test_the_last_override_wins(config):
             "--config.optimizer.learning_rat: the config has no field 'learning_rat'; did you mean 'learning_rate'?",
         ),
         ("optimiser.clip=1", "--config.optimiser.clip: the config has no field 'optimiser'; did you mean 'optimizer'?"),
-        ("data.components.room.weight=1", "has no field 'room'; did you mean 'rooms'?"),
+        (
+            "data.components.room.weight=1",
+            "has no field 'room'; did you mean 'rooms'?; a new component needs its path "
+            "(--config.data.components.room.path=...)",
+        ),
+        ("eval.components.rooms.limit=1", "has no field 'rooms'; a new component needs its path (--config.eval.compo"),
+        ("data.components..path=a", "has no field ''"),
+        ("data.components.rooms.paht=a", "has no field 'paht'; did you mean 'path'?"),
         ("zzz=1", "--config.zzz: the config has no field 'zzz'"),
         ("seed.more=1", "--config.seed.more: the config has no field 'more'"),
         ("seed", "--config.seed: write --config.seed=VALUE"),
@@ -80,6 +87,29 @@ def test_a_wrong_override_is_explained(config, assignment, message):
     with pytest.raises(UserError, match=re.escape(message)):
         configs.override(config, [assignment])
     assert config.to_dict() == before
+
+
+def test_a_component_can_be_added(config):
+    added = [
+        "data.components.mine.task=pose",
+        "data.components.mine.path=shards/*",
+        "data.components.mine.size=64,48,5.5",
+    ]
+    added += ["eval.components.mine.path=held_out", "data.components.rooms.weight=0"]
+    configs.override(config, added)
+    expected = component_config(path="shards/*", task="pose", size=(64.0, 48.0, 5.5))
+    assert config.data.components.mine == expected
+    assert config.data.components.rooms.weight == 0
+    assert config.eval.components.mine == component_config(path="held_out")
+    check_entry("mine", config.data.components.mine)
+    for wrong, message in {
+        "data.components.other.wieght=1": "has no field 'wieght'; did you mean 'weight'?",
+        "data.components.other=1": "not a ConfigDict (it is a group of fields)",
+        "data.components.other.questions=many": "not a int",
+        "data.components.other.size=a,b,c": "not a tuple (could not convert string to float",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(message)):
+            configs.override(config, ["data.components.other.path=x", wrong])
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from vlm3_jax import config as configs
+from vlm3_jax.config import protocol_of
 from vlm3_jax.data.packing import RowBudget
-from vlm3_jax.data.sources import protocol_of
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import flops
 from vlm3_jax.planning.plan import model_config

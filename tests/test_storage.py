@@ -6,7 +6,7 @@ import vlm3_jax
 from vlm3_jax import cli, synth
 from vlm3_jax import config as configs
 from vlm3_jax.checkpoint import convert
-from vlm3_jax.data.sources import check_entry
+from vlm3_jax.config import check_entry
 from vlm3_jax.errors import UserError
 from vlm3_jax.storage import local_path
 

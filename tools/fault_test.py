@@ -55,7 +55,7 @@ class Tally:
 def get_config(argument: str):
     """The run on the model and data in the folder FOLDER of "FOLDER@STEPS"."""
     from vlm3_jax import config as configs
-    from vlm3_jax.data.sources import component_config
+    from vlm3_jax.config import component_config
 
     folder, steps = argument.rsplit("@", 1)
     config = configs.base()

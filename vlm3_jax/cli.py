@@ -267,6 +267,11 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def with_config(sub, required=True):
+        sub.epilog = (
+            "--config.FIELD=VALUE sets any field of the config (vlm3_jax/config.py has them all). A new component "
+            "joins by its path: --config.data.components.NAME.path=SHARDS --config.data.components.NAME.task=TASK; "
+            "held-out data likewise under eval.components."
+        )
         sub.add_argument("--config", required=required, help="a config file, or the name of a shipped one (demo)")
         sub.add_argument("--workdir", help="folder for everything that is written (config.workdir)")
         sub.add_argument("--model", help="HF directory, finished workdir, hub name or tiny:demo (config.model)")

@@ -15,6 +15,14 @@ import ml_collections
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import params as parameters
 from vlm3_jax.storage import local_path
+from vlm3_jax.tasks import TASKS
+from vlm3_jax.tasks import protocol as protocols
+from vlm3_jax.tasks.protocol import WORDINGS, Protocol
+
+KINDS = ("depthlm", "records")
+DEPTH_KINDS = ("distance", "z")
+# The fields whose names are those of components.
+TABLES = ("data.components", "eval.components")
 
 
 def base() -> ml_collections.ConfigDict:
@@ -38,7 +46,7 @@ def base() -> ml_collections.ConfigDict:
     config.synth = ml_collections.ConfigDict({"motion": "orbit"})
 
     config.data = data = ml_collections.ConfigDict()
-    # The mixture: name -> vlm3_jax.data.sources.component_config(...). The weights are relative to each other.
+    # The mixture: name -> component_config(...), below. The weights are relative to each other.
     data.components = ml_collections.ConfigDict()
     # "turns" (one conversation, every answer supervised) or "independent" (a question sees the images and itself only).
     data.mode = "turns"
@@ -128,6 +136,94 @@ def base() -> ml_collections.ConfigDict:
     return config
 
 
+def component_config(**fields) -> ml_collections.ConfigDict:
+    """One entry of a mixture table: a source, the task it trains and how its images and questions are made.
+
+    UserError for a field that does not exist, naming the nearest one.
+    """
+    config = ml_collections.ConfigDict()
+    # "depthlm" (jsonl and an image folder) or "records" (ArrayRecord shards).
+    config.kind = "records"
+    # The jsonl file; or a shard, a folder of shards or a glob pattern.
+    config.path = ""
+    # depthlm: the folder that the image paths are relative to; "" takes the jsonl's own folder.
+    config.images = ""
+    # depthlm: what the depths are, "distance" (to the camera centre) or "z"; it has no default because both occur.
+    config.depth_kind = ""
+    # "depth", "objects", "correspondence" or "pose".
+    config.task = "depth"
+    # Share of the mixture, relative to the other entries; 0 leaves the entry out.
+    config.weight = 1.0
+    # How the questions are asked (vlm3_jax/tasks/protocol.py): "release", "paper" or "short".
+    config.protocol = "release"
+    # In place of the protocol's own: how images are resized ("focal:1000", "focal:750:per_axis", "longest:1024",
+    # "as_is"; "": its own), coordinates in [0, coord_range) and at most so many questions a record (0: its own).
+    config.resize, config.coord_range, config.questions = "", 0, 0
+    # The release's optional step-by-step suffix of the correspondence question.
+    config.think = False
+    # Probability that a record is mirrored left to right.
+    config.flip = 0.0
+    # Pairs with a smaller covisibility are left out (they are counted as passed over, not as bad).
+    config.covisibility_min = 0.0
+    # Typical (width, height, focal length) of the stored images in px: `vlm3 plan` works without the data.
+    config.size = ()
+    # Only the records [first, first + limit) are used; limit 0: all from `first` on.
+    config.first = 0
+    config.limit = 0
+    for field, value in fields.items():
+        if field not in config:
+            near = difflib.get_close_matches(field, config.keys(), 1, 0)
+            raise UserError(f"data: a mixture entry has no field {field!r}; did you mean {near[0]!r}?")
+        try:
+            config[field] = value
+        except TypeError:
+            wanted = type(config[field]).__name__
+            raise UserError(
+                f"data: field {field!r} of a mixture entry must be of type {wanted}, got {value!r}"
+            ) from None
+    return config
+
+
+def check_entry(name: str, entry) -> ml_collections.ConfigDict:
+    """The entry with its defaults filled in; UserError, naming entry and field, if a value is not allowed."""
+    try:
+        entry = component_config(**dict(entry))
+    except UserError as error:
+        raise UserError(f"mixture entry {name!r}: {error}") from None
+    allowed = {"kind": KINDS, "task": tuple(TASKS), "protocol": WORDINGS}
+    if entry.kind == "depthlm":
+        allowed["depth_kind"] = DEPTH_KINDS
+    for field, choices in allowed.items():
+        if entry[field] not in choices:
+            raise UserError(f"mixture entry {name!r}: {field} is {entry[field]!r}; choose one of {choices}")
+    ranges = {
+        "weight": 0 <= entry.weight < math.inf,
+        "coord_range": entry.coord_range >= 0,
+        "questions": entry.questions >= 0,
+        "flip": 0 <= entry.flip <= 1,
+        "first": entry.first >= 0,
+        "limit": entry.limit >= 0,
+    }
+    for field, good in ranges.items():
+        if not good:
+            raise UserError(f"mixture entry {name!r}: {field} = {entry[field]} is out of range")
+    if not entry.path:
+        raise UserError(f"mixture entry {name!r}: path is empty")
+    for field in ("path", "images"):
+        local_path(entry[field], f"mixture entry {name!r}: {field}")
+    try:
+        protocol_of(entry)
+    except ValueError as error:
+        raise UserError(f"mixture entry {name!r}: {error}") from None
+    return entry
+
+
+def protocol_of(entry) -> Protocol:
+    """How a mixture entry asks: its named protocol with the entry's own fields in place. ValueError for a bad one."""
+    fields = {field: entry[field] for field in ("resize", "coord_range", "questions", "think")}
+    return protocols.given(entry.task, entry.protocol, **fields)
+
+
 def load(name: str) -> ml_collections.ConfigDict:
     """The config of a file, or of a bare name such as "demo" (configs/ of the project), with ":argument" passed on.
 
@@ -153,26 +249,38 @@ def config_dir() -> pathlib.Path:
 
 
 def override(config: ml_collections.ConfigDict, assignments: list[str]) -> None:
-    """Applies `field.sub=value` strings; the value takes the field's type. UserError names an unknown field."""
+    """Applies `field.sub=value` strings; the value takes the field's type.
+
+    A component that is not there yet is added if its path is among the assignments. UserError names an unknown field.
+    """
+    given = {assignment.partition("=")[0] for assignment in assignments}
     for assignment in assignments:
         field, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"--config.{assignment}: write --config.{field}=VALUE")
-        node, (*parents, last) = config, field.split(".")
-        for key in (*parents, last):
+        node, keys = config, field.split(".")
+        for place, key in enumerate(keys):
             if not isinstance(node, ml_collections.ConfigDict) or key not in node:
-                near = difflib.get_close_matches(key, list(node.keys()) if hasattr(node, "keys") else [], 1, 0.4)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise UserError(f"--config.{field}: the config has no field {key!r}{hint}")
+                above = ".".join(keys[:place])
+                if not key or above not in TABLES or f"{above}.{key}.path" not in given:
+                    raise UserError(f"--config.{field}: the config has no field {key!r}{_hint(node, above, key)}")
+                node[key] = component_config()
             parent, node = node, node[key]
-        parent[last] = _parse(field, text, node)
+        parent[keys[-1]] = _parse(field, text, node)
+
+
+def _hint(node, above: str, key: str) -> str:
+    """What may have been meant by a field that is not there."""
+    near = difflib.get_close_matches(key, list(node.keys()) if hasattr(node, "keys") else [], 1, 0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return hint + (f"; a new component needs its path (--config.{above}.{key}.path=...)" if above in TABLES else "")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """UserError, naming the field, if a value is not allowed (`ALLOWED`) or does not go with the others.
 
     Judged from the config alone, before files are opened or devices started. Entries of the mixture are judged by
-    `data.sources.check_entry`; what needs the model or the mesh where these are made.
+    `check_entry`; what needs the model or the mesh where these are made.
     """
     for name in ("model", "workdir"):
         local_path(config[name], f"config.{name}")
@@ -318,7 +426,8 @@ def _parse(field: str, text: str, old):
         if isinstance(old, bool):
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
         if isinstance(old, tuple):
-            return tuple(part for part in text.split(",") if part)
+            parts = [part for part in text.split(",") if part]
+            return tuple(map(float, parts) if field.endswith(".size") else parts)
         return type(old)(text)
     except (ValueError, KeyError) as error:
         raise UserError(f"--config.{field}={text}: not a {type(old).__name__} ({error})") from None

@@ -10,7 +10,7 @@ import os
 
 import ml_collections
 
-from vlm3_jax.data.sources import component_config
+from vlm3_jax.config import component_config
 from vlm3_jax.errors import UserError
 
 # Weight, and the width, height and focal length of a typical image in px.

@@ -7,10 +7,10 @@ import pathlib
 from jax.sharding import Mesh
 
 from vlm3_jax import config as configs
+from vlm3_jax.config import check_entry
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.mixture import build_components
 from vlm3_jax.data.packing import RowBudget
-from vlm3_jax.data.sources import check_entry
 from vlm3_jax.errors import UserError
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.parallel import mesh as meshes

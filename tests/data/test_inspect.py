@@ -7,9 +7,10 @@ from PIL import Image
 from small_data import Opened, small_record, write_shard
 
 from vlm3_jax import records, synth
+from vlm3_jax.config import component_config
 from vlm3_jax.data import inspect
 from vlm3_jax.data.loader import Loader
-from vlm3_jax.data.mixture import Mixture, build_components, component_config, first_phase
+from vlm3_jax.data.mixture import Mixture, build_components, first_phase
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.errors import UserError
 

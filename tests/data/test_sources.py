@@ -8,9 +8,10 @@ from small_data import small_record, write_shard
 
 from vlm3_jax import records
 from vlm3_jax.camera import Focal
+from vlm3_jax.config import check_entry, component_config
 from vlm3_jax.data import component
 from vlm3_jax.data.packing import RowBudget
-from vlm3_jax.data.sources import DepthLMSource, check_entry, component_config, make_source
+from vlm3_jax.data.sources import DepthLMSource, make_source
 from vlm3_jax.errors import BadRecord, UserError
 
 GOOD = {"image": "/a.png", "intrinsics": [50, 0, 16, 12, 32, 24], "pixel_coords": [[1, 2], [3, 4]], "depth": [1.5, 2]}

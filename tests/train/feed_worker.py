@@ -10,8 +10,8 @@ import time
 import jax
 
 from tests.support import small_run
+from vlm3_jax.config import component_config
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.sources import component_config
 from vlm3_jax.parallel import processes
 from vlm3_jax.setup import Setup
 from vlm3_jax.train.feed import Feed, quarantine_file

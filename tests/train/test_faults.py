@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import files_of_at_most, rows_of_metrics
 from vlm3_jax import cli
-from vlm3_jax.data.sources import component_config
+from vlm3_jax.config import component_config
 from vlm3_jax.errors import UserError
 from vlm3_jax.train import loop
 

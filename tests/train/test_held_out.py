@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support import FOCAL, rows_of_metrics, small_run, write_depthlm, write_records
-from vlm3_jax.data.sources import component_config
+from vlm3_jax.config import component_config
 from vlm3_jax.errors import UserError
 from vlm3_jax.train import loop
 

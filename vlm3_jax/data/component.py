@@ -6,9 +6,10 @@ import dataclasses
 import numpy as np
 
 from vlm3_jax import records, tasks
+from vlm3_jax.config import check_entry, protocol_of
 from vlm3_jax.data.packing import RowBudget, enough, excess, fits
 from vlm3_jax.data.samples import Sample, build_sample
-from vlm3_jax.data.sources import Source, check_entry, protocol_of
+from vlm3_jax.data.sources import Source
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.processor import image
 from vlm3_jax.processor.chat import ChatFormat

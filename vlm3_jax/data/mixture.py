@@ -19,13 +19,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from grain.experimental import index_shuffle
 
+from vlm3_jax.config import check_entry
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.samples import Sample
-from vlm3_jax.data.sources import check_entry, component_config, make_source
+from vlm3_jax.data.sources import make_source
 from vlm3_jax.errors import UserError
 from vlm3_jax.records import Record
 
-__all__ = ["Draw", "Mixture", "Phase", "build_components", "component_config", "first_phase", "next_phase"]
+__all__ = ["Draw", "Mixture", "Phase", "build_components", "first_phase", "next_phase"]
 
 # Which component is drawn is permuted in windows: the interleaving is periodic, and a stream that takes every R-th
 # draw would otherwise see some components only.

@@ -10,10 +10,10 @@ import pathlib
 import numpy as np
 
 from vlm3_jax.camera import Camera
+from vlm3_jax.config import protocol_of
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, looked_at, needs
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.data.schedule import Scheduler
-from vlm3_jax.data.sources import protocol_of
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import flops
 from vlm3_jax.model.config import VLMConfig

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from vlm3_jax.checkpoint import convert, hf, locate
+from vlm3_jax.config import protocol_of
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.sources import protocol_of
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import flops
 from vlm3_jax.model import params as parameters
