@@ -1,4 +1,4 @@
-"""Small JSON files read with clear errors, and folders that appear whole or not at all."""
+"""Small JSON files read with clear errors; files and folders that appear whole or not at all."""
 
 import json
 import math
@@ -125,13 +125,21 @@ def _shown(value) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def replace_dir(aside: pathlib.Path, target: pathlib.Path) -> None:
+def write_text(path, text: str, errors: str = "strict") -> None:
+    """Writes a file in UTF-8 under another name first, which it loses only when it is whole; `errors`: as of `open`."""
+    path = pathlib.Path(path)
+    tmp = path.with_name(path.name + ".part")
+    tmp.write_text(text, encoding="utf-8", errors=errors)
+    tmp.rename(path)
+
+
+def replace_dir(tmp: pathlib.Path, target: pathlib.Path) -> None:
     """Puts a finished directory in its place; the old one goes only when the new one stands."""
     old = target.with_name(target.name + ".old")
     if old.exists():
         shutil.rmtree(old)
     if target.exists():
         target.rename(old)
-    aside.rename(target)
+    tmp.rename(target)
     if old.exists():
         shutil.rmtree(old)

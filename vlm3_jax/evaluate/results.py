@@ -10,6 +10,7 @@ import rich.box
 import rich.table
 
 from vlm3_jax.errors import UserError
+from vlm3_jax.files import write_text
 
 FILE = "results.json"
 
@@ -71,9 +72,7 @@ class Results:
     def save(self, folder: pathlib.Path) -> None:
         """Write results.json into `folder`; numbers that JSON lacks become the strings "nan" and "inf"."""
         text = json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False)
-        aside = pathlib.Path(folder) / (FILE + ".part")
-        aside.write_text(text + "\n")
-        aside.rename(pathlib.Path(folder) / FILE)
+        write_text(pathlib.Path(folder) / FILE, text + "\n")
 
 
 def load_results(folder: pathlib.Path) -> Results:

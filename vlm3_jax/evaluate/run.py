@@ -9,8 +9,8 @@ import collections
 import dataclasses
 import json
 import pathlib
+import typing
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import rich.console
 import rich.progress
 
 from vlm3_jax.checkpoint import hf
+from vlm3_jax.config import VARIANTS
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.items import Questions, held_out_questions
 from vlm3_jax.evaluate.predictions import FILE, rows
@@ -30,10 +31,8 @@ from vlm3_jax.processor.image import ImageLayout
 from vlm3_jax.setup import Setup
 from vlm3_jax.storage import local_path
 
-VARIANTS = ("model", "blind", "shuffled")
 
-
-class Answerer(Protocol):
+class Answerer(typing.Protocol):
     """Whoever answers: the inference engine, another model, a test."""
 
     def answer(self, images: list[tuple[ImageLayout, ...]], questions: list[list[str]]) -> list[list[str]]:
@@ -87,14 +86,14 @@ def evaluate(
     shown = {variant: variant_images(asked, variant, seed) for variant in variants}
     out_dir = local_path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    aside = out_dir / (FILE + ".part")
-    with aside.open("w", encoding="utf-8") as file:
+    tmp = out_dir / (FILE + ".part")
+    with tmp.open("w", encoding="utf-8") as file:
         for variant in variants:
             answers = _answers(answerer, asked, shown[variant], variant, records_per_call, progress)
             for questions, texts in zip(asked, answers, strict=True):
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(questions, variant, texts))
     write_thumbnails(out_dir, asked)
-    aside.rename(out_dir / FILE)
+    tmp.rename(out_dir / FILE)
     return rescore(out_dir)
 
 

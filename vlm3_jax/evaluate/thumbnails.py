@@ -30,9 +30,9 @@ T = TypeVar("T")
 def write_thumbnails(folder: pathlib.Path, asked: Sequence[Questions]) -> None:
     """`folder`/thumbnails/*.jpg of the records that a report may show, in place of what was there."""
     target = pathlib.Path(folder) / FOLDER
-    aside = target.with_name(FOLDER + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    tmp = target.with_name(FOLDER + ".part")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
     by_task = collections.defaultdict(list)
     for questions in asked:
         by_task[questions.task].append(questions)
@@ -41,8 +41,8 @@ def write_thumbnails(folder: pathlib.Path, asked: Sequence[Questions]) -> None:
             for number, layout in enumerate(questions.images):
                 picture = layout.picture()
                 picture.thumbnail((MAX_SIDE, MAX_SIDE))
-                picture.save(aside / _name(questions.component, questions.record, number), quality=88, optimize=True)
-    replace_dir(aside, target)
+                picture.save(tmp / _name(questions.component, questions.record, number), quality=88, optimize=True)
+    replace_dir(tmp, target)
 
 
 def read_thumbnails(folder: pathlib.Path, component: str, record: str) -> list[np.ndarray]:

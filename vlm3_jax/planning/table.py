@@ -8,6 +8,7 @@ import rich.console
 import rich.table
 
 from vlm3_jax.errors import UserError
+from vlm3_jax.files import write_text
 from vlm3_jax.planning.plan import Option, Plan
 from vlm3_jax.planning.topology import GPU_SHARE
 
@@ -109,9 +110,7 @@ def write_lines(path: pathlib.Path, lines: Sequence[str]) -> None:
     """Puts the table between the two marks of a markdown file. UserError if it has no such marks."""
     head, _, tail = _parts(path)
     table = [f"| {' | '.join(HEADERS)} |", f"|{'---|' * len(HEADERS)}", *lines]
-    aside = path.with_suffix(".writing")
-    aside.write_text("\n".join([head + BEGIN, *table, END]) + tail)
-    aside.rename(path)
+    write_text(path, "\n".join([head + BEGIN, *table, END]) + tail)
 
 
 def _parts(path: pathlib.Path) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from vlm3_jax.camera import AsIs, Focal, Longest, Resize, resize_rule
 from vlm3_jax.errors import UserError
-from vlm3_jax.files import read_json
+from vlm3_jax.files import read_json, write_text
 
 WORDINGS = ("release", "paper", "short")
 FILE = "vlm3.json"
@@ -118,8 +118,5 @@ def read(folder) -> dict[str, Protocol]:
 
 def write(folder, protocols: Mapping[str, Protocol]) -> None:
     """Writes `vlm3.json` into a model's folder, whole or not at all."""
-    path = pathlib.Path(folder) / FILE
     tree = {"version": VERSION, "protocols": {task: protocols[task].facts() for task in sorted(protocols)}}
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    aside.rename(path)
+    write_text(pathlib.Path(folder) / FILE, json.dumps(tree, indent=2) + "\n")

@@ -19,6 +19,7 @@ from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate import published, scoring
 from vlm3_jax.evaluate.report import panels, pictures
 from vlm3_jax.evaluate.results import Entry, Results, Score, arrow, gain_text, interval, number, unreadable
+from vlm3_jax.files import write_text
 from vlm3_jax.storage import local_path
 
 # Encoded pictures beyond this are left out and counted, so that the file stays below 3 MB.
@@ -71,10 +72,8 @@ def write_report(
     )
     out_html = local_path(out_html)
     out_html.parent.mkdir(parents=True, exist_ok=True)
-    aside = out_html.with_name(out_html.name + ".part")
     # Half of a surrogate pair, which JSON may hold, is no text that a file can.
-    aside.write_text(text, encoding="utf-8", errors="replace")
-    aside.rename(out_html)
+    write_text(out_html, text, errors="replace")
     return out_html
 
 
