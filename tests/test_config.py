@@ -247,9 +247,9 @@ def test_the_choices_are_those_of_the_code(field, names):
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
 def test_weight_and_focal_length_of_an_entry_are_finite(value):
-    with pytest.raises(UserError, match=f"mixture entry 'rooms': weight = {value} is out of range"):
+    with pytest.raises(UserError, match=f"component 'rooms': weight = {value} is out of range"):
         check_entry("rooms", {"path": "rooms", "weight": value})
-    with pytest.raises(UserError, match=f"mixture entry 'rooms': resize is 'focal:{value}'; write focal:PX"):
+    with pytest.raises(UserError, match=f"component 'rooms': resize is 'focal:{value}'; write focal:PX"):
         check_entry("rooms", {"path": "rooms", "resize": f"focal:{value}"})
 
 

@@ -137,7 +137,7 @@ def base() -> ml_collections.ConfigDict:
 
 
 def component_config(**fields) -> ml_collections.ConfigDict:
-    """One entry of a mixture table: a source, the task it trains and how its images and questions are made.
+    """A component of a mixture: a source, the task it trains and how its images and questions are made.
 
     UserError for a field that does not exist, naming the nearest one.
     """
@@ -152,7 +152,7 @@ def component_config(**fields) -> ml_collections.ConfigDict:
     config.depth_kind = ""
     # "depth", "objects", "correspondence" or "pose".
     config.task = "depth"
-    # Share of the mixture, relative to the other entries; 0 leaves the entry out.
+    # Share of the mixture, relative to the other components; 0 leaves it out.
     config.weight = 1.0
     # How the questions are asked (vlm3_jax/tasks/protocol.py): "release", "paper" or "short".
     config.protocol = "release"
@@ -173,29 +173,27 @@ def component_config(**fields) -> ml_collections.ConfigDict:
     for field, value in fields.items():
         if field not in config:
             near = difflib.get_close_matches(field, config.keys(), 1, 0)
-            raise UserError(f"data: a mixture entry has no field {field!r}; did you mean {near[0]!r}?")
+            raise UserError(f"data: a component has no field {field!r}; did you mean {near[0]!r}?")
         try:
             config[field] = value
         except TypeError:
             wanted = type(config[field]).__name__
-            raise UserError(
-                f"data: field {field!r} of a mixture entry must be of type {wanted}, got {value!r}"
-            ) from None
+            raise UserError(f"data: field {field!r} of a component must be of type {wanted}, got {value!r}") from None
     return config
 
 
 def check_entry(name: str, entry) -> ml_collections.ConfigDict:
-    """The entry with its defaults filled in; UserError, naming entry and field, if a value is not allowed."""
+    """A component's fields, defaults filled in; UserError, naming component and field, if a value is not allowed."""
     try:
         entry = component_config(**dict(entry))
     except UserError as error:
-        raise UserError(f"mixture entry {name!r}: {error}") from None
+        raise UserError(f"component {name!r}: {error}") from None
     allowed = {"kind": KINDS, "task": tuple(TASKS), "protocol": WORDINGS}
     if entry.kind == "depthlm":
         allowed["depth_kind"] = DEPTH_KINDS
     for field, choices in allowed.items():
         if entry[field] not in choices:
-            raise UserError(f"mixture entry {name!r}: {field} is {entry[field]!r}; choose one of {choices}")
+            raise UserError(f"component {name!r}: {field} is {entry[field]!r}; choose one of {choices}")
     ranges = {
         "weight": 0 <= entry.weight < math.inf,
         "coord_range": entry.coord_range >= 0,
@@ -206,20 +204,20 @@ def check_entry(name: str, entry) -> ml_collections.ConfigDict:
     }
     for field, good in ranges.items():
         if not good:
-            raise UserError(f"mixture entry {name!r}: {field} = {entry[field]} is out of range")
+            raise UserError(f"component {name!r}: {field} = {entry[field]} is out of range")
     if not entry.path:
-        raise UserError(f"mixture entry {name!r}: path is empty")
+        raise UserError(f"component {name!r}: path is empty")
     for field in ("path", "images"):
-        local_path(entry[field], f"mixture entry {name!r}: {field}")
+        local_path(entry[field], f"component {name!r}: {field}")
     try:
         protocol_of(entry)
     except ValueError as error:
-        raise UserError(f"mixture entry {name!r}: {error}") from None
+        raise UserError(f"component {name!r}: {error}") from None
     return entry
 
 
 def protocol_of(entry) -> Protocol:
-    """How a mixture entry asks: its named protocol with the entry's own fields in place. ValueError for a bad one."""
+    """How a component asks: its named protocol with the component's own fields in place. ValueError for a bad one."""
     fields = {field: entry[field] for field in ("resize", "coord_range", "questions", "think")}
     return protocols.given(entry.task, entry.protocol, **fields)
 
@@ -279,7 +277,7 @@ def _hint(node, above: str, key: str) -> str:
 def check(config: ml_collections.ConfigDict) -> None:
     """UserError, naming the field, if a value is not allowed (`ALLOWED`) or does not go with the others.
 
-    Judged from the config alone, before files are opened or devices started. Entries of the mixture are judged by
+    Judged from the config alone, before files are opened or devices started. Components are judged by
     `check_entry`; what needs the model or the mesh where these are made.
     """
     for name in ("model", "workdir"):

@@ -220,14 +220,14 @@ def test_unusable_labels_of_records_are_removed_and_counted(tmp_path):
         found[2]
 
 
-def test_config_entries_are_strict():
+def test_components_are_strict():
     with pytest.raises(UserError, match="no field 'wieght'; did you mean 'weight'"):
         component_config(wieght=2)
-    with pytest.raises(UserError, match=r"entry 'a': .*'questions' of a mixture entry must be"):
+    with pytest.raises(UserError, match=r"component 'a': .*'questions' of a component must be"):
         check_entry("a", {"path": "x", "questions": "many"})
-    with pytest.raises(UserError, match=r"entry 'a': depth_kind is ''; choose one of"):
+    with pytest.raises(UserError, match=r"component 'a': depth_kind is ''; choose one of"):
         check_entry("a", {"kind": "depthlm", "path": "x"})
-    with pytest.raises(UserError, match=r"entry 'a': flip = 1\.5 is out of range"):
+    with pytest.raises(UserError, match=r"component 'a': flip = 1\.5 is out of range"):
         check_entry("a", {"path": "x", "flip": 1.5})
 
 

@@ -73,7 +73,7 @@ def first_phase(lengths: Mapping[str, int], weights: Mapping[str, float]) -> Pha
     """The phase that a run starts with; UserError if no component has a weight."""
     weights = {name: float(weight) for name, weight in weights.items() if weight > 0}
     if not weights:
-        raise UserError("the mixture is empty: give at least one entry a weight above 0")
+        raise UserError("the mixture is empty: give at least one component a weight above 0")
     return Phase(0, weights, dict.fromkeys(lengths, 0), dict(lengths))
 
 
@@ -87,8 +87,8 @@ def next_phase(
     for name in lengths.keys() & last.lengths.keys():
         if lengths[name] != last.lengths[name]:
             raise UserError(
-                f"mixture entry {name!r} has {lengths[name]} records, and {last.lengths[name]} when the run started; "
-                "restore the old data or rename the entry (its records would then be drawn anew)"
+                f"component {name!r} has {lengths[name]} records, and {last.lengths[name]} when the run started; "
+                "restore the old data or rename the component (its records would then be drawn anew)"
             )
     offsets = dict.fromkeys(lengths, 0) | last.offsets
     for name, count in zip(last.names, _Order(last.shares(), key).counts(start - last.start), strict=True):
@@ -175,7 +175,7 @@ class Mixture:
         self._numbers = {component.name: n for n, component in enumerate(self.components)}
         missing = [name for name in self.phases[-1].weights if name not in self._numbers]
         if missing:
-            raise UserError(f"mixture entry {missing[0]!r} of the saved run is not in the configuration")
+            raise UserError(f"component {missing[0]!r} of the saved run is not in the configuration")
         self._starts = [phase.start for phase in self.phases]
         self._orders = [_Order(phase.shares(), (seed, number)) for number, phase in enumerate(self.phases)]
 
@@ -189,7 +189,7 @@ class Mixture:
             return None
         length = phase.lengths[name]
         epoch, place = divmod(position + phase.offsets[name], length)
-        # By name, so that adding or removing another entry leaves a component's order alone.
+        # By name, so that adding or removing another leaves a component's order alone.
         record = permuted(place, length, (self.seed, zlib.crc32(name.encode()), epoch))
         return Draw(self._numbers[name], record, epoch)
 
@@ -244,9 +244,9 @@ def _permutation(length: int, key: tuple[int, ...]) -> np.ndarray:
 def build_components(
     table: Mapping[str, Mapping], settings: SampleSettings, max_bad_fraction: float = 0.01
 ) -> list[Component]:
-    """The components of a mixture table (name -> `component_config` entry), in its order.
+    """The components of a mixture table (name -> `component_config(...)`), in its order.
 
-    Entries of weight 0 are checked but not opened, so that a shared table may name data that is not at hand.
+    Those of weight 0 are checked but not opened, so that a shared table may name data that is not at hand.
     """
     components = []
     for number, (name, entry) in enumerate(table.items()):

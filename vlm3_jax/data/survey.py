@@ -53,7 +53,7 @@ class RowFill:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Share:
-    """An entry of the mixture: its `share` as asked and as `drawn`, and how often the run sees each of its `records`.
+    """A component: its `share` as asked and as `drawn`, and how often the run sees each of its `records`.
 
     `epochs`: None if the run's length is unknown. `sizes` int64 [N, 3]: tokens, patches and supervised tokens of the
     samples drawn.
@@ -119,7 +119,7 @@ class MixReport:
             yield rich.text.Text(line)
 
     def _shares_table(self) -> rich.table.Table:
-        table = rich.table.Table("entry", box=rich.box.SIMPLE_HEAD)
+        table = rich.table.Table("component", box=rich.box.SIMPLE_HEAD)
         for name in ("records", "share", "drawn", "epochs", "tokens", "patches", "answers"):
             table.add_column(name, justify="right")
         for part in self.shares:

@@ -61,11 +61,9 @@ def vision_spec(model: str, cfg: VLMConfig) -> VisionSpec:
 
 
 def sample_of(name: str, entry, budget: RowBudget, spec: VisionSpec) -> Sample:
-    """A sample of a mixture entry, cropped as in training; UserError if the entry names no `size` or fits no row."""
+    """A sample of a component, cropped as in training; UserError if it names no `size` or fits no row."""
     if len(entry.size) != 3:
-        raise UserError(
-            f"mixture entry {name!r}: size is {entry.size!r}, but a plan needs (width, height, focal) in px"
-        )
+        raise UserError(f"component {name!r}: size is {entry.size!r}, but a plan needs (width, height, focal) in px")
     width, height, focal = map(float, entry.size)
     images, (turn, answer) = IMAGES[entry.task], TEXT.get((entry.task, entry.protocol), SHORT)
     protocol = protocol_of(entry)
@@ -75,7 +73,7 @@ def sample_of(name: str, entry, budget: RowBudget, spec: VisionSpec) -> Sample:
     patches = min(budget.patches, (budget.tokens - n_text) * unit) // images
     if patches < unit or n_targets > budget.targets:
         raise UserError(
-            f"mixture entry {name!r}: {n_text} tokens of text ({n_targets} supervised) and its images do not fit a "
+            f"component {name!r}: {n_text} tokens of text ({n_targets} supervised) and its images do not fit a "
             f"row; raise data.row_tokens ({budget.tokens}), data.row_patches ({budget.patches}) or data.row_targets "
             f"({budget.targets}), or ask fewer questions"
         )
@@ -92,7 +90,7 @@ def sample_of(name: str, entry, budget: RowBudget, spec: VisionSpec) -> Sample:
 
 
 def typical_rows(config, cfg: VLMConfig, budget: RowBudget, count: int = 512) -> Rows:
-    """`count` rows of the mixture, packed as in training; entries are drawn by weight with the config's seed."""
+    """`count` rows of the mixture, packed as in training; components are drawn by weight with the config's seed."""
     spec = vision_spec(config.model, cfg)
     entries = {name: entry for name, entry in config.data.components.items() if entry.weight > 0}
     if not entries:

@@ -80,7 +80,7 @@ NAMED = {"release": RELEASE, "paper": PAPER, "short": SHORT}
 def given(
     task: str, wording: str = "release", *, resize: str = "", coord_range: int = 0, questions: int = 0, think=False
 ) -> Protocol:
-    """The named protocol of a task, with what is given in place of its own (a mixture entry's fields).
+    """The named protocol of a task, with what is given in place of its own (a component's fields).
 
     ValueError if a value is not allowed.
     """

@@ -1,4 +1,4 @@
-"""Sources: random access to records, whatever their files look like. `make_source` turns a config entry into one."""
+"""Sources: random access to records, whatever their files look like. `make_source` opens that of a component."""
 
 import os
 import typing
@@ -24,7 +24,7 @@ class Source(typing.Protocol):
 
 
 def make_source(name: str, entry, max_bad_fraction: float = 0.01) -> Source:
-    """The source of a mixture entry (`component_config` or a dict of its fields)."""
+    """The source of a component (`component_config` or a dict of its fields)."""
     entry = check_entry(name, entry)
     limit = entry.limit or None
     if entry.kind == "records":
