@@ -1,9 +1,10 @@
 """VLM3 in JAX: Qwen3-VL fine-tuned by plain text supervision into a metric 3-D vision model."""
 
-from vlm3_jax import xla
+from vlm3_jax import platforms, xla
 
 __version__ = "0.1.0"
 
+platforms.leave_out_absent_tpu()
 xla.set_flags()
 
 
