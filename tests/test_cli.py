@@ -338,6 +338,9 @@ def test_numbers_and_questions_that_cannot_be(fails, tiny_model, tmp_path):
     for size in ("nan", "-1", "0", "inf", "1e-12"):
         line = fails("convert", tiny_model, tmp_path / "x", f"--max-shard-gb={size}")
         assert line == f"--max-shard-gb={size}: give a size above 0, in 10^9 bytes"
+    for tolerance in ("nan", "-1", "0"):
+        line = fails("verify", tiny_model, f"--tolerance={tolerance}")
+        assert line == f"--tolerance={tolerance}: give a number above 0"
     for camera in ("1,2,3", "a,b,c,d"):
         assert fails(*ask, "what?", "a.png", f"--camera={camera}").startswith(f"--camera={camera}: write FX,FY,CX,CY")
     assert fails(*ask, "what?", "https://a.b/c.png").startswith("https://a.b/c.png: images are not fetched")

@@ -144,6 +144,8 @@ def _verify(args, _) -> int:
     from vlm3_jax.processor.photo import open_photo
     from vlm3_jax.verify import verify
 
+    if args.tolerance is not None and not 0 < args.tolerance < float("inf"):
+        raise UserError(f"--tolerance={args.tolerance:g}: give a number above 0")
     folder = resolve_model(args.path, ".")
     if not args.against and not locate(folder).is_hf:
         raise UserError(f"{args.path}: transformers cannot load this; name an HF directory with --against")
@@ -329,7 +331,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("path", metavar="MODEL", help="HF directory, converted checkpoint, workdir or hub name")
     sub.add_argument("--against", help="HF directory for transformers (default: MODEL itself)")
     sub.add_argument("--image", action="append", default=[], help="an image to ask about (repeatable; default: random)")
-    sub.add_argument("--dtype", default="float32", help="float32 or bfloat16, for both sides")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="for both sides")
     sub.add_argument("--tolerance", type=float, help="largest difference over the rms of a piece that is no difference")
     sub = command("plan", _plan, "memory, time and days of a recipe on TPUs or GPUs that are not there, by mesh shape")
     with_config(sub)

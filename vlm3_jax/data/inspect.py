@@ -124,7 +124,7 @@ class CheckReport:
                 f"{count['points_removed']} labels removed"
             )
             for kind, (low, middle, high) in self.metres[name].items():
-                lines.append(f"  {kind}: {low:.3g} to {high:.4g} m, median {middle:.3g} m")
+                lines.append(f"  {kind}: {low:.4g} to {high:.4g} m, median {middle:.4g} m")
                 if high > FAR_M:
                     lines.append(f"  warning: {kind} above {FAR_M} m; are these millimetres? Lengths must be in metres")
         lines += [f"  {item.id}: {item.reason}" for item in self.bad[:most]]

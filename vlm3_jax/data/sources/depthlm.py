@@ -70,7 +70,7 @@ class DepthLMSource:
         self.bad = [bad for bad, here in zip(self.bad, used, strict=True) if here]
         if len(self.bad) == len(self._lines):
             wanted = f"[{first}, {'end' if limit is None else first + limit})"
-            raise UserError(f"{self.bad[0] if self.bad else self.path}: no usable line in {wanted}")
+            raise UserError(f"{self.bad[0] if self.bad else self.path} (no usable line in {wanted})")
         self._file = os.open(self.path, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self._file)
 
