@@ -68,7 +68,7 @@ def test_a_step_holds_the_batch(name):
     assert rows.looked_at[1] <= 1.3 * rows.lengths.vision_pairs
     assert rows.token_fill > 0.75
     if name == "depth":
-        # 61 TFLOP at 912 visual tokens and 70 at 1,102 (architecture page); these sizes have 1,037 on average.
+        # 61 TFLOP at 912 visual tokens and 70 at 1,102; these sizes have 1,037 on average.
         assert rows.token_fill > 0.9
         assert flops.training(cfg, rows.lengths) / rows.samples == pytest.approx(67.8e12, rel=0.02)
 

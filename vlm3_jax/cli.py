@@ -9,6 +9,7 @@ import sys
 from vlm3_jax import config as configs
 from vlm3_jax.errors import UserError
 from vlm3_jax.storage import local_path
+from vlm3_jax.tasks import TASKS
 
 # What `vlm3 data show` saves.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -298,7 +299,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", default="report.html", help="the file to write")
     sub.add_argument("--metrics", help="the training's metrics.jsonl, for the loss curve")
     sub = command("score", _score, "score anybody's answers")
-    sub.add_argument("task", choices=("depth", "objects", "correspondence", "pose"))
+    sub.add_argument("task", choices=TASKS)
     sub.add_argument("predictions", help='rows {"id", "prediction": text}')
     sub.add_argument("targets", help='rows {"id", "target": {...}}')
     sub = command("ask", _ask, "ask a model a question about images")
@@ -307,7 +308,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--question", required=True)
     sub.add_argument(
         "--task",
-        choices=("depth", "objects", "correspondence", "pose"),
+        choices=TASKS,
         help="resize the images as the model does for this task (default: as for all it was trained on, if they agree)",
     )
     sub.add_argument("--camera", metavar="FX,FY,CX,CY", help="of the upright images, px (default: camera file or EXIF)")

@@ -189,7 +189,7 @@ def test_trouble_in_the_planning_thread_is_raised(opened, settings, monkeypatch,
 
 def test_a_planning_thread_that_is_gone_is_noticed(opened, settings, monkeypatch):
     monkeypatch.setattr(Loader, "_produce", lambda self: None)
-    with pytest.raises(RuntimeError, match="the planning thread has ended"):
+    with pytest.raises(RuntimeError, match="the scheduling thread has ended"):
         load(opened, settings, 1, workers=2)
 
 

@@ -17,8 +17,8 @@ from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.samples import unsupervised
 from vlm3_jax.errors import UserError
 from vlm3_jax.processor import image, video
+from vlm3_jax.processor.bicubic import resize
 from vlm3_jax.processor.chat import ChatFormat
-from vlm3_jax.processor.resize import resize
 
 VISION = image.VisionSpec(4, 2, 2, 256, 16_384, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), 8)
 SPEC = video.VideoSpec(VISION, 2_000, 20_000, (0.5, 0.4, 0.6), (0.5, 0.3, 0.2), fps=2.0, min_frames=4, max_frames=9)

@@ -14,7 +14,7 @@ from vlm3_jax.checkpoint import hf
 from vlm3_jax.checkpoint.layouts import checkpoint_plan, hf_plan
 from vlm3_jax.checkpoint.locate import fetch, is_workdir
 from vlm3_jax.checkpoint.sources import HFSource, Source, open_source
-from vlm3_jax.checkpoint.writing import Plan, finish, free_bytes, write
+from vlm3_jax.checkpoint.writing import WritePlan, finish, free_bytes, write
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import params as parameters
 from vlm3_jax.storage import local_path
@@ -25,7 +25,7 @@ class Conversion:
     """What a call will do: the source, the files it becomes, and in words from what to what."""
 
     source: Source
-    plan: Plan
+    plan: WritePlan
     direction: str
 
     def report(self) -> str:

@@ -11,7 +11,7 @@ from vlm3_jax.checkpoint.copying import DTYPES
 from vlm3_jax.checkpoint.locate import INDEX, PARAMS, SINGLE
 from vlm3_jax.checkpoint.safetensors_file import header_bytes
 from vlm3_jax.checkpoint.sources import HF_SHAPE, ZARR_DTYPES, Source
-from vlm3_jax.checkpoint.writing import Job, Piece, Plan
+from vlm3_jax.checkpoint.writing import Job, Piece, WritePlan
 from vlm3_jax.model.params import Param
 
 # A stack of at most so many bytes is one chunk: a file for every norm of every layer would cost more than its bytes.
@@ -20,7 +20,7 @@ _SMALL_BYTES = 2**20
 CHUNK_BYTES = 64 * 2**20
 
 
-def hf_plan(source: Source, dtype: str | None, max_shard_bytes: int) -> Plan:
+def hf_plan(source: Source, dtype: str | None, max_shard_bytes: int) -> WritePlan:
     """Safetensors under the original names, in shards with an index if they do not fit in one file."""
     shards: list[list[tuple]] = [[]]
     used = total = 0
@@ -48,14 +48,14 @@ def hf_plan(source: Source, dtype: str | None, max_shard_bytes: int) -> Plan:
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         small[INDEX] = json.dumps(index, indent=2, sort_keys=True).encode()
-    return Plan(small, jobs)
+    return WritePlan(small, jobs)
 
 
 def _hf_value(source, row, layer) -> np.ndarray:
     return row.to_hf(source.value(row, layer), source.hf_shape(row))
 
 
-def checkpoint_plan(source: Source, dtype: str | None) -> Plan:
+def checkpoint_plan(source: Source, dtype: str | None) -> WritePlan:
     """An Orbax item `params` that StandardRestore and PyTreeRestore read: plain zarr arrays, not compressed."""
     small, jobs, tree = {}, [], {}
     for row in source.rows:
@@ -83,7 +83,7 @@ def checkpoint_plan(source: Source, dtype: str | None) -> Plan:
         "custom_metadata": None,
     }
     small[f"{PARAMS}/_METADATA"] = json.dumps(metadata).encode()
-    return Plan(small, jobs)
+    return WritePlan(small, jobs)
 
 
 def _zarray(row: Param, kind, chunks) -> dict:

@@ -24,10 +24,10 @@ from vlm3_jax.model.params import Param
 
 # In .zarray; another dtype is no parameter's.
 ZARR_DTYPES = {"<f4": DTYPES["float32"], "bfloat16": DTYPES["bfloat16"], "<f2": DTYPES["float16"]}
-# Chunks of a checkpoint that are read at the same time: each is in memory as a whole.
 HEAD = "lm_head.weight"
 # In the .zattrs of an array whose HF tensors have another shape than the table's: experts with exchanged axes.
 HF_SHAPE = "hf_shape"
+# Chunks of a checkpoint that are read at the same time: each is in memory as a whole.
 _READS = {"file_io_concurrency": {"limit": 2}, "data_copy_concurrency": {"limit": 2}}
 
 

@@ -52,7 +52,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class WritePlan:
     """Everything that makes a folder: its small files (headers of large ones too), then the tensors."""
 
     small: dict[str, bytes]
@@ -70,7 +70,7 @@ def finish(folder: pathlib.Path, target: pathlib.Path) -> None:
     replace_dir(folder, target)
 
 
-def write(folder: pathlib.Path, plan: Plan, identity: object = None, advance: Callable[[int], None] | None = None):
+def write(folder: pathlib.Path, plan: WritePlan, identity: object = None, advance: Callable[[int], None] | None = None):
     """Writes a plan into `folder`, where its journal stays until `finish`. UserError if the disk is full.
 
     `identity` (JSON): tensors done by an earlier call with the same one are kept; without it the folder is started

@@ -28,7 +28,7 @@ LEAST = 4
 class SampleSettings:
     """How records of every component become samples.
 
-    `mode`: "turns" or "independent" (design decision 8). `oversize`: what to do with a sample larger than a row of
+    `mode`: "turns" or "independent" (`build_sample`). `oversize`: what to do with a sample larger than a row of
     `budget`: "crop" (cut the centre out, keeping the focal length; points outside are drawn again) or "error".
     """
 

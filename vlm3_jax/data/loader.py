@@ -46,7 +46,7 @@ class LoadedBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Ready:
-    """A packed batch, from the planning thread."""
+    """A packed batch, from the scheduling thread."""
 
     arrays: dict[str, np.ndarray]
     scheduled: ScheduledBatch
@@ -136,14 +136,14 @@ class Loader:
         raise RuntimeError(f"the data loader failed: {type(prepared).__name__}: {prepared}") from prepared
 
     def _next_ready(self):
-        """What the planning thread has put, or an error if it is gone."""
+        """What the scheduling thread has put, or an error if it is gone."""
         while True:
             alive = self._producer.is_alive()
             try:
                 return self._ready.get(timeout=0.5)
             except queue.Empty:
                 if not alive:
-                    return RuntimeError("the planning thread has ended")
+                    return RuntimeError("the scheduling thread has ended")
 
     def _produce(self) -> None:
         try:

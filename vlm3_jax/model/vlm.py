@@ -1,7 +1,7 @@
 """Qwen3-VL: the vision tower's tokens stand in the decoder's sequence, its taps are added after the first layers.
 
-Shape letters: B rows, S tokens of a row, P patches, V visual tokens, D width, H heads, K kv heads, C head size. A row
-holds several samples and several images; see `data/packing.py` for the arrays of a batch.
+A row holds several samples and several images; `data/packing.py` (`pack`) says what the arrays of a batch are, and
+`shapes.py` what the letters of shapes stand for.
 """
 
 import functools

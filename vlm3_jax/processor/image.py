@@ -1,4 +1,4 @@
-"""From a view to uint8 patches: sizes, grids and indices are planned without pixels, pixels are decoded later.
+"""From a view to uint8 patches: sizes, grids and indices are known without pixels, which are decoded later.
 
 Follows transformers' Qwen2VL image processor (PIL) and Qwen3-VL's vision tower: same sizes, same pixels before
 normalisation, same patch order. Normalisation happens on the device, so patches travel as bytes.

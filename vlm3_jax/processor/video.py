@@ -16,11 +16,11 @@ from PIL import Image
 
 from vlm3_jax.errors import UserError
 from vlm3_jax.model.config import normalisation, processor_fields
+from vlm3_jax.processor.bicubic import resize
 from vlm3_jax.processor.chat import ChatFormat, Frames
 from vlm3_jax.processor.image import MAX_ASPECT, ImageLayout, Patches, VisionSpec, patchify, pixel_bounds
 from vlm3_jax.processor.photo import open_photo
 from vlm3_jax.processor.prompt import Prompt, make_prompt
-from vlm3_jax.processor.resize import resize
 
 
 @dataclasses.dataclass(frozen=True)
