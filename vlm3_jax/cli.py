@@ -91,7 +91,7 @@ def _report(args, _) -> None:
 def _score(args, _) -> None:
     from vlm3_jax.tasks.score import score_files
 
-    print(json.dumps(score_files(args.task, args.predictions, args.targets), indent=2))
+    print(json.dumps(score_files(args.task, args.predictions, args.targets, args.rules), indent=2))
 
 
 def _ask(args, _) -> None:
@@ -262,6 +262,8 @@ def _plan(args, fields) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """All commands with their help."""
+    from vlm3_jax.tasks.score import describe_targets
+
     parser = argparse.ArgumentParser(
         prog="vlm3",
         description="VLM3 in JAX: train, evaluate and use metric 3-D vision-language models.",
@@ -301,7 +303,14 @@ def make_parser() -> argparse.ArgumentParser:
     sub = command("score", _score, "score anybody's answers")
     sub.add_argument("task", choices=TASKS)
     sub.add_argument("predictions", help='rows {"id", "prediction": text}')
-    sub.add_argument("targets", help='rows {"id", "target": {...}}')
+    sub.add_argument("targets", help='rows {"id", "target": {"kind": ..., ...}}')
+    sub.add_argument(
+        "--rules",
+        choices=("vlm3", "release"),
+        default="vlm3",
+        help="how answers are read: by the rules of docs/conventions.md, or as the release's notebook and the paper do",
+    )
+    sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, describe_targets()
     sub = command("ask", _ask, "ask a model a question about images")
     sub.add_argument("--model", required=True, help="HF directory, finished workdir or hub name")
     sub.add_argument("images", nargs="*", help="image files, in the order in which they are shown")

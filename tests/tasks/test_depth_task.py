@@ -70,7 +70,7 @@ def test_paper_and_short_prompts(rng):
         ("<think> 5 meters", None),
         ("<think> 5 meters </think> <answer> unknown </answer>", None),
         ("at (100, 200)", None),
-        ("35 cm", None),
+        ("35 cm", 0.35),
         ("<answer> 1e999 </answer>", None),
         ("nan", None),
     ],

@@ -14,6 +14,9 @@ import numpy as np
 from vlm3_jax.records import Record
 from vlm3_jax.tasks.protocol import Protocol
 
+RULES = ("vlm3", "release")
+"""How answers are read: by our rules (docs/conventions.md), or as the release's notebook and the paper do."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -49,8 +52,17 @@ class Task(typing.Protocol):
         rng; evaluation keeps it off and always gets the published wording.
         """
 
-    def parse(self, text: str, target: dict[str, Any] | None = None) -> Any | None:
-        """What the answer says, or None if it cannot be read. `target` tells the question's family."""
+    def parse(self, text: str, target: dict[str, Any] | None = None, rules: str = "vlm3") -> Any | None:
+        """What the answer says by these `RULES`, or None if it cannot be read. `target` tells the question's family."""
+        if rules not in RULES:
+            raise ValueError(f"unknown rules {rules!r}; choose one of {RULES}")
+        return self.read(text, target) if rules == "vlm3" else self.read_as_release(text, target)
+
+    def read(self, text: str, target: dict[str, Any] | None) -> Any | None:
+        """`parse` by our rules."""
+
+    def read_as_release(self, text: str, target: dict[str, Any] | None) -> Any | None:
+        """`parse` as the release's notebook and the paper read."""
 
     def item_scores(self, parsed: Sequence[Any | None], targets: Sequence[dict[str, Any]]) -> np.ndarray:
         """float64 [N], one score an item; the headline metric is exactly their `nanmean`.
@@ -62,9 +74,11 @@ class Task(typing.Protocol):
     def metrics(self, parsed: Sequence[Any | None], targets: Sequence[dict[str, Any]]) -> dict[str, float]:
         """All metrics of formats: the headline first, then the others, always with `count` and `parse_failures`."""
 
-    def score(self, predictions: Sequence[str], targets: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def score(
+        self, predictions: Sequence[str], targets: Sequence[dict[str, Any]], rules: str = "vlm3"
+    ) -> dict[str, float]:
         """The metrics of answers as text: `parse`, then `metrics`."""
-        parsed = [self.parse(text, target) for text, target in zip(predictions, targets, strict=True)]
+        parsed = [self.parse(text, target, rules) for text, target in zip(predictions, targets, strict=True)]
         return self.metrics(parsed, targets)
 
     def constant_answers(self, targets: Sequence[dict[str, Any]]) -> list[Any]:
@@ -80,4 +94,5 @@ _OPEN_THINK = re.compile(r"<think>.*?(?=<answer>|\Z)", re.DOTALL)
 
 def drop_think(text: str) -> str:
     """The answer without its `<think> ... </think>` part; thinking that was cut off before its end is no answer."""
-    return _OPEN_THINK.sub("", _THINK.sub("", text))
+    thought, end, rest = text.rpartition("</think>")
+    return _OPEN_THINK.sub("", _THINK.sub("", thought + end) + rest)

@@ -4,8 +4,10 @@ import numpy as np
 
 from vlm3_jax.camera import normalize_points
 from vlm3_jax.records import Record
-from vlm3_jax.tasks.base import Example, Task, drop_think
-from vlm3_jax.tasks.numbers import first_tuple, mean_or_nan, plain_minus
+from vlm3_jax.tasks import measures, release_rules
+from vlm3_jax.tasks.base import Example, Task
+from vlm3_jax.tasks.correspondence_answers import second_image_pair
+from vlm3_jax.tasks.metrics import mean_or_nan
 from vlm3_jax.tasks.protocol import Protocol
 
 FRAME = (560, 420)
@@ -68,9 +70,14 @@ class CorrespondenceTask(Task):
             examples.append(Example(asked, answer, target, (0, 1)))
         return examples
 
-    def parse(self, text: str, target=None) -> tuple[float, float] | None:
+    def read(self, text: str, target=None) -> tuple[float, float] | None:
+        """The pair of numbers given for the second image (`correspondence_answers`); brackets are optional."""
+        query = target and tuple(target.get("coords", ()))
+        return measures.read(text, lambda part, _: second_image_pair(part, query))
+
+    def read_as_release(self, text: str, target=None) -> tuple[float, float] | None:
         """The first pair of numbers after the thinking; brackets are optional."""
-        return first_tuple(drop_think(plain_minus(text)), 2)
+        return release_rules.pair(text)
 
     def item_scores(self, parsed, targets) -> np.ndarray:
         """End-point error in pixels of a 560 x 420 frame; a failure has the error of answering the image centre."""

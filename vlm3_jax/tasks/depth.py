@@ -1,22 +1,13 @@
 """Metric depth of single pixels. Prompts, parsing and delta1 as the VLM3 release and DepthLM have them."""
 
-import re
-
 import numpy as np
 
 from vlm3_jax.camera import normalize_points
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import DepthPoints, Record
-from vlm3_jax.tasks.base import Example, Task, drop_think
-from vlm3_jax.tasks.numbers import (
-    METERS,
-    bare_number,
-    best_ratio_constant,
-    first_number,
-    mean_or_nan,
-    number_before,
-    plain_minus,
-)
+from vlm3_jax.tasks import lengths, measures, release_rules
+from vlm3_jax.tasks.base import Example, Task
+from vlm3_jax.tasks.metrics import best_ratio_constant, mean_or_nan
 from vlm3_jax.tasks.protocol import Protocol
 
 DELTA = 1.25
@@ -30,7 +21,6 @@ _RELEASE_ANSWER = (
     "<think> The point is around {d:.2f} meters away from the camera. </think>\n\n<answer> {d:.2f} </answer>"
 )
 _PAPER_QUESTION = "How far is the pixel at ({x}, {y}) from the camera? Both x and y are normalized to between [0, {R})."
-_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 
 
 def question(x: int, y: int, protocol: Protocol) -> str:
@@ -67,14 +57,13 @@ class DepthTask(Task):
                 return _ask(record, labels, chosen, protocol)
         return []
 
-    def parse(self, text: str, target=None) -> float | None:
-        """Metres: the number inside `<answer>`, else the first number before "meters" or "m", else a bare number."""
-        text = drop_think(plain_minus(text))
-        answer = _ANSWER.search(text)
-        value = first_number(answer[1]) if answer else None
-        if value is None:
-            value = number_before(text, METERS)
-        return bare_number(text) if value is None else value
+    def read(self, text: str, target=None) -> float | None:
+        """Metres: the length in `<answer>`, else in the text around it; a bare number is metres."""
+        return measures.read(text, lengths.metres)
+
+    def read_as_release(self, text: str, target=None) -> float | None:
+        """The number inside `<answer>`, else the first number before "meters" or "m", else a bare number."""
+        return release_rules.depth(text)
 
     def item_scores(self, parsed, targets) -> np.ndarray:
         """1 where max(p/g, g/p) < 1.25; a failure or an answer of zero or less is 0 (DepthLM's rule)."""

@@ -13,10 +13,11 @@ import numpy as np
 from vlm3_jax.camera import normalize_points
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import Objects, Record
+from vlm3_jax.tasks import measures, release_rules
 from vlm3_jax.tasks import objects_answers as answers
 from vlm3_jax.tasks import objects_words as words
-from vlm3_jax.tasks.base import Example, Task, drop_think
-from vlm3_jax.tasks.numbers import best_ratio_constant, mean_or_nan, plain_minus
+from vlm3_jax.tasks.base import Example, Task
+from vlm3_jax.tasks.metrics import best_ratio_constant, mean_or_nan
 from vlm3_jax.tasks.protocol import Protocol
 
 SUCCESS = (0.75, 1.25)
@@ -75,19 +76,28 @@ class ObjectsTask(Task):
                 queues.append((family, subjects))
         return examples
 
-    def parse(self, text: str, target=None) -> bool | int | float | None:
+    def read(self, text: str, target=None) -> bool | int | float | None:
         """What the answer says; without a target: an hour, else a quantity in metres, else yes or no."""
-        text = drop_think(plain_minus(text))
         if target is None:
-            found = (answers.hour(text), answers.metres(text), answers.polarity(text))
+            found = (
+                answers.hour(text),
+                answers.metres(text),
+                measures.read(text, lambda part, _: answers.polarity(part)),
+            )
             return next((value for value in found if value is not None), None)
-        if target["kind"] == "quantity":
-            return answers.metres(text)
-        if target["kind"] == "direction":
-            return answers.hour(text)
-        if target["kind"] == "choice":
-            return answers.choice(text, target["word"], target["boxes"])
-        return answers.predicate(text, target["word"], target["boxes"])
+        if target["kind"] in ("quantity", "direction"):
+            return (answers.metres if target["kind"] == "quantity" else answers.hour)(text)
+        return measures.read(text, lambda part, _: _judge(part, target))
+
+    def read_as_release(self, text: str, target=None) -> bool | int | float | None:
+        """The release's units and whole hours; relations by our judge too, where the published one is a model."""
+        if target is None:
+            prepared = release_rules.prepared(text)
+            found = (release_rules.hour(text), release_rules.length(text), answers.polarity(prepared))
+            return next((value for value in found if value is not None), None)
+        if target["kind"] in ("quantity", "direction"):
+            return (release_rules.length if target["kind"] == "quantity" else release_rules.hour)(text)
+        return _judge(release_rules.prepared(text), target)
 
     def item_scores(self, parsed, targets) -> np.ndarray:
         """1 for a right answer: equal; a quantity within 0.75 to 1.25 of the truth; a direction within one hour."""
@@ -239,7 +249,8 @@ def _ask(scene: _Scene, family: str, subject, rng, protocol: Protocol, vary: boo
         return None
     target = {"kind": "quantity", "family": family, "truth": truth, "boxes": boxes, "coord_range": R}
     question, answer = words.quantity(family, truth, boxes, rng, protocol, vary)
-    return Example(question, answer, target) if _correct(answers.metres(answer), target) else None
+    # Both rules read our own answers alike; the release's do it faster.
+    return Example(question, answer, target) if _correct(release_rules.length(answer), target) else None
 
 
 def _ask_relation(group: str, sign: int, boxes, rng, protocol: Protocol, vary: bool) -> Example:
@@ -254,6 +265,11 @@ def _ask_relation(group: str, sign: int, boxes, rng, protocol: Protocol, vary: b
     word = holds if truth else other
     target = {"kind": "predicate", "family": group, "word": word, "truth": truth, "boxes": boxes, "coord_range": R}
     return Example(*words.predicate(word, holds, truth, boxes, rng, protocol, vary), target)
+
+
+def _judge(text: str, target) -> bool | int | None:
+    judge = answers.choice if target["kind"] == "choice" else answers.predicate
+    return judge(text, target["word"], target["boxes"])
 
 
 def _correct(answer, target) -> bool:

@@ -7,8 +7,10 @@ opposite word, a negation and exchanged regions each turn the claim around.
 
 import re
 
-from vlm3_jax.tasks.numbers import NUMBER, bare_number, finite
-from vlm3_jax.tasks.objects_words import METRES_PER_UNIT, OPPOSITE
+from vlm3_jax.tasks import lengths, measures, numbers
+from vlm3_jax.tasks.measures import Units
+from vlm3_jax.tasks.objects_words import OPPOSITE
+from vlm3_jax.tasks.plain import corrected
 
 _BEATS = r"exceeds?|surpass(?:es)?"
 _MORE, _LESS = r"(?:great|larg|bigg|high|long)er|more", r"(?:small|less|low|short)er|less|reduced"
@@ -28,7 +30,6 @@ _LEXICON = {
     "front": r"front|close(?:r|st)|near(?:er|est)|ahead",
 }
 
-_CORRECTION = re.compile(r"(?:^|[.!?;,\n]\s*|\bbut\s+)(?:actually|in fact)\b[,:]?\s*", re.IGNORECASE)
 _LEAD_IN = r"^\W*(?:(?:well|hmm|so|answer|(?:i|we) (?:think|believe|would say)|i'd say)[,:]?\s+)*"
 _IT_IS = r"(?:(?:that|this|it)(?:'s| is)\s+)?"
 _NO = re.compile(
@@ -49,7 +50,8 @@ _CLAUSE = re.compile(r"[,;:]|\bbut\b|\band\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
 
 _NOUN = r"(?:the\s+)?(?:bounding\s+box\s+)?(?:region|bounding\s+box|box|object)?\s*"
-_BOX = re.compile(_NOUN + r"[(\[]?\s*" + r"\s*,\s*".join([r"(\d+(?:\.\d+)?)"] * 4) + r"\s*[)\]]?", re.IGNORECASE)
+_FOUR = r"\s*,\s*".join([r"(\d+(?:\.\d+)?)"] * 4)
+_BOX = re.compile(rf"{_NOUN}[(\[]?\s*(?<![\d.]){_FOUR}\s*[)\]]?", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:the\s+)?region\s*\[?\s*([01])\s*\]?", re.IGNORECASE)
 _ORDINAL = re.compile(
     r"\bthe\s+(first|second|former|latter)\b(?:\s+(?:one|region|object|box|bounding box))*", re.IGNORECASE
@@ -62,43 +64,40 @@ _OF = re.compile(
     re.IGNORECASE,
 )
 
-_UNITS = {
-    "meters": r"met(?:er|re)s?|m",
-    "centimeters": r"centimet(?:er|re)s?|cms?",
-    "feet": r"feet|foot|ft",
-    "inches": r"inch(?:es)?|in(?!\s+(?:the|a|an|front|this)\b)",
-}
-_QUANTITY = re.compile(
-    rf"({NUMBER})[\s-]*(?:{'|'.join(f'(?P<{name}>{pattern})' for name, pattern in _UNITS.items())})\b", re.IGNORECASE
+_CLOCK = Units({"hours": (1.0, r"o\s?'?\s?clock")}, signs={})
+_MINUTES = re.compile(r"(?<![\d:.])(\d{1,2}):([0-5]\d)(?![\d:])")
+_HALF_PAST = re.compile(r"\bhalf past (\d{1,2})\b", re.IGNORECASE)
+# The question's own reference ("with 12 o'clock pointing away from the viewer") is not its answer.
+_NOON = re.compile(
+    r"\b(?:with|if|where|when|taking|assuming|let|and)\s(?:the\s)?12\s?o\s?'?\s?clock\b(?=.*o\s?'?\s?clock)",
+    re.I | re.S,
 )
-_AND_INCHES = re.compile(rf"\s*(?:,|and)?\s*({NUMBER})\s*(?:inch(?:es)?|in)\b", re.IGNORECASE)
-_HOURS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_HOUR = re.compile(rf"\b(\d{{1,2}}|{'|'.join(_HOURS)})(?::00)?[\s-]*o\s*['’`]?\s*clock", re.IGNORECASE)
 
 
 def metres(text: str) -> float | None:
-    """The first number with a unit of length, in metres ("5 feet 3 inches" is one); a bare number is metres."""
-    match = _QUANTITY.search(text)
-    if not match:
-        return bare_number(text)
-    value = finite(match[1])
-    if value is None:
-        return None
-    value *= METRES_PER_UNIT[match.lastgroup]
-    if match.lastgroup == "feet" and (inches := _AND_INCHES.match(text, match.end())):
-        value += float(inches[1]) * METRES_PER_UNIT["inches"]
-    return value
+    """The length that an answer gives, in metres (`lengths.metres`)."""
+    return measures.read(text, lengths.metres)
 
 
 def hour(text: str) -> int | None:
-    """The first "N o'clock" (digits or a word), or a bare number, from 1 to 12."""
-    match = _HOUR.search(text)
-    if match:
-        word = match[1].lower()
-        value = _HOURS.index(word) + 1 if word in _HOURS else int(word)
-    else:
-        value = bare_number(text)
-    return int(value) if value in range(1, 13) else None
+    """The "N o'clock" that an answer gives, or a bare number, from 1 to 12.
+
+    A part of an hour and the middle of a range are rounded to the nearest hour, halves up ("2.5 o'clock" is 3, "2-3
+    o'clock" too); a bare number must be a whole hour.
+    """
+    return measures.read(text, _hour)
+
+
+def _hour(text: str, tagged: bool) -> int | None:
+    text = _NOON.sub("", numbers.in_digits(text, _CLOCK.word))
+    text = _HALF_PAST.sub(r"\1.5", _MINUTES.sub(lambda m: f"{int(m[1]) + int(m[2]) / 60:g}", text))
+    found = measures.quantity(text, _CLOCK, tagged)
+    if found is None or found.low is None or found.high is None:
+        return None
+    low, high = found.low, found.high + 12 * (found.high < found.low)
+    if not 1 <= low < 13 or not high < 25 or not (found.unit or low == high == int(low)):
+        return None
+    return int((low + high) / 2 + 0.5 - 1) % 12 + 1
 
 
 def polarity(text: str) -> bool | None:
@@ -112,25 +111,19 @@ def polarity(text: str) -> bool | None:
 def predicate(text: str, word: str, boxes) -> bool | None:
     """Whether the answer says that box 0 is `word` (left, bigger, behind, ...) compared with box 1."""
     text = text.replace("’", "'")
-    corrections = list(_CORRECTION.finditer(text))
-    if corrections:
-        said = _yes_or_claim(text[corrections[-1].end() :], word, boxes)
-        if said is not None:
-            return said
-    return _yes_or_claim(text, word, boxes)
+    said = (_yes_or_claim(part, word, boxes) for part in corrected(text))
+    return next((claim for claim in said if claim is not None), None)
 
 
 def choice(text: str, word: str, boxes) -> int | None:
     """Which of the two boxes (0 or 1) the answer says is more `word`."""
     text = text.replace("’", "'")
-    corrections = list(_CORRECTION.finditer(text))
-    parts = [text[corrections[-1].end() :], text] if corrections else [text]
-    for part in parts:
+    for part in corrected(text):
         claimed = _claim(part, word, boxes, None)
         if claimed is not None:
             return claimed
         marked = _mark_regions(part, boxes)
-        subjects = [int(m[1]) for m in _MENTION.finditer(marked) if not _OF.search(marked[: m.start()])]
+        subjects = [int(m[1]) for m in _MENTION.finditer(marked) if not _OF.search(marked[: m.start()][-40:])]
         if subjects:
             return subjects[0]
     return None
@@ -168,7 +161,9 @@ def _claim(text: str, word: str, boxes, default_subject: int | None) -> int | No
 
 def _subject(sentence: str, relation: re.Match, default: int | None) -> int | None:
     """The box that the relation is said of: named before it, else the one that is not its object."""
-    mentions = [(m.start(), int(m[1]), bool(_OF.search(sentence[: m.start()]))) for m in _MENTION.finditer(sentence)]
+    mentions = [
+        (m.start(), int(m[1]), bool(_OF.search(sentence[: m.start()][-40:]))) for m in _MENTION.finditer(sentence)
+    ]
     subjects = [box for _, box, is_object in mentions if not is_object]
     if subjects and (mentions[0][0] < relation.start() or default is None):
         return subjects[0]
@@ -184,6 +179,9 @@ def _mark_regions(text: str, boxes) -> str:
         distances = [sum(abs(q - v) for q, v in zip(quoted, box)) for box in boxes]
         return f"«{distances.index(min(distances))}»"
 
+    # A box may be written with grouped or decimal commas.
+    for quoted in sorted(numbers.lists(text, 4), key=lambda found: -found.start):
+        text = text[: quoted.start] + ", ".join(f"{v:g}" for v in quoted.values) + text[quoted.end :]
     text = _BOX.sub(box, text)
     text = _NUMBERED.sub(r"«\1»", text)
     return _ORDINAL.sub(lambda m: f"«{int(m[1].lower() in ('second', 'latter'))}»", text)

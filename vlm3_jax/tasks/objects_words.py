@@ -1,5 +1,6 @@
 """How object questions and answers are worded. Every region is "bounding box region (x1, y1, x2, y2)"."""
 
+from vlm3_jax.tasks.lengths import METRES_PER_UNIT
 from vlm3_jax.tasks.protocol import Protocol
 
 # Group -> its two words, each the other's opposite.
@@ -74,7 +75,6 @@ _DIRECTIONS = (
     "Standing at {a} and facing away from the viewer, at which clock direction is {b}?",
     "Seen from {a}, with 12 o'clock pointing away from the viewer, at which hour is {b}?",
 )
-METRES_PER_UNIT = {"meters": 1.0, "centimeters": 0.01, "feet": 0.3048, "inches": 0.0254}
 
 
 def region(box) -> str:

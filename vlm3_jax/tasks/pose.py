@@ -1,26 +1,16 @@
 """Relative camera pose of two views in words and numbers. AUC@30 as VGGT, Depth Anything 3 and MapAnything share it."""
 
 import collections
-import re
 
 import numpy as np
 
 from vlm3_jax import pose as geometry
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import MAX_DEPTH_M, Record
-from vlm3_jax.tasks.base import Example, Task, drop_think
-from vlm3_jax.tasks.numbers import (
-    DEGREES,
-    METERS,
-    NUMBER,
-    bare_number,
-    finite,
-    first_tuple,
-    mean_or_nan,
-    number_before,
-    plain_minus,
-    signed,
-)
+from vlm3_jax.tasks import angles, lengths, measures, numbers, release_rules
+from vlm3_jax.tasks.base import Example, Task
+from vlm3_jax.tasks.metrics import mean_or_nan
+from vlm3_jax.tasks.numbers import signed
 from vlm3_jax.tasks.protocol import Protocol
 
 AUC_DEGREES = (3, 5, 15, 30)
@@ -51,7 +41,6 @@ _QUESTIONS = {
     "translation_distance": "Estimate the magnitude of the camera translation between the two viewpoints.",
 }
 _WORDS = (("left", "right"), ("up", "down"), ("backward", "forward"))
-_EULER = [re.compile(rf"{name}\s*[=:]?\s*({NUMBER})", re.IGNORECASE) for name in ("yaw", "pitch", "roll")]
 
 
 def question(kind: str, protocol: Protocol) -> str:
@@ -111,15 +100,13 @@ class PoseTask(Task):
             examples.append(Example(question(kind, protocol), answer, target, (0, 1)))
         return examples
 
-    def parse(self, text: str, target=None):
+    def read(self, text: str, target=None):
         """The answer to the question of `target["kind"]`; without a target, its form tells which question it was."""
-        text = drop_think(plain_minus(text))
-        if target is not None:
-            return _PARSERS[target["kind"]](text)
-        for kind in ("euler_natural", "translation_direction", "rotation_angle", "translation_distance"):
-            if (kind != "euler_natural" or "yaw" in text.lower()) and (value := _PARSERS[kind](text)) is not None:
-                return value
-        return None
+        return _by_kind(_READERS, text, target)
+
+    def read_as_release(self, text: str, target=None):
+        """The same with the first number before "degrees" or "meters", after the name, or the first triple."""
+        return _by_kind(_RELEASE_READERS, text, target)
 
     def item_scores(self, parsed, targets) -> np.ndarray:
         """A pair's AUC@30 on the later of its Euler and direction answers, NaN for every other item.
@@ -227,35 +214,31 @@ def _short_answer(kind: str, R, t) -> str:
     return ",".join(signed(float(v), 2) for v in t / np.linalg.norm(t))
 
 
-def _parse_angle(text: str) -> float | None:
-    value = number_before(text, DEGREES)
-    return bare_number(text) if value is None else value
+def _direction(text: str, tagged: bool = False) -> tuple[float, ...] | None:
+    return next((vector.values for vector in numbers.lists(text, 3) if any(vector.values)), None)
 
 
-def _parse_euler(text: str) -> tuple[float, ...] | None:
-    matches = [pattern.search(text) for pattern in _EULER]
-    if all(matches):
-        values = tuple(finite(m[1]) for m in matches)
-        return None if None in values else values
-    return None if any(matches) else first_tuple(text, 3)
-
-
-def _parse_direction(text: str) -> tuple[float, ...] | None:
-    vector = first_tuple(text, 3)
-    return vector if vector and any(vector) else None
-
-
-def _parse_distance(text: str) -> float | None:
-    value = number_before(text, METERS)
-    return bare_number(text) if value is None else value
-
-
-_PARSERS = {
-    "rotation_angle": _parse_angle,
-    "euler_natural": _parse_euler,
-    "translation_direction": _parse_direction,
-    "translation_distance": _parse_distance,
+_READERS = {
+    "rotation_angle": lambda text: measures.read(text, angles.degrees),
+    "euler_natural": lambda text: measures.read(text, angles.euler),
+    "translation_direction": lambda text: measures.read(text, _direction),
+    "translation_distance": lambda text: measures.read(text, lengths.metres),
 }
+_RELEASE_READERS = {
+    "rotation_angle": release_rules.angle,
+    "euler_natural": release_rules.euler,
+    "translation_direction": release_rules.direction,
+    "translation_distance": release_rules.distance,
+}
+
+
+def _by_kind(readers, text: str, target):
+    if target is not None:
+        return readers[target["kind"]](text)
+    for kind in ("euler_natural", "translation_direction", "rotation_angle", "translation_distance"):
+        if (kind != "euler_natural" or "yaw" in text.lower()) and (value := readers[kind](text)) is not None:
+            return value
+    return None
 
 
 def _truth(target) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,8 @@ from vlm3_jax import pose, tasks
 from vlm3_jax.errors import BadRecord, UserError
 
 
-def score_files(task_name: str, predictions_path, targets_path) -> dict[str, float]:
-    """All metrics of the task over the targets, with `missing_predictions`.
+def score_files(task_name: str, predictions_path, targets_path, rules: str = "vlm3") -> dict[str, float]:
+    """All metrics of the task over the targets, answers read by these `base.RULES`, with `missing_predictions`.
 
     Rows are `{"id": ..., "prediction": text}` and `{"id": ..., "target": {...}}` (`Example.target`). A target without
     a prediction counts as a parse failure. UserError naming file and line for a row that is malformed, has an id that
@@ -27,8 +27,22 @@ def score_files(task_name: str, predictions_path, targets_path) -> dict[str, flo
         if row_id not in targets:
             raise UserError(f"{predictions_path}, line {line}: id {row_id!r} has no target in {targets_path}")
     texts = [predictions[row_id][1] if row_id in predictions else "" for row_id in targets]
-    metrics = task.score(texts, [target for _, target in targets.values()])
+    metrics = task.score(texts, [target for _, target in targets.values()], rules)
     return {**metrics, "missing_predictions": len(targets) - len(predictions)}
+
+
+def describe_targets() -> str:
+    """What a target of each task and kind holds, a line a kind."""
+    lines = ["fields of a target, by task and kind:"]
+    for task in tasks.TASKS.values():
+        for kind, fields in task.target_fields.items():
+            held = "; ".join(f"{field}: {_describe(form)}" for field, form in fields.items())
+            lines.append(f"  {task.name}, {kind}\n      {held}")
+    return "\n".join(lines)
+
+
+def _describe(form) -> str:
+    return _DESCRIPTIONS[form] if isinstance(form, str) else f"one of {', '.join(form)}"
 
 
 def _read(path, field: str, problem) -> dict[Any, tuple[int, Any]]:
@@ -73,9 +87,7 @@ def _target_problem(target, fields: dict[str, dict[str, Any]]) -> str | None:
         return f"'target' must be an object whose 'kind' is one of {', '.join(fields)}"
     for field, form in fields[target["kind"]].items():
         if field not in target or not (FORMS[form](target[field]) if isinstance(form, str) else target[field] in form):
-            return (
-                f"target field {field!r} is missing or is not {_DESCRIPTIONS.get(form) or 'one of ' + ', '.join(form)}"
-            )
+            return f"target field {field!r} is missing or is not {_describe(form)}"
     return None
 
 
