@@ -52,13 +52,13 @@ class RandomSource:
 
 def make(folder: pathlib.Path, size: str) -> None:
     """An HF directory of the size: the tiny model's files with another config."""
-    cfg, aside = released(size), folder.with_name("aside")
+    cfg, tmp = released(size), folder.with_name("tmp")
     small = tiny.make(folder.with_name("small"), "test")
-    write(aside, hf_plan(RandomSource(cfg, small), None, hf.MAX_SHARD_BYTES))
+    write(tmp, hf_plan(RandomSource(cfg, small), None, hf.MAX_SHARD_BYTES))
     for path in small.glob("*.json*"):
-        shutil.copyfile(path, aside / path.name)
-    (aside / "config.json").write_text(json.dumps(cfg.to_hf() | {"dtype": "bfloat16"}))
-    finish(aside, folder)
+        shutil.copyfile(path, tmp / path.name)
+    (tmp / "config.json").write_text(json.dumps(cfg.to_hf() | {"dtype": "bfloat16"}))
+    finish(tmp, folder)
     shutil.rmtree(small)
 
 

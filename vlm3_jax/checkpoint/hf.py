@@ -100,11 +100,11 @@ def save(out_dir, cfg: VLMConfig, params: dict, source_dir, dtype: str | None = 
     `dtype` None keeps the parameters' own. An existing `out_dir` is replaced, after all has been written beside it.
     """
     out_dir = local_path(out_dir)
-    aside = out_dir.with_name(out_dir.name + ".writing")
+    tmp = out_dir.with_name(out_dir.name + ".writing")
     plan = hf_plan(ParamsSource(cfg, params, source_dir), dtype, MAX_SHARD_BYTES)
-    write(aside, plan)
-    carry_files(pathlib.Path(source_dir), aside, plan.jobs[0].dtype)
-    finish(aside, out_dir)
+    write(tmp, plan)
+    carry_files(pathlib.Path(source_dir), tmp, plan.jobs[0].dtype)
+    finish(tmp, out_dir)
     return out_dir
 
 
@@ -112,11 +112,11 @@ def copy_files(source: pathlib.Path, folder: pathlib.Path) -> None:
     """Makes `folder` hold the files of a model but its weights."""
     if source.resolve() == folder.resolve():
         return
-    aside = folder.with_name(folder.name + ".writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    carry_files(source, aside)
-    replace_dir(aside, folder)
+    tmp = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
+    carry_files(source, tmp)
+    replace_dir(tmp, folder)
 
 
 def carry_files(source: pathlib.Path, folder: pathlib.Path, dtype: np.dtype | None = None) -> None:

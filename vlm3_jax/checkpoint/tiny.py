@@ -62,20 +62,20 @@ def make(out_dir, size: str = "demo", seed: int = 0) -> pathlib.Path:
     if size not in SIZES:
         raise UserError(f"tiny checkpoint: unknown size {size!r}; choose one of {', '.join(SIZES)}")
     out_dir, shape = local_path(out_dir), SIZES[size]
-    aside = out_dir.with_name(out_dir.name + ".writing")
-    tiny_tokenizer.write_tokenizer(aside, shape.vocab)
+    tmp = out_dir.with_name(out_dir.name + ".writing")
+    tiny_tokenizer.write_tokenizer(tmp, shape.vocab)
     for name, tree in _json_files(shape).items():
-        (aside / name).write_text(json.dumps(tree, indent=2) + "\n")
-    cfg = VLMConfig.from_dir(aside)
-    tokenizer = Tokenizer.from_file(str(aside / "tokenizer.json"))
+        (tmp / name).write_text(json.dumps(tree, indent=2) + "\n")
+    cfg = VLMConfig.from_dir(tmp)
+    tokenizer = Tokenizer.from_file(str(tmp / "tokenizer.json"))
     flat = parameters.flatten(initialize(cfg, seed, [tokenizer.token_to_id(str(digit)) for digit in range(10)]))
     tensors = {
         key: np.ascontiguousarray(row.to_hf(flat[row.path][i] if row.stacked else flat[row.path]))
         for row in parameters.table(cfg)
         for i, key in enumerate(row.hf_keys)
     }
-    safetensors.numpy.save_file(tensors, aside / hf.SINGLE, metadata={"format": "pt"})
-    replace_dir(aside, out_dir)
+    safetensors.numpy.save_file(tensors, tmp / hf.SINGLE, metadata={"format": "pt"})
+    replace_dir(tmp, out_dir)
     return out_dir
 
 
