@@ -4,22 +4,19 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from vlm3_jax import tasks
+from vlm3_jax import pretrained, tasks
 from vlm3_jax.camera import AsIs, Camera, Resize, as_points, normalize_points
-from vlm3_jax.checkpoint import hf
 from vlm3_jax.errors import UserError
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.sampling import GREEDY, Sampling, stored_max_new_tokens
 from vlm3_jax.infer.video import ask_video
 from vlm3_jax.pose import matrix_from_euler, unit_vector
-from vlm3_jax.pretrained import resolve_model
-from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.conversation import conversation_images, conversation_prompt
-from vlm3_jax.processor.image import ImageLayout, VisionSpec, image_layout
+from vlm3_jax.processor.image import ImageLayout, image_layout
 from vlm3_jax.processor.photo import Photo, open_photo
 from vlm3_jax.records import ImageRef, View
 from vlm3_jax.tasks import correspondence, depth, pose, protocol
@@ -80,23 +77,32 @@ class VLM3:
 
     `protocols`: by task, in place of what the model's `vlm3.json` says; a task that neither names is asked as the
     release asks it, which is said once. `max_new_tokens`: where answers are cut; None for what generation_config.json
-    says, or 256.
+    says, or 256. `dtype`: of the weights and of the computation, "float32" or "bfloat16". `mesh`: the devices that the
+    weights are spread over (`parallel.mesh.make_mesh`); None for one device. `base`: of a PEFT adapter folder, in place
+    of the base that it names.
 
     Images are paths, `file://` or `data:` URLs, PIL images or arrays, shown and measured upright; cameras are `Camera`s
     or K matrices of the upright image, and looked for beside the photo and in its EXIF data if none is given
     (`processor.photo.open_photo`).
     """
 
-    def __init__(self, path, protocols: Mapping[str, Protocol] | None = None, max_new_tokens: int | None = None):
-        self._folder = folder = resolve_model(str(path), ".")
-        self.protocols = {**protocol.read(folder), **(protocols or {})}
+    def __init__(
+        self,
+        path,
+        protocols: Mapping[str, Protocol] | None = None,
+        max_new_tokens: int | None = None,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+        base: str = "",
+    ):
+        model = pretrained.open(path, base=base)
+        self._folder, self._spec = model.folder, model.spec
+        self.protocols = model.protocols | dict(protocols or {})
         self._common = common_rule(self.protocols)
-        self._spec = VisionSpec.from_dir(folder)
-        cfg, params = hf.load(folder)
-        params, chat = jax.tree.map(jnp.asarray, params), ChatFormat.from_dir(folder)
-        new = stored_max_new_tokens(folder) if max_new_tokens is None else max_new_tokens
-        new = MAX_NEW_TOKENS if new is None else new
-        self._engine = Engine(cfg, params, chat, self._spec, image_sets=1, questions=32, max_new_tokens=new)
+        new = stored_max_new_tokens(model.folder) if max_new_tokens is None else max_new_tokens
+        sizes = {"image_sets": 1, "questions": 32, "max_new_tokens": MAX_NEW_TOKENS if new is None else new}
+        params = model.params(mesh, dtype)
+        self._engine = Engine(model.cfg, params, model.chat, model.spec, jnp.dtype(dtype), mesh, **sizes)
 
     def protocol(self, task: str) -> Protocol:
         """How this model is asked about a task."""

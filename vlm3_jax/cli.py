@@ -45,7 +45,7 @@ def _check_paths(args) -> None:
 def read_config(args, fields):
     """The config of --config with the overrides of the command line, checked and locked."""
     config = configs.load(args.config)
-    for name in ("workdir", "model"):
+    for name in ("workdir", "model", "base"):
         if getattr(args, name, None):
             config[name] = getattr(args, name)
     if getattr(args, "profile", None):
@@ -100,7 +100,7 @@ def _ask(args, _) -> None:
     from vlm3_jax.processor.photo import open_photo
 
     photos = [open_photo(image, _matrix(args.camera)) for image in args.images]
-    model = vlm3_jax.load(args.model, max_new_tokens=args.max_new_tokens)
+    model = vlm3_jax.load(args.model, max_new_tokens=args.max_new_tokens, dtype=args.dtype, base=args.base)
     rule = model.resize_rule(args.task)
     shown = f"resized by {rule}"
     if rule == AsIs():
@@ -124,12 +124,16 @@ def _matrix(text: str | None):
 
 
 def _convert(args, _) -> None:
+    from vlm3_jax import pretrained
     from vlm3_jax.checkpoint import convert
 
     if not 1 <= args.max_shard_gb * 1e9 < 1e18:
         raise UserError(f"--max-shard-gb={args.max_shard_gb:g}: give a size above 0, in 10^9 bytes")
-    most = int(args.max_shard_gb * 1e9)
-    conversion = convert.plan_conversion(args.source, args.dtype, args.step, most)
+    opened = pretrained.open(args.source, step=args.step, base="" if args.peft else args.base, export=False)
+    if args.peft:
+        conversion = convert.plan_adapter(opened.source, args.base or opened.base_name())
+    else:
+        conversion = convert.plan_conversion(opened.source, args.dtype, int(args.max_shard_gb * 1e9))
     print(conversion.report())
     if not args.dry_run:
         print(f"written: {convert.convert(conversion, args.target, args.overwrite)}")
@@ -139,20 +143,19 @@ def _verify(args, _) -> int:
     import rich.console
     from PIL import Image
 
+    from vlm3_jax import pretrained
     from vlm3_jax.checkpoint import hf
-    from vlm3_jax.checkpoint.locate import locate
-    from vlm3_jax.pretrained import resolve_model
     from vlm3_jax.processor.photo import open_photo
     from vlm3_jax.verify import verify
 
     if args.tolerance is not None and not 0 < args.tolerance < float("inf"):
         raise UserError(f"--tolerance={args.tolerance:g}: give a number above 0")
-    folder = resolve_model(args.path, ".")
-    if not args.against and not locate(folder).is_hf:
+    model = pretrained.open(args.path, base=args.base)
+    if not args.against and not model.is_hf:
         raise UserError(f"{args.path}: transformers cannot load this; name an HF directory with --against")
     images = [Image.fromarray(open_photo(path).pixels) for path in args.image]
-    cfg, params = hf.load(folder, args.dtype)
-    result = verify(cfg, params, args.against or folder, images, args.dtype, args.tolerance)
+    params = hf.read(model.source, args.dtype)
+    result = verify(model.cfg, params, args.against or model.folder, images, args.dtype, args.tolerance)
     rich.console.Console().print(result.table())
     print(result.summary())
     return 1 if result.first_divergence else 0
@@ -271,6 +274,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    def with_base(sub):
+        sub.add_argument("--base", default="", help="of a PEFT adapter folder: its base, if not the one that it names")
+
     def with_config(sub, required=True):
         sub.epilog = (
             "--config.FIELD=VALUE sets any field of the config (vlm3_jax/config.py has them all). A new component "
@@ -280,6 +286,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--config", required=required, help="a config file, or the name of a shipped one (demo)")
         sub.add_argument("--workdir", help="folder for everything that is written (config.workdir)")
         sub.add_argument("--model", help="HF directory, finished workdir, hub name or tiny:demo (config.model)")
+        with_base(sub)
 
     def command(name, run, help, parent=commands):
         sub = parent.add_parser(name, help=help, description=help)
@@ -313,6 +320,8 @@ def make_parser() -> argparse.ArgumentParser:
     sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, describe_targets()
     sub = command("ask", _ask, "ask a model a question about images")
     sub.add_argument("--model", required=True, help="HF directory, finished workdir or hub name")
+    with_base(sub)
+    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and computation")
     sub.add_argument("images", nargs="*", help="image files, in the order in which they are shown")
     sub.add_argument("--question", required=True)
     sub.add_argument(
@@ -333,12 +342,15 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("source", metavar="SRC", help="HF directory, hub name, converted checkpoint or training workdir")
     sub.add_argument("target", metavar="DST", help="folder to write; the same command again goes on after a kill")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    with_base(sub)
+    sub.add_argument("--peft", action="store_true", help="of a workdir trained with LoRA: its adapters, for PEFT")
     sub.add_argument("--step", type=int, help="step of a training workdir (default: the newest)")
     sub.add_argument("--max-shard-gb", type=float, default=4.0, help="largest safetensors file, in 10^9 bytes")
     sub.add_argument("--overwrite", action="store_true", help="replace the model that stands at DST")
     sub.add_argument("--dry-run", action="store_true", help="print what would be done and touch nothing")
     sub = command("verify", _verify, "compare a model with transformers' layer by layer; exit code 1 where they differ")
     sub.add_argument("path", metavar="MODEL", help="HF directory, converted checkpoint, workdir or hub name")
+    with_base(sub)
     sub.add_argument("--against", help="HF directory for transformers (default: MODEL itself)")
     sub.add_argument("--image", action="append", default=[], help="an image to ask about (repeatable; default: random)")
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="for both sides")

@@ -31,6 +31,8 @@ def base() -> ml_collections.ConfigDict:
     # HF directory (or hub name) whose weights, tokenizer, chat template and processor settings are used. "tiny:demo"
     # and "tiny:test" make a random tiny model in the workdir.
     config.model = ""
+    # Of a PEFT adapter folder as `model`: its base, where that is not the one that it names.
+    config.base = ""
     # Where checkpoints, metrics, the quarantine and the exported model go.
     config.workdir = ""
     # Seed of the data order, the questions drawn and the random weights of a tiny model; at least 0.
@@ -131,6 +133,8 @@ def base() -> ml_collections.ConfigDict:
     evaluation.records, evaluation.loss_batches = 256, 4
     # Image sets and questions of each answered at once, and the longest answer in tokens.
     evaluation.image_sets, evaluation.questions, evaluation.max_new_tokens = 8, 16, 256
+    # "float32" or "bfloat16": what the weights are held in and answers are computed in, spread over `mesh`.
+    evaluation.dtype = "float32"
     # "model" always; "blind" (images blanked) and "shuffled" (images of other records) as reference rows.
     evaluation.variants = ("model", "blind", "shuffled")
     return config
@@ -280,7 +284,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     Judged from the config alone, before files are opened or devices started. Components are judged by
     `check_entry`; what needs the model or the mesh where these are made.
     """
-    for name in ("model", "workdir"):
+    for name in ("model", "base", "workdir"):
         local_path(config[name], f"config.{name}")
     for field, allowed in ALLOWED.items():
         value = functools.reduce(lambda node, key: node[key], field.split("."), config)
@@ -406,6 +410,7 @@ ALLOWED = {
     "train.keep": _least(1),
     "train.keep_every": _least(0),
     "train.export": _one_of("", "float32", "bfloat16", "float16"),
+    "eval.dtype": _one_of("float32", "bfloat16"),
     "eval.records": _least(1),
     "eval.loss_batches": _least(0),
     "eval.image_sets": _least(1),

@@ -1,4 +1,4 @@
-"""What a run is made of, built from its config: model directory, chat format, data, mesh."""
+"""What a run is made of, built from its config: the opened model, data, mesh."""
 
 import dataclasses
 import functools
@@ -7,7 +7,8 @@ import pathlib
 from jax.sharding import Mesh
 
 from vlm3_jax import config as configs
-from vlm3_jax.config import check_entry
+from vlm3_jax import pretrained
+from vlm3_jax.config import check_entry, protocol_of
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.mixture import build_components
 from vlm3_jax.data.packing import RowBudget
@@ -15,9 +16,10 @@ from vlm3_jax.errors import UserError
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
-from vlm3_jax.pretrained import resolve_model
+from vlm3_jax.pretrained import Pretrained
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import VisionSpec
+from vlm3_jax.tasks.protocol import Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +28,12 @@ class Setup:
 
     config: object
     workdir: pathlib.Path
-    model_dir: pathlib.Path
-    cfg: VLMConfig
-    chat: ChatFormat
-    spec: VisionSpec
+    model: Pretrained
     budget: RowBudget
 
     @classmethod
     def from_config(cls, config) -> "Setup":
-        """Judges the config and opens the model directory; UserError names what is wrong or missing."""
+        """Judges the config and opens the model; UserError names what is wrong or missing."""
         configs.check(config)
         for table in (config.data.components, config.eval.components):
             for name, entry in table.items():
@@ -43,16 +42,25 @@ class Setup:
             raise UserError("no workdir is given: set --workdir to the folder for checkpoints, metrics and the export")
         workdir = pathlib.Path(config.workdir)
         with processes.first_before_others("model"):
-            model_dir = resolve_model(config.model, workdir, config.seed)
-        return cls(
-            config=config,
-            workdir=workdir,
-            model_dir=model_dir,
-            cfg=VLMConfig.from_dir(model_dir),
-            chat=ChatFormat.from_dir(model_dir),
-            spec=VisionSpec.from_dir(model_dir),
-            budget=RowBudget.from_config(config.data),
-        )
+            model = pretrained.open(config.model, workdir, config.seed, base=config.base)
+        # What cannot be read is told before anything begins.
+        _ = model.cfg, model.chat, model.spec
+        return cls(config, workdir, model, RowBudget.from_config(config.data))
+
+    @property
+    def cfg(self) -> VLMConfig:
+        """The model's numbers."""
+        return self.model.cfg
+
+    @property
+    def chat(self) -> ChatFormat:
+        """The model's tokenizer and chat template."""
+        return self.model.chat
+
+    @property
+    def spec(self) -> VisionSpec:
+        """What the model's images become."""
+        return self.model.spec
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -61,6 +69,14 @@ class Setup:
         Made when it is first asked for: data can be looked at on any machine.
         """
         return meshes.make_mesh(self.config.mesh.replica, self.config.mesh.fsdp, self.config.mesh.tensor)
+
+    def protocols(self) -> dict[str, Protocol]:
+        """How the model of this run is to be asked, by task: as the training component with the largest weight asks.
+
+        A task that is not trained is asked as before.
+        """
+        entries = sorted(reversed(list(self.config.data.components.values())), key=lambda entry: entry.weight)
+        return self.model.protocols | {entry.task: protocol_of(entry) for entry in entries}
 
     def settings(self) -> SampleSettings:
         """How records become samples in this run."""

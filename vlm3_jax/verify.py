@@ -9,13 +9,13 @@ import numpy as np
 import rich.table
 from PIL import Image
 
+from vlm3_jax import pretrained
 from vlm3_jax.camera import Camera
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.samples import unsupervised
 from vlm3_jax.errors import UserError
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.vlm import VLM
-from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import VisionSpec, image_layout
 from vlm3_jax.processor.prompt import Prompt, prompt_sample
 from vlm3_jax.processor.video import still_patches
@@ -81,13 +81,14 @@ def verify(
     hf_dir = pathlib.Path(hf_dir)
     if dtype not in TOLERANCE:
         raise UserError(f"--dtype: {dtype!r} is unknown; choose one of {', '.join(TOLERANCE)}")
-    spec = VisionSpec.from_dir(hf_dir)
+    other = pretrained.open(hf_dir)
+    spec = other.spec
     images = list(images) or _random_images(spec)
     layouts = [
         image_layout(View(ImageRef(*i.size, "image", pixels=np.asarray(i)), Camera(1.0, 1.0, 0.0, 0.0, *i.size)), spec)
         for i in images
     ]
-    prompt = prompt_sample(layouts, QUESTION, ChatFormat.from_dir(hf_dir))
+    prompt = prompt_sample(layouts, QUESTION, other.chat)
     theirs = _theirs(hf_dir, prompt, images, dtype)
     ours = _ours(cfg, params, prompt, spec, dtype)
     if missing := set(theirs) ^ set(ours):

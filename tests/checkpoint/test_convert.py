@@ -18,14 +18,13 @@ import torch
 
 from tests.checkpoint_files import stored
 from tests.model import reference as ref
-from vlm3_jax import cli
+from vlm3_jax import cli, pretrained
 from vlm3_jax.checkpoint import hf, layouts, tiny
 from vlm3_jax.checkpoint.copying import copy_into
 from vlm3_jax.data.schedule import Schedule
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import params as parameters
 from vlm3_jax.parallel import mesh as meshes
-from vlm3_jax.pretrained import resolve_model
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
 from vlm3_jax.train.checkpoints import Checkpoints
@@ -113,7 +112,7 @@ def test_dtypes_are_those_of_torch(pair, tmp_path):
 
 
 def test_a_checkpoint_is_loaded_as_its_source(tiny_model, converted):
-    assert resolve_model(str(converted), ".") == converted
+    assert pretrained.open(str(converted), ".").folder == converted
     assert hf.load(converted)[0] == hf.load(tiny_model)[0]
     assert same(flat(converted), flat(tiny_model))
     names = {path.name for path in converted.iterdir()}
@@ -261,7 +260,7 @@ def test_a_workdir_becomes_an_hf_directory(workdir, tiny_model, tmp_path):
 def test_a_workdir_is_a_model(workdir, tmp_path):
     """Of a run that has not exported yet: its newest step; its folder `model` stands for the same."""
     folder, states = workdir
-    found = resolve_model(str(folder), tmp_path)
+    found = pretrained.open(str(folder), tmp_path).folder
     assert found == folder / "model"
     assert same(flat(found), parameters.flatten(states[12]))
     assert same(flat(folder), parameters.flatten(states[12]))

@@ -72,7 +72,6 @@ FAULTS = [
     (IMAGES, ("do_rescale",), False, "do_rescale = False is not supported, only True"),
     (IMAGES, ("rescale_factor",), 1, "rescale_factor = 1 is not supported, only 1 / 255"),
     (IMAGES, ("resample",), 2, "resample = 2 is not supported, only 3"),
-    (IMAGES, ("patch_size",), 14, "patch_size = 14 is not supported, only 4"),
     (CONFIG, (*ROPE, "mrope_section"), "444", "mrope_section must be a list of 3 whole numbers"),
     (CONFIG, ("text_config", "rope_theta"), 5e6, "rope_theta and rope_parameters.rope_theta disagree (5000000.0 and"),
     (CONFIG, ("text_config", "rope_scaling"), {"mrope_section": [2, 2, 8]}, "rope_parameters.mrope_section disagree"),
@@ -135,7 +134,7 @@ def test_any_value_anywhere_is_read_or_refused_in_one_line(folder, name):
                 assert len(line.splitlines()) == 1, (keys, value)
                 assert str(folder) in line, (keys, value)
                 assert len(line) < len(str(folder)) + 220, (keys, value)
-    assert refusals > {CONFIG: 300, IMAGES: 60, GENERATION: 8}[name]
+    assert refusals > {CONFIG: 300, IMAGES: 50, GENERATION: 8}[name]
 
 
 @pytest.mark.parametrize("stored", ["<|endoftext|>", "[]", "nothing", "null", "the turn end"])

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import run_config
 
-from tests.support import SIZES, rows_of_metrics, small_run, write_records
-from vlm3_jax import cli
+import vlm3_jax
+from tests.support import FOCAL, SIZES, rows_of_metrics, small_run, write_records
+from vlm3_jax import cli, pretrained
+from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf, tiny
 from vlm3_jax.errors import UserError
 from vlm3_jax.processor.image import ImageLayout
+from vlm3_jax.tasks import protocol
 from vlm3_jax.train import loop
 from vlm3_jax.train import step as steps
 from vlm3_jax.train.checkpoints import Checkpoints
@@ -129,9 +132,27 @@ def test_export_is_a_model_directory(finished):
     changes = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, old)
     # The vision key bias has no gradient but rounding; everything else is trained.
     assert min(jax.tree.leaves(changes)) > 1e-4
-    assert {p.name for p in export.iterdir()} == {p.name for p in finished.model.iterdir()}
+    assert {p.name for p in export.iterdir()} == {p.name for p in finished.model.iterdir()} | {protocol.FILE}
     assert not list(finished.workdir.glob("*.writing"))
     assert json.loads((finished.workdir / "config.json").read_text())["train"]["max_steps"] == 20
+
+
+def test_an_export_tells_how_it_was_asked(finished, tmp_path, caplog):
+    """So that `load` of the workdir, or of what it is converted to, asks as training did, without a word."""
+    asked = {
+        task: protocol.given(task, "short", resize=f"focal:{FOCAL:g}", questions=3)
+        for task in ("depth", "correspondence")
+    }
+    assert cli.main(["convert", str(finished.workdir), str(tmp_path / "converted")]) == 0
+    assert cli.main(["convert", str(tmp_path / "converted"), str(tmp_path / "back")]) == 0
+    for folder in (finished.workdir, finished.workdir / "export", tmp_path / "converted", tmp_path / "back"):
+        assert pretrained.open(folder).protocols == asked
+    model = vlm3_jax.load(finished.workdir, max_new_tokens=4)
+    model.depth(np.zeros((24, 32, 3), np.uint8), Camera.from_fov(32, 24, 60), points=[[3, 4]])
+    assert model.protocol("depth") == asked["depth"]
+    assert not caplog.records
+    assert model.protocol("pose") == protocol.RELEASE["pose"]
+    assert [record.getMessage() for record in caplog.records if "pose" in record.getMessage()]
 
 
 def command(finished, monkeypatch, workdir, argument) -> list[str]:

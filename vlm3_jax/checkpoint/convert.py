@@ -1,4 +1,5 @@
-"""`vlm3 convert`: an HF directory or hub name to a checkpoint of ours, and a checkpoint or training workdir back.
+"""`vlm3 convert`: an HF directory to a checkpoint of ours; a checkpoint, training workdir or PEFT adapter to HF; a
+workdir's adapters to PEFT.
 
 Tensors go one by one from the memory-mapped source into files beside the target, which takes its name when all are
 there. The same call after a kill goes on with the tensors that are missing.
@@ -6,18 +7,19 @@ there. The same call after a kill goes on with the tensors that are missing.
 
 import dataclasses
 import pathlib
+import shutil
 
 import rich.console
 import rich.progress
 
-from vlm3_jax.checkpoint import hf
+from vlm3_jax.checkpoint import hf, peft
 from vlm3_jax.checkpoint.layouts import checkpoint_plan, hf_plan
-from vlm3_jax.checkpoint.locate import fetch, is_workdir
-from vlm3_jax.checkpoint.sources import HFSource, Source, open_source
+from vlm3_jax.checkpoint.sources import CheckpointSource, HFSource, Source
 from vlm3_jax.checkpoint.writing import WritePlan, finish, free_bytes, write
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import params as parameters
 from vlm3_jax.storage import local_path
+from vlm3_jax.tasks import protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Conversion:
     source: Source
     plan: WritePlan
     direction: str
+    is_adapter: bool = False
 
     def report(self) -> str:
         """Direction, tensors, bytes, dtypes, and parameters by group and in total."""
@@ -37,23 +40,29 @@ class Conversion:
         lines = [
             self.direction,
             f"{len(self.plan.jobs):,} tensors, {self.plan.nbytes:,} bytes as {dtypes}",
-            *(f"{group:>12} {count:>16,} parameters" for group, count in groups.items()),
-            f"{'total':>12} {parameters.count(cfg):>16,} parameters",
         ]
+        if not self.is_adapter:
+            lines += [f"{group:>12} {count:>16,} parameters" for group, count in groups.items()]
+            lines.append(f"{'total':>12} {parameters.count(cfg):>16,} parameters")
         return "\n".join(lines)
 
 
-def plan_conversion(
-    source, dtype: str | None = None, step: int | None = None, max_shard_bytes: int | None = None
-) -> Conversion:
-    """Looks at a source (its headers only). UserError names what is wrong with it."""
-    local = local_path(source, "source")
-    there = is_workdir(local) or (local / "config.json").exists()
-    opened = open_source(local if there else fetch(str(source)), step)
-    if isinstance(opened, HFSource):
-        return Conversion(opened, checkpoint_plan(opened, dtype), f"{source}: HF directory -> Orbax checkpoint")
-    plan = hf_plan(opened, dtype, max_shard_bytes or hf.MAX_SHARD_BYTES)
-    return Conversion(opened, plan, f"{opened.weights}: Orbax checkpoint -> HF directory")
+def plan_conversion(source: Source, dtype: str | None = None, max_shard_bytes: int | None = None) -> Conversion:
+    """What an open source becomes: an HF directory a checkpoint of ours, anything else an HF directory."""
+    if isinstance(source, HFSource):
+        return Conversion(source, checkpoint_plan(source, dtype), f"{source.files}: HF directory -> Orbax checkpoint")
+    plan = hf_plan(source, dtype, max_shard_bytes or hf.MAX_SHARD_BYTES)
+    if isinstance(source, peft.PeftSource):
+        return Conversion(source, plan, f"{source.folder}: PEFT adapter on {source.files} -> HF directory")
+    return Conversion(source, plan, f"{source.weights}: Orbax checkpoint -> HF directory")
+
+
+def plan_adapter(source: Source, base: str) -> Conversion:
+    """The adapters of a training step as a PEFT folder, whose base is the model `base`. UserError if it has none."""
+    if not isinstance(source, CheckpointSource):
+        raise UserError(f"{source.files}: --peft writes the adapters of a training workdir, and this is none")
+    plan = peft.adapter_plan(source, base)
+    return Conversion(source, plan, f"{source.weights}: adapters -> PEFT adapter on {base}", is_adapter=True)
 
 
 def convert(conversion: Conversion, target, overwrite: bool = False, progress: bool = True) -> pathlib.Path:
@@ -83,7 +92,10 @@ def convert(conversion: Conversion, target, overwrite: bool = False, progress: b
     with rich.progress.Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar:
         task = bar.add_task("converting", total=plan.nbytes)
         write(aside, plan, identity, lambda size: bar.advance(task, size))
-    hf.carry_files(source.files, aside, plan.jobs[0].dtype)
+    if not conversion.is_adapter:
+        hf.carry_files(source.files, aside, plan.jobs[0].dtype)
+    elif (asked := source.files / protocol.FILE).is_file():
+        shutil.copyfile(asked, aside / protocol.FILE)
     finish(aside, target)
     return target
 
@@ -96,5 +108,5 @@ def _check_target(target: pathlib.Path, source: Source, overwrite: bool) -> None
         return
     if target.exists() and not overwrite:
         raise UserError(f"{target}: exists and is not empty; give --overwrite to replace it, or choose another target")
-    if target.exists() and not (target / "config.json").is_file():
+    if target.exists() and not any((target / name).is_file() for name in ("config.json", peft.CONFIG)):
         raise UserError(f"{target}: holds no model, so it is not overwritten; choose another target")

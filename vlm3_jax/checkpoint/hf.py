@@ -15,8 +15,9 @@ from vlm3_jax.files import read_json, replace_dir
 from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.storage import local_path
+from vlm3_jax.tasks import protocol
 
-__all__ = ["DTYPES", "INDEX", "SINGLE", "carry_files", "copy_files", "load", "load_sharded", "place", "save"]
+__all__ = ["DTYPES", "INDEX", "SINGLE", "carry_files", "copy_files", "load", "load_sharded", "place", "read", "save"]
 
 MAX_SHARD_BYTES = 4 * 10**9
 # What belongs to a model beside its weights; what training tools leave in the same folder does not.
@@ -34,7 +35,7 @@ CARRIED = (
     "vocab.json",
     "merges.txt",
     "vocab.txt",
-    "vlm3.json",
+    protocol.FILE,
 )
 CARRIED_KINDS = (".jinja", ".model")
 
@@ -47,6 +48,11 @@ def load(model_dir, dtype: str | None = "float32") -> tuple[VLMConfig, dict]:
     truncated or of another shape.
     """
     source = open_source(model_dir)
+    return source.cfg, read(source, dtype)
+
+
+def read(source: Source, dtype: str | None = "float32") -> dict:
+    """The parameters of an open source as `load` gives them."""
 
     def assemble(row):
         value = np.empty(row.shape, DTYPES[dtype] if dtype else source.dtype(row))
@@ -54,7 +60,7 @@ def load(model_dir, dtype: str | None = "float32") -> tuple[VLMConfig, dict]:
             copy_into(value[layer] if row.stacked else value, source.value(row, layer))
         return value
 
-    return source.cfg, parameters.nest({row.path: assemble(row) for row in source.rows})
+    return parameters.nest({row.path: assemble(row) for row in source.rows})
 
 
 def load_sharded(model_dir, abstract: dict) -> dict:
@@ -69,9 +75,17 @@ def place(source: Source, abstract: dict) -> dict:
     """The parameters of an open source as jax arrays; one shard of one parameter at a time in host memory."""
     flat = parameters.flatten(abstract)
     wanted = {row: flat[row.path] for row in source.rows}
-    if isinstance(source, CheckpointSource) and not source.merges:
+    # Orbax makes all processes wait for each other, which is right only where they share the arrays.
+    shared = all(like.sharding.is_fully_addressable for like in wanted.values()) == _alone()
+    if isinstance(source, CheckpointSource) and not source.merges and shared:
         return source.restore(wanted)
     return parameters.nest({row.path: _place(source, row, like) for row, like in wanted.items()})
+
+
+def _alone() -> bool:
+    import jax
+
+    return jax.process_count() == 1
 
 
 def _place(source: HFSource | CheckpointSource, row, like):

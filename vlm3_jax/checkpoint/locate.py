@@ -55,10 +55,11 @@ def steps(workdir) -> list[int]:
 
 def is_workdir(path) -> bool:
     """Whether a training has begun in a folder."""
-    return (pathlib.Path(path) / CHECKPOINTS).is_dir() and not _has_weights(pathlib.Path(path))
+    return (pathlib.Path(path) / CHECKPOINTS).is_dir() and not has_weights(pathlib.Path(path))
 
 
-def _has_weights(folder: pathlib.Path) -> bool:
+def has_weights(folder: pathlib.Path) -> bool:
+    """Whether safetensors of a whole model lie in a folder."""
     return any((folder / name).exists() for name in (INDEX, SINGLE))
 
 
@@ -66,7 +67,7 @@ def _workdir(path: pathlib.Path) -> pathlib.Path | None:
     """The workdir that `path` or, for the model's files inside one, its parent is."""
     if is_workdir(path):
         return path
-    inside = path.name == MODEL and is_workdir(path.parent) and not _has_weights(path)
+    inside = path.name == MODEL and is_workdir(path.parent) and not has_weights(path)
     return path.parent if inside else None
 
 

@@ -48,9 +48,9 @@ class Source(Protocol):
         """One layer [row.layer_shape], perhaps a view of the file."""
 
 
-def open_source(path, step: int | None = None) -> Source:
-    """The source that lies at a local path; its headers are read and checked. UserError names what is wrong."""
-    located = locate(path, step)
+def open_source(where) -> Source:
+    """The source at a local path, or `Located`; its headers are read and checked. UserError names what is wrong."""
+    located = where if isinstance(where, Located) else locate(where)
     return HFSource(located.files) if located.is_hf else CheckpointSource(located)
 
 
@@ -161,8 +161,8 @@ class CheckpointSource:
         try:
             store = tensorstore.KvStore.open(self._kvstore).result()
             self._keys = {key.decode() for key in store.list().result()}
-            self._lora = self._adapters()
-            self._pairs = self._lora.pairs() if self._lora else {}
+            self.lora = self._adapters()
+            self._pairs = self.lora.pairs() if self.lora else {}
             stored = (*self.rows, *(row for pair in self._pairs.values() for row in pair))
             self._arrays = {row: self._metadata(store, row) for row in stored}
         except (ValueError, OSError) as error:
@@ -183,11 +183,11 @@ class CheckpointSource:
         return self._arrays[row]["hf_shape"]
 
     def value(self, row, layer):
-        """One layer, read into memory, with what its adapters add."""
+        """One layer, read into memory, with what its adapters add; of an adapter's own row (`lora.pairs`) as it is."""
         value = self._read(row, layer)
         if row not in self._pairs:
             return value
-        return self._lora.merge(value, *(self._read(each, layer) for each in self._pairs[row]))
+        return self.lora.merge(value, *(self._read(each, layer) for each in self._pairs[row]))
 
     def region(self, row, layer, index: tuple[slice, ...]) -> np.ndarray:
         """A part of `value`."""

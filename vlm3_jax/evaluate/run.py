@@ -12,13 +12,11 @@ import pathlib
 import typing
 from collections.abc import Iterator, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
 
-from vlm3_jax.checkpoint import hf
 from vlm3_jax.config import VARIANTS
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.items import Questions, held_out_questions
@@ -48,16 +46,16 @@ def evaluate_model(config, out_dir, progress: bool = True) -> Results:
     return evaluate(make_engine(setup), asked, out_dir, variants=config.eval.variants, progress=progress)
 
 
-def make_engine(setup: Setup, dtype=jnp.float32) -> Engine:
-    """An engine with the weights of the setup's model directory."""
+def make_engine(setup: Setup) -> Engine:
+    """An engine with the weights of the setup's model on the setup's mesh, both of `eval.dtype`."""
     evaluation = setup.config.eval
-    params = jax.tree.map(jnp.asarray, hf.load(setup.model_dir)[1])
     return Engine(
         setup.cfg,
-        params,
+        setup.model.params(setup.mesh, evaluation.dtype),
         setup.chat,
         setup.spec,
-        dtype,
+        jnp.dtype(evaluation.dtype),
+        setup.mesh,
         image_sets=evaluation.image_sets,
         questions=evaluation.questions,
         max_new_tokens=evaluation.max_new_tokens,

@@ -7,8 +7,10 @@ are used here. Shapes come in buckets, so that few programs are compiled; answer
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.samples import Sample, unsupervised
@@ -16,6 +18,7 @@ from vlm3_jax.errors import NotFinite, UserError
 from vlm3_jax.infer.decode import BROKEN, programs
 from vlm3_jax.infer.sampling import GREEDY, Draw, Sampling, identity
 from vlm3_jax.model.config import VLMConfig
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import ImageLayout, VisionSpec
 from vlm3_jax.processor.prompt import Prompt, prompt_sample
@@ -29,7 +32,8 @@ class Engine:
     """Answers of one model.
 
     `image_sets`: how many image sets (B) and `questions`: how many questions of each (Q) are answered in one
-    call to the device; `max_new_tokens`: the length at which an answer is cut. `params` may be sharded over a mesh.
+    call to the device; `max_new_tokens`: the length at which an answer is cut. `mesh`: what `params` are sharded over,
+    if they are; image sets are spread over its replica and fsdp axes where these divide their number.
     """
 
     cfg: VLMConfig
@@ -37,6 +41,7 @@ class Engine:
     chat: ChatFormat
     spec: VisionSpec
     dtype: jnp.dtype = jnp.float32
+    mesh: Mesh | None = None
     image_sets: int = 8
     questions: int = 16
     max_new_tokens: int = 256
@@ -104,7 +109,9 @@ class Engine:
                 shown = identity([prompt.prefix_tokens, *arrays])
                 for q, tokens in enumerate(prompt.suffix_tokens):
                     identities[b, q] = identity([shown, tokens])
-        draw, run, stops = Draw.make(sampling, identities), self._programs, np.array(self.chat.stop_ids, np.int32)
+        stops = np.array(self.chat.stop_ids, np.int32)
+        batch, suffix, lengths, start, identities = self._put((batch, suffix, lengths, start, identities))
+        draw, run = Draw.make(sampling, identities), self._programs
         room = min(FIRST_ROOM, self.max_new_tokens)
         context, state = run.begin(self.params, batch, suffix, lengths, start, stops, draw, room=room)
         while True:
@@ -113,6 +120,13 @@ class Engine:
                 return self._finite(np.asarray(state.tokens))
             room = min(2 * room, self.max_new_tokens)
             state = run.grow(state, room=room)
+
+    def _put(self, arrays):
+        """Arrays with image sets as their first axis, where the mesh wants them."""
+        if self.mesh is None:
+            return arrays
+        spread = self.image_sets % (self.mesh.shape["replica"] * self.mesh.shape["fsdp"]) == 0
+        return jax.device_put(arrays, meshes.batch_sharding(self.mesh) if spread else meshes.replicated(self.mesh))
 
     def _finite(self, tokens: np.ndarray) -> np.ndarray:
         if (tokens == BROKEN).any():

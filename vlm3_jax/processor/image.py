@@ -60,15 +60,17 @@ class VisionSpec:
         low, high = pixel_bounds(processor, f"{model_dir}: the image processor config")
         if missing := [name for name in ("image_mean", "image_std") if name not in processor]:
             raise UserError(f"{model_dir}: the image processor config names no {' and no '.join(missing)}")
-        sizes = {"patch_size": "patch_size", "merge_size": "spatial_merge_size"}
-        sizes = {
-            name: vision.integer(key) for name, key in (sizes | {"temporal_patch_size": "temporal_patch_size"}).items()
-        }
-        for name, size in sizes.items():
-            processor.require(name, size, size)
         mean, std = normalisation(processor)
-        side = math.isqrt(vision.integer("num_position_embeddings"))
-        return cls(**sizes, min_pixels=low, max_pixels=high, mean=mean, std=std, table_side=side)
+        return cls(
+            patch_size=vision.integer("patch_size"),
+            merge_size=vision.integer("spatial_merge_size"),
+            temporal_patch_size=vision.integer("temporal_patch_size"),
+            min_pixels=low,
+            max_pixels=high,
+            mean=mean,
+            std=std,
+            table_side=math.isqrt(vision.integer("num_position_embeddings")),
+        )
 
 
 def pixel_bounds(processor: Fields, what: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 
+from vlm3_jax import pretrained
 from vlm3_jax.checkpoint import convert, hf, locate
 from vlm3_jax.config import protocol_of
 from vlm3_jax.data.quarantine import Quarantine
@@ -22,6 +23,7 @@ from vlm3_jax.model import params as parameters
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
 from vlm3_jax.setup import Setup
+from vlm3_jax.tasks import protocol
 from vlm3_jax.train import optimizer as optimizers
 from vlm3_jax.train import step as steps
 from vlm3_jax.train.checkpoints import Checkpoints
@@ -66,7 +68,8 @@ def _train(config, compilations: Compilations, held: contextlib.ExitStack) -> bo
         aside = setup.workdir / "config.json.part"
         aside.write_text(config.to_json_best_effort(indent=2) + "\n")
         aside.rename(setup.workdir / "config.json")
-        hf.copy_files(setup.model_dir, setup.workdir / locate.MODEL)
+        hf.copy_files(setup.model.folder, setup.workdir / locate.MODEL)
+        protocol.write(setup.workdir / locate.MODEL, setup.protocols())
     try:
         # Closing waits for the other processes too: one that fails must not get there.
         with processes.ends_together(), _writing(config.workdir), _stop_signals() as stop:
@@ -81,7 +84,8 @@ def _train(config, compilations: Compilations, held: contextlib.ExitStack) -> bo
 def export(setup: Setup, out_dir: pathlib.Path) -> None:
     """Turns the newest checkpoint into an HF directory, adapters merged, a tensor at a time (on the first host)."""
     if jax.process_index() == 0:
-        conversion = convert.plan_conversion(setup.workdir, setup.config.train.export)
+        trained = pretrained.open(setup.workdir, export=False)
+        conversion = convert.plan_conversion(trained.source, setup.config.train.export)
         convert.convert(conversion, out_dir, overwrite=True, progress=False)
 
 
@@ -152,7 +156,7 @@ class _Run:
         train = config.train
         self.checkpoints = Checkpoints(setup.workdir, train.keep, train.keep_every, train.keep_best)
         if self.checkpoints.latest_step() is None:
-            params = trainable.start(hf.load_sharded(setup.model_dir, abstract.params), config.seed)
+            params = trainable.start(hf.place(setup.model.source, abstract.params), config.seed)
             self.state, schedule = steps.create_state(cfg, params, tx, mesh, trainable), None
             # Compiled before the first save.
             checksums(self.state)

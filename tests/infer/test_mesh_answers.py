@@ -1,0 +1,44 @@
+"""Answers of a model that is spread over eight devices: those of one device, and no device or host holds it all."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def lines(lively, tmp_path_factory) -> dict[tuple[str, str], dict]:
+    """What the worker saw, by mesh and dtype."""
+    out = tmp_path_factory.mktemp("mesh") / "lines"
+    devices = "--xla_force_host_platform_device_count=8"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}"}
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("mesh_answers_worker.py")), str(out), str(lively)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {(line["mesh"], line["dtype"]): line for line in map(json.loads, out.read_text().splitlines())}
+
+
+@pytest.mark.parametrize("mesh", ["fsdp 8", "fsdp 2 x tensor 2"])
+def test_answers_are_those_of_one_device(lines, mesh):
+    one, spread = (lines[name, "float32"]["answers"] for name in ("one", mesh))
+    assert spread == one
+    assert len({str(answers) for answers in one}) == len(one)
+
+
+def test_every_device_holds_its_part(lines):
+    """By the axis rules: an eighth and what no axis divides; a replica holds it once more."""
+    for (mesh, _), line in lines.items():
+        parts = {"one": 1, "fsdp 8": 8, "fsdp 2 x tensor 2": 4, "fsdp 4 x tensor 2": 8}[mesh]
+        assert line["whole"] / parts <= max(line["held"]) < 1.15 * line["whole"] / parts, mesh
+
+
+def test_nothing_is_held_in_float32_first(lines):
+    """In bfloat16 numpy never holds more than the model once (CPU devices keep its memory), half of it in float32."""
+    for (mesh, dtype), line in lines.items():
+        if dtype == "bfloat16":
+            assert line["peak"] < 1.5 * line["whole"], mesh
