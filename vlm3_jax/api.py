@@ -188,7 +188,7 @@ class VLM3:
         coords = self._coords(points, photo_a.camera, unified_a, asked)
         questions = [correspondence.question(x, y, asked) for x, y in coords]
         answers = self._engine.answer([(layout_a, layout_b)], [questions])[0]
-        parsed = [tasks.get("correspondence").parse(text) for text in answers]
+        parsed = [tasks.get("correspondence").parse(text, {"coords": xy}) for text, xy in zip(answers, coords)]
         scale = np.array([photo_b.camera.width, photo_b.camera.height]) / asked.coord_range
         found = np.array([(np.nan, np.nan) if p is None else p for p in parsed], float).reshape(-1, 2)
         outside = ((found < 0) | (found >= asked.coord_range)).any(1)

@@ -12,7 +12,7 @@ _POINT = (
 )
 # What may stand before or after a pair in the first image, and before one that is the result.
 _OF_IMAGE_1 = re.compile(rf"\s?[)\]]?,?\s?(?:\(?(?:in|of|from|on|within) )?{_IMAGE_1}", re.IGNORECASE)
-_IMAGE_1_HAS = re.compile(rf"\b{_IMAGE_1}(?:'s)?\s?[,:]?\s?{_POINT}", re.IGNORECASE)
+_IMAGE_1_HAS = re.compile(rf"\b(?:{_IMAGE_1}|query|asked)(?:'s)?\s?[,:]?\s?{_POINT}", re.IGNORECASE)
 _RANGE = re.compile(
     r"\b(?:range|between|within|normali[sz]ed)(?: (?:to|of|in|the|range|from|between))*\s?[(\[]?\s?$", re.I
 )

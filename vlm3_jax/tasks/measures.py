@@ -16,7 +16,7 @@ _TOLERANCE = re.compile(r"\s?\(?\s?(?:±|plus or minus)\s?", re.IGNORECASE)
 _TO = re.compile(rf"\s?(?:-|~|\.\.+|\bto\b|\bor\b|\bup to\b)\s?(?:{_APPROXIMATELY}\s?)?", re.IGNORECASE)
 _AND = re.compile(rf"\s?\band\s(?:{_APPROXIMATELY}\s?)?", re.IGNORECASE)
 _BETWEEN = re.compile(rf"\b(?:between|from)\s(?:{_APPROXIMATELY}\s?)?$", re.IGNORECASE)
-_PRODUCT = re.compile(r"\s?[x×*/]\s?")
+_PRODUCT = re.compile(r"\s?(?:[x×*/]|\bby\b)\s?", re.IGNORECASE)
 _AND_SHARE = re.compile(r" and (?:a|one) (half|quarter)\b", re.IGNORECASE)
 _NEGATED = re.compile(rf"(?:\bnot|n't|\brather than|\binstead of)\s(?:{_APPROXIMATELY}\s?)?$", re.IGNORECASE)
 _LABEL = re.compile(
@@ -24,7 +24,7 @@ _LABEL = re.compile(
 )
 # A number that goes on with another word counts something else ("3 chairs").
 _GOES_ON = re.compile(
-    r"\s*(?:$|[.,;:!?)\]}\"'|(]|-?(?:away|apart|from|approx\w*|or|about|roughly|in|is|for|to|at|and|with|as|ish)\b)",
+    r"\s*(?:$|[.,;:!?)\]}\"'|(]|[-+]?\d|-?(?:away|apart|from|approx\w*|or|about|roughly|in|is|for|to|at|and|with|as|ish)\b)",
     re.IGNORECASE,
 )
 _LEAD_IN = re.compile(
@@ -124,7 +124,9 @@ def quantities(text: str, units: Units) -> list[Quantity]:
         while i < len(tokens):
             gap = text[quantity.end : tokens[i].start()]
             signed = tokens[i][0][0] in "+-"
-            product, tolerance = _PRODUCT.fullmatch(gap), _TOLERANCE.fullmatch(gap)
+            # "1.75 m / 5.74 ft" says the same twice.
+            product = _PRODUCT.fullmatch(gap) and not (quantity.unit and "/" in gap)
+            tolerance = _TOLERANCE.fullmatch(gap)
             descends = gap == " " and tokens[i][0][0] == "-" and not quantity.unit
             ranges = not signed and (
                 _TO.fullmatch(gap) or (_AND.fullmatch(gap) and _BETWEEN.search(text[: quantity.start][-40:]))

@@ -43,6 +43,7 @@ _LATEX = [
         (r"\\(?:approx|sim|simeq)\b", "~"),
         (r"\\(?:rightarrow|mapsto|to)\b", "->"),
         (r"\{,\}", ","),
+        (r"\{~", "{ "),
         (r"\\!", ""),
         (r"\\(?:[,;:> ]|quad\b|qquad\b)", " "),
         (r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|boxed|operatorname|left(?=[\[(])|right(?=[\])]))\b", ""),
