@@ -22,13 +22,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "data")]
 
 from qwen_reference import write_qwen  # noqa: E402
-from small_data import QWEN_VISION, Opened, depth_mixture  # noqa: E402
+from small_data import QWEN_VISION, Opened, depth_mixture, loader_of, scheduler_of  # noqa: E402
 
 from vlm3_jax import config as configs  # noqa: E402
 from vlm3_jax.data.component import SampleSettings  # noqa: E402
-from vlm3_jax.data.loader import Loader  # noqa: E402
-from vlm3_jax.data.packing import RowBudget, fits  # noqa: E402
-from vlm3_jax.data.schedule import Scheduler  # noqa: E402
+from vlm3_jax.data.packing import RowBudget  # noqa: E402
 from vlm3_jax.processor.chat import ChatFormat  # noqa: E402
 
 ROWS = 4
@@ -43,13 +41,13 @@ def photographs() -> dict:
 def measure(table: dict, settings: SampleSettings, batches: int) -> dict:
     """Samples a second of processor time: the whole loader without threads, planning alone, decoding alone."""
     opened = Opened(table, settings, ROWS)
-    with Loader(opened.mixture, opened.state, ROWS, settings.budget, QWEN_VISION, workers=0) as loader:
+    with loader_of(opened, settings, workers=0) as loader:
         next(loader)
         start, samples = time.process_time(), 0
         for _ in range(batches):
             samples += next(loader).samples
         whole = samples / (time.process_time() - start)
-    scheduler = Scheduler(opened.mixture.sample, opened.mixture.describe, lambda row: fits(row, settings.budget), ROWS)
+    scheduler = scheduler_of(opened, settings)
     cursors, rows, start = opened.state.cursors, [], time.process_time()
     for _ in range(batches):
         scheduled = scheduler.batch(cursors)

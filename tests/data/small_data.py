@@ -14,6 +14,7 @@ from vlm3_jax import records
 from vlm3_jax.camera import Camera
 from vlm3_jax.data import mixture, schedule
 from vlm3_jax.data.loader import Loader
+from vlm3_jax.data.packing import fits
 from vlm3_jax.processor.image import VisionSpec
 
 # What Qwen3-VL expects of images.
@@ -41,9 +42,19 @@ def write_shard(path, items) -> None:
 
 def load(opened, settings, batches, state=None, **kwargs) -> list:
     """The first so many batches of a loader over an `Opened` mixture."""
-    loader = Loader(opened.mixture, state or opened.state, opened.streams, settings.budget, settings.vision, **kwargs)
-    with loader:
+    with loader_of(opened, settings, state, **kwargs) as loader:
         return list(itertools.islice(loader, batches))
+
+
+def loader_of(opened, settings, state=None, **kwargs) -> Loader:
+    """The loader of an `Opened` mixture."""
+    scheduler = scheduler_of(opened, settings)
+    return Loader(opened.mixture, scheduler, state or opened.state, settings.budget, settings.vision, **kwargs)
+
+
+def scheduler_of(opened, settings) -> schedule.Scheduler:
+    """The scheduler of an `Opened` mixture."""
+    return schedule.Scheduler(opened.mixture.sample, lambda row: fits(row, settings.budget), opened.streams)
 
 
 def same(one, two) -> None:

@@ -40,11 +40,11 @@ def test_a_wide_image_is_cropped_to_the_lists_of_the_depth_recipe(qwen_dir, tmp_
     whole = opened(dataclasses.replace(settings, budget=loose), tmp_path / "x.jsonl", **fields).sample(0, (0, 0), "x")
     assert whole.n_patches == 11_656 < settings.budget.patches
     assert needs([whole], settings.budget).patch_pairs == 92**2 > settings.budget.patch_pairs == 4608
-    record, sample = opened(settings, tmp_path / "x.jsonl", **fields).make(0, (0, 0), "x")
+    sample = opened(settings, tmp_path / "x.jsonl", **fields).sample(0, (0, 0), "x")
     taken = needs([sample], settings.budget)
     assert 0.9 * 4608 < taken.patch_pairs <= 4608
     assert taken.pairs <= settings.budget.pairs
-    camera = record.views[0].camera
+    camera = sample.record.views[0].camera
     assert camera.fx == 1000
     assert camera.width / camera.height == pytest.approx(4 / 3, rel=0.03)
 
@@ -80,10 +80,10 @@ def test_the_lists_bound_the_crop(settings, tmp_path, mode, field, counting):
             for part in (0.3, 0.7, 0.95):
                 tight = dataclasses.replace(counting, **{field: empty + int(part * (full - empty))})
                 cropping = opened(dataclasses.replace(settings, mode=mode, budget=tight), path, **fields)
-                record, cropped = cropping.make(index, (0, index), "x")
+                cropped = cropping.sample(index, (0, index), "x")
                 assert fits([cropped], tight)
                 assert cropped.n_patches < sample.n_patches
-                assert {view.camera.fx for view in record.views} == {whole.record(index).views[0].camera.fx}
+                assert {view.camera.fx for view in cropped.record.views} == {sample.record.views[0].camera.fx}
                 # An image and a block more or less: sides are whole visual tokens.
                 used = getattr(needs([cropped], counting), field) - empty
                 assert used >= 0.5 * part * (full - empty) - 2, (part, used, full, empty)
@@ -97,7 +97,8 @@ def without_images(sample):
 def test_labels_that_a_crop_to_the_lists_leaves_lie_where_they_did(settings, tmp_path):
     path, fields = cases(tmp_path)[0]
     tight = dataclasses.replace(LISTS, patch_pairs=900)
-    record, sample = opened(dataclasses.replace(settings, budget=tight), path, **fields).make(0, (0, 0), "x")
+    sample = opened(dataclasses.replace(settings, budget=tight), path, **fields).sample(0, (0, 0), "x")
+    record = sample.record
     whole = records.unify(make_source("c", {"path": str(path)})[0], Focal(100.0))
     known = {(x, y): d for (x, y), d in zip(whole.depth[0].points_px.tolist(), whole.depth[0].depth_m, strict=True)}
     moved = record.depth[0].points_px + np.array(sample.images[0].crop[:2])
@@ -124,7 +125,7 @@ def test_the_numbers_of_the_error_would_do(settings, tmp_path, budget, oversize,
     wanted = {name.removeprefix("row_"): int(value) for name, value in named.items()}
     assert wanted
     larger = dataclasses.replace(settings, budget=dataclasses.replace(budget, **wanted))
-    _, sample = opened(larger, path, **fields).make(0, (0, 0), "x")
+    sample = opened(larger, path, **fields).sample(0, (0, 0), "x")
     assert sample.images[0].crop is None
     for field, value in wanted.items():
         assert value > getattr(budget, field), field

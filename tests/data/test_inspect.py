@@ -4,12 +4,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import Opened, small_record, write_shard
+from small_data import Opened, loader_of, small_record, write_shard
 
 from vlm3_jax import records, synth
 from vlm3_jax.config import component_config
 from vlm3_jax.data import inspect
-from vlm3_jax.data.loader import Loader
 from vlm3_jax.data.mixture import Mixture, build_components, first_phase
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.errors import UserError
@@ -30,12 +29,10 @@ def test_check_lists_every_fault(jsonl, settings, tmp_path):
         report.quarantine.check(final=True)
     # A run writes the lines into its quarantine, and does not count them again.
     opened = Opened(jsonl, settings, 2, max_bad_fraction=0.1)
-    Loader(
-        opened.mixture, opened.state, 2, settings.budget, settings.vision, quarantine=Quarantine(tmp_path / "q.jsonl")
-    )
+    loader_of(opened, settings, quarantine=Quarantine(tmp_path / "q.jsonl"))
     (row,) = map(json.loads, (tmp_path / "q.jsonl").read_text().splitlines())
     assert row["id"].endswith("x.jsonl:11")
-    assert (row["source"], row["reason"]) == ("x", "field 'intrinsics' is missing")
+    assert (row["component"], row["reason"]) == ("x", "field 'intrinsics' is missing")
 
 
 def test_check_prints_lengths_and_doubts_millimetres(settings, tmp_path):
@@ -80,7 +77,8 @@ def test_show_draws_whichever_view_is_asked_about(tmp_path, settings):
     parts = build_components({"pairs": entry}, settings)
     table = Mixture(parts, 0, [first_phase({"pairs": 4}, {"pairs": 1.0})])
     for index in range(8):
-        record, sample = table.make(index)
+        sample = table.sample(index)
+        record = sample.record
         text = inspect.show(table, index, tmp_path / "sample.png")
         assert f"image {record.views[sample.views[0]].image.name}:" in text
         with Image.open(tmp_path / "sample.png") as picture:

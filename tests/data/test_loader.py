@@ -5,7 +5,8 @@ import pytest
 from small_data import Opened, load, same, small_record, write_shard
 
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.schedule import Bad, Schedule
+from vlm3_jax.data.samples import Bad
+from vlm3_jax.data.schedule import Schedule
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.evaluate import items
 
@@ -78,8 +79,16 @@ def test_broken_pixels_mask_their_sample_only(jsonl, settings, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "w" / "quarantine.jsonl").read_text().splitlines()]
     assert len(rows) == masked == sum(batch.stats["bad"] for batch in bad)
     assert rows[0]["id"].startswith("x/3@")
-    assert (rows[0]["source"], rows[0]["file"]) == ("x", "3.png")
+    assert (rows[0]["component"], rows[0]["file"]) == ("x", "3.png")
     assert "3.png: cannot decode the image" in rows[0]["reason"]
+
+
+def test_broken_pixels_are_noted_under_their_component(jsonl, settings, tmp_path):
+    """Whatever stands before it in the table: entries without a weight have a place there too."""
+    table = {"off": {"path": "nowhere", "weight": 0.0}, **jsonl}
+    load(Opened(table, settings, 2), settings, 3, workers=0, quarantine=Quarantine(tmp_path / "q.jsonl", 0.5))
+    rows = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
+    assert {(row["id"].split("@")[0], row["component"]) for row in rows} == {("x/3", "x")}
 
 
 def test_too_much_broken_data_stops_the_run(jsonl, settings, tmp_path):

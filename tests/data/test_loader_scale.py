@@ -8,9 +8,8 @@ import shutil
 
 import numpy as np
 import pytest
-from small_data import Opened, blank_depthlm, by_stream, load, same_without, small_record
+from small_data import Opened, blank_depthlm, by_stream, load, loader_of, same_without, small_record
 
-from vlm3_jax.data.loader import Loader
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.schedule import Schedule
 from vlm3_jax.errors import BadRecord
@@ -27,8 +26,8 @@ class Hosts:
         # Whichever streams a host has: here the first takes every n-th.
         self._streams = [np.arange(host, STREAMS, hosts) for host in range(hosts)]
         self.loaders = [
-            Loader(
-                self.opened.mixture, Schedule(cursors[mine], phases), STREAMS, settings.budget, settings.vision,
+            loader_of(
+                self.opened, settings, Schedule(cursors[mine], phases),
                 workers=workers, prefetch=prefetch, quarantine=Quarantine(None, max_bad_fraction),
             )
             for mine in self._streams
@@ -186,7 +185,7 @@ def test_memory_stays_flat(settings, tmp_path, warm, total):
     entry = {"kind": "depthlm", "path": str(tmp_path / "grey.jsonl"), "depth_kind": "z", "protocol": "short"}
     opened = Opened({"grey": {**entry, "resize": "focal:50", "questions": 2}}, settings, 8)
     seen, start = 0, None
-    with Loader(opened.mixture, opened.state, 8, settings.budget, settings.vision, workers=2) as loader:
+    with loader_of(opened, settings, workers=2) as loader:
         while seen < total:
             seen += next(loader).samples
             if start is None and seen >= warm:

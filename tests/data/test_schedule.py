@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small_data import Opened
+from small_data import Opened, scheduler_of
 
 from vlm3_jax.data import packing
-from vlm3_jax.data.schedule import MAX_FRUITLESS, Scheduler
-from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.data.samples import Bad, PassedOver
+from vlm3_jax.data.schedule import MAX_FRUITLESS, Listed, Scheduler
+from vlm3_jax.errors import UserError
 
 BUDGET = packing.RowBudget(100, 60, 50)
 
@@ -16,15 +17,15 @@ BUDGET = packing.RowBudget(100, 60, 50)
 def stand_in(index):
     """A sample of index-dependent size; every 11th record is broken, every 13th is not used."""
     if index % 11 == 5:
-        raise BadRecord(f"record {index}: broken")
+        return Bad(f"s/{index}", "s", "file", f"record {index}: broken")
     if index % 13 == 7:
-        return None
+        return PassedOver("nothing to ask")
     size = 10 + (index * 37) % 50
     return SimpleNamespace(id=index, tokens=range(size), n_patches=size // 2, target_tokens=range(size // 5))
 
 
 def scheduler(stride, sample=stand_in):
-    return Scheduler(sample, lambda i: (f"s/{i}", "s", "file"), lambda row: packing.fits(row, BUDGET), stride)
+    return Scheduler(sample, lambda row: packing.fits(row, BUDGET), stride)
 
 
 def run(state, stride, batches, sample=stand_in):
@@ -77,13 +78,23 @@ def test_any_state_continues_identically():
 
 
 def test_broken_data_do_not_loop_for_ever():
-    def broken(index):
-        raise BadRecord(f"record {index}: torn")
+    line = f"^{MAX_FRUITLESS} records in a row without a usable one; the last: "
+    with pytest.raises(UserError, match=line + "record 999: torn"):
+        scheduler(1, lambda index: Bad("s", "s", "file", f"record {index}: torn")).batch(np.array([0]))
+    with pytest.raises(UserError, match=line + "nothing to ask about 999"):
+        scheduler(1, lambda index: PassedOver(f"nothing to ask about {index}")).batch(np.array([0]))
 
-    with pytest.raises(UserError, match=f"{MAX_FRUITLESS} records in a row .* record 999: torn"):
-        scheduler(1, broken).batch(np.array([0]))
-    with pytest.raises(UserError, match=r"without a usable one; a record is passed over if .* covisibility_min"):
-        scheduler(1, lambda index: None).batch(np.array([0]))
+
+def test_listed_rows_are_those_of_the_list_and_end():
+    batches = [[[0, 1], [2]], [[5, 7, 8], []]]
+    own, cursors, taken = Listed(stand_in, batches), np.zeros(1, np.int64), []
+    while (batch := own.batch(cursors)) is not None:
+        cursors = batch.cursors
+        taken.append([[sample.id for sample in row] for row in batch.rows])
+    assert taken == [[[0, 1], [2]], [[8], []]]
+    assert own.batch(np.array([1])).bad == [stand_in(5)]
+    assert own.batch(np.array([1])).passed_over == 1
+    assert own.batch(np.array([0])).n_samples == 3
 
 
 def test_real_mixture_of_two_sources(samples, shards, settings):
@@ -101,7 +112,7 @@ def test_real_mixture_of_two_sources(samples, shards, settings):
     }
     settings = dataclasses.replace(settings, budget=packing.RowBudget(768, 512, 256))
     opened = Opened(table, settings, 3)
-    own = Scheduler(opened.mixture.sample, opened.mixture.describe, lambda row: packing.fits(row, settings.budget), 3)
+    own = scheduler_of(opened, settings)
     state, taken = opened.state.cursors, []
     for _ in range(6):
         scheduled = own.batch(state)

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import rich.console
-from small_data import QWEN_VISION, Opened, blank_depthlm, depth_mixture, load, small_record, write_shard
+from small_data import QWEN_VISION, Opened, blank_depthlm, depth_mixture, load, scheduler_of, small_record, write_shard
 
 from tests.support import write_records
 from vlm3_jax import cli, records
@@ -16,7 +16,6 @@ from vlm3_jax.data import survey
 from vlm3_jax.data.component import SampleSettings
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, pack
 from vlm3_jax.data.samples import unsupervised
-from vlm3_jax.data.schedule import Scheduler
 from vlm3_jax.errors import UserError
 from vlm3_jax.processor.chat import ChatFormat
 
@@ -54,9 +53,7 @@ def scheduled(recipe, depth):
     table, settings = depth
     streams = recipe.data.rows * recipe.train.accumulation // PART
     opened, batches = Opened(table, settings, streams), []
-    scheduler = Scheduler(
-        opened.mixture.sample, opened.mixture.describe, lambda row: fits(row, settings.budget), opened.streams
-    )
+    scheduler = scheduler_of(opened, settings)
     cursors = opened.state.cursors
     for _ in range(3):
         batches.append(scheduler.batch(cursors))
@@ -158,9 +155,12 @@ def test_skipped_records_cost_draws(settings, tmp_path):
 def test_no_sample_at_all_says_why(settings, tmp_path):
     write_shard(tmp_path / "a.array_record", [small_record(k, covisibility=0.1) for k in range(3)])
     entry = {"path": str(tmp_path), "protocol": "short", "resize": "focal:100"}
-    why = r"none of 1040 draws gave a sample; a record is passed over if .* covisibility_min, .*labels"
-    for unused in ({"covisibility_min": 0.25}, {"task": "objects"}):
-        with pytest.raises(UserError, match=why):
+    line = "none of 1040 draws gave a sample; the last: "
+    for unused, why in (
+        ({"covisibility_min": 0.25}, r"its covisibility, 0\.1, is below covisibility_min = 0\.25$"),
+        ({"task": "objects"}, "it has no labels that task objects can ask about$"),
+    ):
+        with pytest.raises(UserError, match=line + why):
             survey.mix_report({"x": {**entry, **unused}}, settings, samples=20)
 
 

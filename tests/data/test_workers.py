@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from small_data import Opened, Troubled, load, same, same_without
+from small_data import Opened, Troubled, load, loader_of, same, same_without
 
 from vlm3_jax.data import workers as module
 from vlm3_jax.data.loader import Loader
@@ -201,7 +201,7 @@ def test_closing_does_not_wait_for_what_hangs(opened, settings, monkeypatch):
         reached.set()
         released.wait(3600)
 
-    loader = Loader(troubled(opened, hang).mixture, opened.state, 4, settings.budget, settings.vision, workers=2)
+    loader = loader_of(troubled(opened, hang), settings, workers=2)
     closer = threading.Thread(target=lambda: (reached.wait(600), loader.close()))
     closer.start()
     start = time.monotonic()
@@ -215,7 +215,7 @@ def test_closing_does_not_wait_for_what_hangs(opened, settings, monkeypatch):
 
 
 def test_a_closed_loader_says_so(opened, settings):
-    loader = Loader(opened.mixture, opened.state, 4, settings.budget, settings.vision, workers=2)
+    loader = loader_of(opened, settings, workers=2)
     next(loader)
     loader.close()
     with pytest.raises(RuntimeError, match="the loader is closed"):

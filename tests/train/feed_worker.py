@@ -16,7 +16,7 @@ from vlm3_jax.parallel import processes
 from vlm3_jax.setup import Setup
 from vlm3_jax.train.feed import Feed, quarantine_file
 from vlm3_jax.train.goodput import Compilations, Goodput
-from vlm3_jax.train.held_out import count_in_all, held_out_batches
+from vlm3_jax.train.held_out import HeldOut, count_in_all
 
 BATCHES, SLOW_S = 4, 0.5
 
@@ -35,9 +35,12 @@ def main(model, data, workdir) -> dict:
     setup = Setup.from_config(settings(model, data, workdir))
     components = setup.components(setup.config.data.components)
     aside = Quarantine(quarantine_file(setup.workdir), 0.9)
-    held_out_batches(setup, components[0], 1, aside)
-    own = aside.bad
-    count_in_all(aside, setup)
+    setup.config.eval.loss_batches = 1
+    held_out = HeldOut(setup, components[0], aside)
+    # A second time nothing is new.
+    read = [sum(1 for _ in held_out.batches()) for _ in range(2)]
+    assert read == [1, 1], read
+    bad = count_in_all(aside, setup)
     with Compilations() as compilations:
         goodput = Goodput(compilations)
         feed, batches = Feed(setup, components, None, goodput), []
@@ -48,7 +51,7 @@ def main(model, data, workdir) -> dict:
             batches.append([batch.stats["bad"], batch.stats["passed_over"], batch.samples, batch.checksum])
         feed.close()
         times = goodput.row()
-    return {"batches": batches, "held_out": [aside.bad, aside.samples], "own": own, "times": times}
+    return {"batches": batches, "held_out": [bad, aside.samples], "own": aside.bad, "times": times}
 
 
 if __name__ == "__main__":

@@ -8,18 +8,13 @@ import numpy as np
 from vlm3_jax import records, tasks
 from vlm3_jax.config import check_entry, protocol_of
 from vlm3_jax.data.packing import RowBudget, enough, excess, fits
-from vlm3_jax.data.samples import Sample, build_sample
+from vlm3_jax.data.samples import Bad, PassedOver, Sample, build_sample
 from vlm3_jax.data.sources import Source
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.processor import image
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.records import MAX_IMAGE_PIXELS, Record
 
-# What `Component.sample` gives None for.
-PASSED_OVER = (
-    "a record is passed over if its source has set it aside, its views overlap less than covisibility_min, or it has "
-    "no labels that its task can ask about (a crop may leave none)"
-)
 # Visual tokens that a crop must leave of an image: a row that has room for fewer is too small for the text.
 LEAST = 4
 
@@ -55,15 +50,43 @@ class Component:
     def __len__(self) -> int:
         return len(self.source)
 
-    def record(self, index: int, mirror: bool = False) -> Record | None:
-        """Record `index` resized by the component's protocol; None if its views overlap too little to be used, or its
-        source has set it aside.
+    def sample(self, index: int, key: tuple[int, ...], id: str, training: bool = True) -> Sample | PassedOver | Bad:
+        """What record `index` gives, as a function of (index, key) only; `key` seeds questions and mirroring.
+
+        The one road from records to samples: training, held-out losses, evaluation, surveys and checks all take it.
+        Passed over is a record that its source has set aside, whose views overlap too little, or that has nothing that
+        the task could ask about, perhaps because a crop has left no labels. Bad is one with unusable labels. UserError
+        if the sample is larger than a row and may not, or cannot, be cropped. Without `training` it is what evaluation
+        asks: never mirrored, always in the same words, and not cropped to a row.
         """
-        record = self.source[index]
+        try:
+            return self._sample(index, key, id, training)
+        except BadRecord as error:
+            return Bad(id, self.name, str(self.source.path), str(error), error)
+
+    def _sample(self, index: int, key: tuple[int, ...], id: str, training: bool) -> Sample | PassedOver:
+        mirror = training and self.entry.flip > 0 and np.random.default_rng([*key, 1]).random() < self.entry.flip
+        record = self._record(index, mirror)
+        if isinstance(record, PassedOver):
+            return record
+        sample = self._build(record, key, id, training)
+        if sample is None:
+            return PassedOver(f"it has no labels that task {self.task.name} can ask about")
+        for _ in range(4):
+            if not training or fits([sample], self.settings.budget):
+                return sample
+            sample = self._build(self._cropped(sample), key, id, training)
+            if sample is None:
+                return PassedOver(f"cropped to fit a row it has no labels that task {self.task.name} can ask about")
+        raise BadRecord(f"record {record.id}: the sample does not fit a row even when cropped")
+
+    def _record(self, index: int, mirror: bool) -> Record | PassedOver:
+        """Record `index` resized by the component's protocol, if it can be used."""
+        record, least = self.source[index], self.entry.covisibility_min
         if record is None:
-            return None
-        if record.covisibility is not None and record.covisibility < self.entry.covisibility_min:
-            return None
+            return PassedOver("its line was set aside when the file was opened (vlm3 data check says why)")
+        if record.covisibility is not None and record.covisibility < least:
+            return PassedOver(f"its covisibility, {record.covisibility:.3g}, is below covisibility_min = {least:g}")
         if mirror:
             record = records.flip(record)
         record = records.unify(record, self.protocol.resize)
@@ -75,48 +98,21 @@ class Component:
                 )
         return record
 
-    def sample(self, index: int, key: tuple[int, ...], id: str) -> Sample | None:
-        """The sample of record `index`: a function of (index, key) only.
-
-        `key` seeds the choice of questions and the mirroring. None if the record is not to be used: its source has set
-        it aside, its views overlap too little, or it has nothing that the task could ask about, perhaps because a crop
-        has left no labels. BadRecord if the labels are unusable; UserError if the sample is larger than a row and may
-        not, or cannot, be cropped.
-        """
-        made = self.make(index, key, id)
-        return made and made[1]
-
-    def make(self, index: int, key: tuple[int, ...], id: str) -> tuple[Record, Sample] | None:
-        """As `sample`, with the record as the model sees it (unified, perhaps mirrored and cropped)."""
-        mirror = self.entry.flip > 0 and np.random.default_rng([*key, 1]).random() < self.entry.flip
-        record = self.record(index, mirror)
-        if record is None:
-            return None
-        sample = self._build(record, key, id)
-        for _ in range(4):
-            if sample is None:
-                return None
-            if fits([sample], self.settings.budget):
-                return record, sample
-            record = self._cropped(record, sample)
-            sample = self._build(record, key, id)
-        raise BadRecord(f"record {record.id}: the sample does not fit a row even when cropped")
-
-    def _build(self, record: Record, key: tuple[int, ...], id: str) -> Sample | None:
+    def _build(self, record: Record, key: tuple[int, ...], id: str, vary: bool) -> Sample | None:
         # Seeded anew, so that a cropped record asks what the whole one would, as far as the labels are left.
-        examples = self.task.examples(record, np.random.default_rng(key), self.protocol, vary=True)
+        examples = self.task.examples(record, np.random.default_rng(key), self.protocol, vary=vary)
         if not examples:
             return None
         s = self.settings
         return build_sample(record, examples, s.chat, s.vision, s.mode, s.first_answer_weight, id, self.number)
 
-    def _cropped(self, record: Record, sample: Sample) -> Record:
-        """The record with its images cut so that a sample with as much text fits; labels outside are removed.
+    def _cropped(self, sample: Sample) -> Record:
+        """The sample's record with its images cut so that a sample with as much text fits; labels outside are removed.
 
         UserError, with numbers that would do for the whole sample, if it may not be cropped or no crop helps.
         """
-        s = self.settings
-        patches = self._room(record, sample)
+        s, record = self.settings, sample.record
+        patches = self._room(sample)
         if s.oversize == "error" or not patches:
             wanted = enough([sample], s.budget, s.vision.merge_size)
             fields = ", ".join(f"data.{name} = {value}" for name, value in wanted.items())
@@ -128,7 +124,7 @@ class Component:
         cameras = [image.fit_camera(view.camera, s.vision, patches) for view in record.views]
         return records.keep_inside(records.with_cameras(record, cameras))
 
-    def _room(self, record: Record, sample: Sample) -> int:
+    def _room(self, sample: Sample) -> int:
         """The most patches that every image may keep for a sample with as much text to fit; 0 if they are too few."""
         budget, area = self.settings.budget, self.settings.vision.merge_size**2
         text = len(sample.tokens) - sum(layout.n_visual for layout in sample.images)
@@ -137,7 +133,7 @@ class Component:
 
         def too_large(visual: int) -> bool:
             try:
-                return not fits([_with_crops(record, sample, visual * area, self.settings.vision)], budget)
+                return not fits([_with_crops(sample, visual * area, self.settings.vision)], budget)
             except BadRecord:
                 # So small an image would be enlarged again: who crops to it is told.
                 return False
@@ -147,12 +143,12 @@ class Component:
         return room * area if room >= LEAST else 0
 
 
-def _with_crops(record: Record, sample: Sample, patches: int, spec: image.VisionSpec) -> Sample:
+def _with_crops(sample: Sample, patches: int, spec: image.VisionSpec) -> Sample:
     """What a sample with images of at most so many patches takes of a row: its text with fewer visual tokens before it.
 
     (Not its positions.) BadRecord if an image cannot be cropped to so few patches.
     """
-    views = [record.views[number] for number in sample.views]
+    views = [sample.record.views[number] for number in sample.views]
     views = [view.seen_by(image.fit_camera(view.camera, spec, patches)) for view in views]
     layouts = tuple(image.image_layout(view, spec) for view in views)
     # All images stand in the prefix, which is for all questions.

@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw
 from vlm3_jax.data.component import Component
 from vlm3_jax.data.mixture import Mixture
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
-from vlm3_jax.data.samples import Sample
-from vlm3_jax.data.schedule import Bad
+from vlm3_jax.data.samples import Bad, PassedOver, Sample
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.processor.image import ImageLayout, VisionSpec
 from vlm3_jax.records import LABELS, Record
@@ -25,12 +24,11 @@ FAR_M = 500
 
 def show(mixture: Mixture, index: int, picture: pathlib.Path | str | None = None) -> str:
     """Sample `index` of a mixture as text; with `picture`, a PNG of its images and labels as the model sees them."""
-    made, draw = mixture.make(index), mixture.draw(index)
+    sample, draw = mixture.sample(index), mixture.draw(index)
     component = mixture.components[draw.component]
-    if made is None:
-        why = no_sample(component, draw.record)
-        return f"index {index}: record {draw.record} of {component.name} gives no sample: {why}"
-    record, sample = made
+    if isinstance(sample, PassedOver | Bad):
+        return f"index {index}: record {draw.record} of {component.name} gives no sample: {sample.reason}"
+    record = sample.record
     lines = [f"{sample.id}: record {record.id}, task {component.task.name}"]
     for number, layout in zip(sample.views, sample.images, strict=True):
         view, camera = record.views[number], record.views[number].camera
@@ -44,18 +42,8 @@ def show(mixture: Mixture, index: int, picture: pathlib.Path | str | None = None
     lines.append(f"{len(sample.tokens)} tokens, {len(sample.target_tokens)} supervised; answers in [brackets]:")
     lines.append(conversation(sample, component))
     if picture is not None:
-        draw_sample(record, sample, component.settings.vision).save(picture)
+        draw_sample(sample, component.settings.vision).save(picture)
     return "\n".join(lines)
-
-
-def no_sample(component: Component, index: int) -> str:
-    """Why record `index`, which can be read, gives no sample."""
-    record, least = component.source[index], component.entry.covisibility_min
-    if record is None:
-        return "its line was set aside when the file was opened (vlm3 data check says why)"
-    if record.covisibility is not None and record.covisibility < least:
-        return f"its covisibility, {record.covisibility:.3g}, is below covisibility_min = {least:g}"
-    return f"it has no labels that task {component.task.name} can ask about, or a crop has removed them"
 
 
 def conversation(sample: Sample, component: Component) -> str:
@@ -72,8 +60,8 @@ def conversation(sample: Sample, component: Component) -> str:
     return "".join(parts)
 
 
-def draw_sample(record: Record, sample: Sample, spec: VisionSpec) -> Image.Image:
-    """The sample's images side by side with the record's labels: points, boxes, and lines between matches.
+def draw_sample(sample: Sample, spec: VisionSpec) -> Image.Image:
+    """The sample's images side by side with their labels: points, boxes, and lines between matches.
 
     Small images are enlarged by a whole number, so that the labels stay legible.
     """
@@ -87,11 +75,11 @@ def draw_sample(record: Record, sample: Sample, spec: VisionSpec) -> Image.Image
     canvas = ImageDraw.Draw(sheet)
 
     def place(view: int, points) -> np.ndarray:
-        camera, slot = record.views[view].camera, sample.views.index(view)
+        camera, slot = sample.record.views[view].camera, sample.views.index(view)
         scale = zoom * np.divide(sample.images[slot].final, (camera.width, camera.height))
         return np.reshape(points, (-1, 2)) * scale + [lefts[slot], 0]
 
-    for label in record.labels:
+    for label in sample.record.labels:
         if set(label.views) <= set(sample.views):
             label.draw(canvas, place, RED)
     return sheet
@@ -142,16 +130,16 @@ def check(components: Sequence[Component], quarantine: Quarantine, decode: bool 
         found, lengths = bad_lines(component), collections.defaultdict(list)
         for index in range(len(component)):
             id = f"{component.name}/{index}"
-            try:
-                record, sample = component.make(index, (0, index), id) or (None, None)
-                count["passed_over"] += sample is None
-                for kind, values in _lengths(record).items() if record else ():
+            sample = component.sample(index, (0, index), id)
+            if isinstance(sample, Bad):
+                found.append(sample)
+            elif isinstance(sample, PassedOver):
+                count["passed_over"] += 1
+            else:
+                for kind, values in _lengths(sample.record).items():
                     lengths[kind].append(values)
-                for layout in sample.images if sample and decode else ():
-                    layout.ref.load()
-            except BadRecord as error:
-                found.append(Bad(id, component.name, str(component.source.path), str(error)))
-        # Those that the source has set aside are None too.
+                found += _unreadable(sample, component) if decode else []
+        # Those that the source has set aside are passed over too.
         count["passed_over"] -= len(component.source.bad)
         count["records"], count["bad"] = len(component), len(found)
         count["points_removed"] = component.source.points_removed
@@ -162,6 +150,16 @@ def check(components: Sequence[Component], quarantine: Quarantine, decode: bool 
         quarantine.add(count["records"], found)
         bad += found
     return CheckReport(counts, metres, bad, quarantine)
+
+
+def _unreadable(sample: Sample, component: Component) -> list[Bad]:
+    """The first image of a sample that cannot be read."""
+    for layout in sample.images:
+        try:
+            layout.ref.load()
+        except BadRecord as error:
+            return [Bad(sample.id, component.name, layout.ref.name, str(error))]
+    return []
 
 
 def _lengths(record: Record) -> dict[str, np.ndarray]:

@@ -10,20 +10,33 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from vlm3_jax.data.mixture import Mixture
-from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, pack
+from vlm3_jax.data.component import Component
+from vlm3_jax.data.packing import RowBudget, batch_stats, lengths, pack
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
-from vlm3_jax.data.samples import Sample
-from vlm3_jax.data.schedule import Bad, Schedule, ScheduledBatch, Scheduler
+from vlm3_jax.data.samples import Bad, PassedOver, Sample
+from vlm3_jax.data.schedule import Listed, Schedule, ScheduledBatch, Scheduler
 from vlm3_jax.data.workers import Workers
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.model.flops import Lengths
 from vlm3_jax.processor.image import VisionSpec
 from vlm3_jax.storage import Unreadable
+
+
+class Draws(Protocol):
+    """What the indices of a schedule stand for: a `Mixture`, or held-out records."""
+
+    components: Sequence[Component]
+
+    def sample(self, index: int) -> Sample | PassedOver | Bad:
+        """What index `index` gives (`Component.sample`)."""
+
+    def describe(self, index: int) -> tuple[str, str, str]:
+        """(sample id, component name, file) of it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,9 +69,10 @@ class _Ready:
 
 
 class Loader:
-    """Iterates over batches without end; close it (or use `with`) to stop its threads.
+    """Iterates over the batches of a schedule; close it (or use `with`) to stop its threads.
 
-    `state`: cursors of this loader's streams (all, or a host's share of the `total_streams`) and the phases.
+    `scheduler` makes rows of `draws`, without end or until they have all been listed; `state`: cursors of this loader's
+    streams (all, or a host's share) and the phases.
     `workers`: reading and decoding threads; 0 does all work in the caller's thread. `prefetch`: batches prepared ahead.
     `worker_timeout_s`: reading a record, or the pixels of a sample, that fails or takes longer is reported and tried
     again, then set aside. UserError for settings out of range; from `next` if the data are broken: see `Quarantine`.
@@ -66,9 +80,9 @@ class Loader:
 
     def __init__(
         self,
-        mixture: Mixture,
+        draws: Draws,
+        scheduler: Scheduler | Listed,
         state: Schedule,
-        total_streams: int,
         budget: RowBudget,
         spec: VisionSpec,
         *,
@@ -77,10 +91,12 @@ class Loader:
         worker_timeout_s: float = 120.0,
         quarantine: Quarantine | None = None,
     ):
-        self._scheduler = Scheduler(mixture.sample, mixture.describe, lambda row: fits(row, budget), total_streams)
-        self._mixture, self._state, self._budget, self._spec = mixture, state, budget, spec
+        self._draws, self._scheduler, self._state = draws, scheduler, state
+        self._budget, self._spec = budget, spec
+        # By their place in the table, where those without a weight have one too.
+        self._names = {component.number: component.name for component in draws.components}
         self._quarantine = quarantine or Quarantine()
-        for component in mixture.components:
+        for component in draws.components:
             self._quarantine.write(bad_lines(component))
         self._ahead = bool(workers)
         self._prefetch = max(1, prefetch)
@@ -94,7 +110,9 @@ class Loader:
 
     def __next__(self) -> LoadedBatch:
         start = time.perf_counter()
-        ready = self._wait() if self._ahead else self._assemble(*self._begin(self._state.cursors))
+        ready = self._wait() if self._ahead else self._now()
+        if ready is None:
+            raise StopIteration
         scheduled, bad, stats = ready.scheduled, ready.bad, dict(ready.stats)
         self._state = dataclasses.replace(self._state, cursors=scheduled.cursors)
         self._quarantine.add(scheduled.n_samples + len(scheduled.bad), scheduled.bad + bad)
@@ -120,8 +138,12 @@ class Loader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _wait(self) -> "_Ready":
-        """The next prepared batch; what went wrong in the threads is raised here."""
+    def _now(self) -> "_Ready | None":
+        begun = self._begin(self._state.cursors)
+        return begun and self._assemble(*begun)
+
+    def _wait(self) -> "_Ready | None":
+        """The next prepared batch, None behind the last; what went wrong in the threads is raised here."""
         if self._stop.is_set():
             raise RuntimeError("the loader is closed")
         if self._producer is None:
@@ -150,10 +172,14 @@ class Loader:
             pending: collections.deque = collections.deque()
             cursors = self._state.cursors
             while not self._stop.is_set():
-                while len(pending) < self._prefetch:
-                    pending.append(self._begin(cursors))
-                    cursors = pending[-1][0].cursors
-                self._put(self._assemble(*pending.popleft()))
+                while cursors is not None and len(pending) < self._prefetch:
+                    begun = self._begin(cursors)
+                    cursors = begun and begun[0].cursors
+                    pending.append(begun)
+                begun = pending.popleft()
+                self._put(begun and self._assemble(*begun))
+                if begun is None:
+                    return
         except BaseException as error:
             self._put(error)
 
@@ -164,14 +190,31 @@ class Loader:
             except queue.Full:
                 continue
 
-    def _begin(self, cursors: np.ndarray) -> tuple[ScheduledBatch, list[list[Callable]]]:
-        """The rows behind `cursors`, and what waits for the pixels of its samples."""
+    def _begin(self, cursors: np.ndarray) -> tuple[ScheduledBatch, list[list[Callable]]] | None:
+        """The rows behind `cursors`, and what waits for the pixels of their samples; None behind the last."""
         scheduled = self._scheduler.batch(cursors, self._start_reading)
+        if scheduled is None:
+            return None
         fills = [[self._workers.submit(self._fill, s, lambda s=s: s.id) for s in row] for row in scheduled.rows]
         return scheduled, fills
 
-    def _start_reading(self, sample: Callable, index: int) -> Callable:
-        return self._workers.submit(sample, index, lambda: self._mixture.describe(index)[0])
+    def _start_reading(self, index: int) -> Callable[[], Sample | PassedOver | Bad]:
+        reading = self._workers.submit(self._read, index, lambda: self._draws.describe(index)[0])
+
+        def wait() -> Sample | PassedOver | Bad:
+            try:
+                return reading()
+            except BadRecord as error:
+                return Bad(*self._draws.describe(index), str(error))
+
+        return wait
+
+    def _read(self, index: int) -> Sample | PassedOver | Bad:
+        found = self._draws.sample(index)
+        if isinstance(found, Bad) and isinstance(found.error, Unreadable):
+            # The workers count these: many in a row are no fault of the records.
+            raise found.error
+        return found
 
     def _fill(self, sample: Sample) -> tuple[list[np.ndarray | None], list[Bad]]:
         """The sample's patches; None and a reason for an image that cannot be read."""
@@ -196,7 +239,7 @@ class Loader:
             return [None] * len(sample.images), [self._set_aside(sample, names, error)]
 
     def _set_aside(self, sample: Sample, file: str, error: BadRecord) -> Bad:
-        return Bad(sample.id, self._mixture.components[sample.component].name, file, str(error))
+        return Bad(sample.id, self._names[sample.component], file, str(error))
 
     def _assemble(self, scheduled: ScheduledBatch, fills: list[list[Callable]]) -> "_Ready":
         filled = [

@@ -21,10 +21,9 @@ from grain.experimental import index_shuffle
 
 from vlm3_jax.config import check_entry
 from vlm3_jax.data.component import Component, SampleSettings
-from vlm3_jax.data.samples import Sample
+from vlm3_jax.data.samples import Bad, PassedOver, Sample
 from vlm3_jax.data.sources import make_source
 from vlm3_jax.errors import UserError
-from vlm3_jax.records import Record
 
 __all__ = ["Draw", "Mixture", "Phase", "build_components", "first_phase", "next_phase"]
 
@@ -196,18 +195,13 @@ class Mixture:
     def _phase(self, index: int) -> int:
         return bisect.bisect_right(self._starts, index) - 1
 
-    def sample(self, index: int) -> Sample | None:
-        """The sample at mixture index `index`; None if its record is not to be used. BadRecord if it cannot be."""
-        made = self.make(index)
-        return made and made[1]
-
-    def make(self, index: int) -> tuple[Record, Sample] | None:
-        """As `sample`, with the record as the model sees it."""
+    def sample(self, index: int) -> Sample | PassedOver | Bad:
+        """What the record at mixture index `index` gives (`Component.sample`)."""
         draw = self.draw(index)
         if draw is None:
-            return None
+            return PassedOver("its component is no longer in the configuration")
         key = self.seed, self._phase(index), index
-        return self.components[draw.component].make(draw.record, key, self.id(draw))
+        return self.components[draw.component].sample(draw.record, key, self.id(draw))
 
     def describe(self, index: int) -> tuple[str, str, str]:
         """(sample id, component name, file) of mixture index `index`."""

@@ -1,12 +1,11 @@
 """The quarantine: what was set aside, why, and when there is too much of it."""
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable
 
 from vlm3_jax.data.component import Component
-from vlm3_jax.data.schedule import Bad
+from vlm3_jax.data.samples import Bad
 from vlm3_jax.errors import UserError
 
 # A share of fewer samples says little.
@@ -42,14 +41,18 @@ class Quarantine:
         if self.path is not None and bad:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(dataclasses.asdict(item)) + "\n" for item in bad)
+                file.writelines(json.dumps(item.row()) + "\n" for item in bad)
 
-    def check(self, final: bool = False) -> None:
-        """UserError above the limit; before `final` only once enough samples were seen to judge."""
-        if (final or self.samples >= MIN_SAMPLES) and self.bad > self.max_bad_fraction * self.samples:
+    def check(self, final: bool = False, bad: int | None = None) -> None:
+        """UserError above the limit; before `final` only once enough samples were seen to judge.
+
+        `bad`: what all processes have set aside of the same samples (None: this one is alone).
+        """
+        bad = self.bad if bad is None else bad
+        if (final or self.samples >= MIN_SAMPLES) and bad > self.max_bad_fraction * self.samples:
             where = f"; all are in {self.path}" if self.path else ""
             raise UserError(
-                f"{self.bad} of {self.samples} samples were unusable, above data.max_bad_fraction = "
+                f"{bad} of {self.samples} samples were unusable, above data.max_bad_fraction = "
                 f"{self.max_bad_fraction:g} (the last, {self._last.id}: {self._last.reason}){where}"
             )
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vlm3_jax.errors import BadRecord
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import ImageLayout, Patches, VisionSpec, image_layout
 from vlm3_jax.processor.prompt import positions, span_indices
@@ -24,7 +25,8 @@ class Sample:
     prefix, k > 0 for the k-th independent question (all 0 in "turns"); visual_slot int32 [v]: visual tokens.
     target_slot int32 [t]: the token whose hidden state predicts; target_tokens int32 [t]; target_weight float32 [t];
     target_later bool [t]: True for turns after the first. component: the number of the one it comes from. views: which
-    of the record's views `images` are.
+    of the record's views `images` are. record: as the model sees it (resized, perhaps mirrored and cropped); examples:
+    what is asked about it.
     """
 
     id: str
@@ -39,11 +41,35 @@ class Sample:
     target_weight: np.ndarray
     target_later: np.ndarray
     views: tuple[int, ...] = ()
+    record: Record | None = None
+    examples: tuple[Example, ...] = ()
 
     @property
     def n_patches(self) -> int:
         """Patches of all images."""
         return sum(layout.n_patches for layout in self.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class PassedOver:
+    """A record that gives no sample, and why; no fault of its own."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+    """A sample that was set aside: its `id`, component and file, and why; `error`: as it was raised."""
+
+    id: str
+    component: str
+    file: str
+    reason: str
+    error: BadRecord | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def row(self) -> dict[str, str]:
+        """As files and reports have it."""
+        return {"id": self.id, "component": self.component, "file": self.file, "reason": self.reason}
 
 
 def unsupervised(
@@ -94,4 +120,6 @@ def build_sample(
         target_weight=weight,
         target_later=later,
         views=tuple(examples[0].views),
+        record=record,
+        examples=tuple(examples),
     )

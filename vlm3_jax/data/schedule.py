@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vlm3_jax.data.component import PASSED_OVER
 from vlm3_jax.data.mixture import Phase, first_phase, next_phase
-from vlm3_jax.data.samples import Sample
-from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.data.samples import Bad, PassedOver, Sample
+from vlm3_jax.errors import UserError
 
 # So many records without a usable one: the data are broken, and the run must not spin on them.
 MAX_FRUITLESS = 1000
@@ -66,22 +65,12 @@ def open_schedule(
     return Schedule(saved.cursors, (*saved.phases, phase))
 
 
-@dataclasses.dataclass(frozen=True)
-class Bad:
-    """A sample that was set aside: its `id`, the file it came from and why."""
-
-    id: str
-    source: str
-    file: str
-    reason: str
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScheduledBatch:
     """One batch of a host's streams.
 
     `cursors` int64 [rows]: of these streams, after the batch. `bad`: set aside because of broken labels;
-    `passed_over`: number of records that give no sample for another reason (`component.PASSED_OVER`).
+    `passed_over`: number of records that give no sample for another reason (`Component.sample`).
     """
 
     rows: list[list[Sample]]
@@ -110,18 +99,16 @@ class _Row:
 class Scheduler:
     """Makes rows of some of the streams; its only state is a cache, so `batch` is a function of the cursors.
 
-    `sample(index)`: the sample at a mixture index, None if it is not to be used, BadRecord if it cannot be.
-    `describe(index)`: (id, source, file) of it, for the quarantine. `fits(samples)`: whether they fit one row.
+    `sample(index)`: what mixture index `index` gives (`Mixture.sample`). `fits(samples)`: whether they fit one row.
     """
 
     def __init__(
         self,
-        sample: Callable[[int], Sample | None],
-        describe: Callable[[int], tuple[str, str, str]],
+        sample: Callable[[int], Sample | PassedOver | Bad],
         fits: Callable[[Sequence[Sample]], bool],
         stride: int,
     ):
-        self._sample, self._describe, self._fits, self._stride = sample, describe, fits, stride
+        self._sample, self._fits, self._stride = sample, fits, stride
         # The sample that did not fit a stream's last row, by mixture index: it opens the next one.
         self._left_over: dict[int, Sample] = {}
 
@@ -129,9 +116,9 @@ class Scheduler:
         """One row for each cursor.
 
         Rows do not depend on each other, so all that are not full yet read a record at a time, together.
-        `start(sample, index)` starts a reading and returns what waits for its result; None: read when it is waited for.
+        `start(index)` starts a reading and returns what waits for its result; None: read when it is waited for.
         """
-        start = start or functools.partial
+        start = start or (lambda index: functools.partial(self._sample, index))
         rows = [_Row(int(cursor)) for cursor in cursors]
         unfilled = rows
         while unfilled:
@@ -146,28 +133,48 @@ class Scheduler:
             passed_over=sum(row.passed_over for row in rows),
         )
 
-    def _start(self, index: int, start: Callable) -> Callable[[], Sample | None]:
+    def _start(self, index: int, start: Callable) -> Callable[[], Sample | PassedOver | Bad]:
         known = self._left_over.pop(index, None)
-        return start(self._sample, index) if known is None else lambda: known
+        return start(index) if known is None else lambda: known
 
-    def _take(self, row: _Row, reading: Callable[[], Sample | None]) -> None:
+    def _take(self, row: _Row, reading: Callable[[], Sample | PassedOver | Bad]) -> None:
         """The next sample of a row, unless it does not fit any more."""
-        sample, why = None, PASSED_OVER
-        try:
-            sample = reading()
-            row.passed_over += sample is None
-        except BadRecord as error:
-            why = f"the last is broken: {error}"
-            row.bad.append(Bad(*self._describe(row.cursor), str(error)))
-        if sample is None:
+        found = reading()
+        if isinstance(found, PassedOver | Bad):
+            if isinstance(found, Bad):
+                row.bad.append(found)
+            else:
+                row.passed_over += 1
             row.fruitless += 1
             if row.fruitless >= MAX_FRUITLESS:
-                raise UserError(f"{row.fruitless} records in a row without a usable one; {why}")
-        elif self._fits([*row.samples, sample]):
-            row.samples.append(sample)
+                raise UserError(f"{row.fruitless} records in a row without a usable one; the last: {found.reason}")
+        elif self._fits([*row.samples, found]):
+            row.samples.append(found)
             row.fruitless = 0
         else:
-            self._left_over[row.cursor] = sample
+            self._left_over[row.cursor] = found
             row.full = True
             return
         row.cursor += self._stride
+
+
+class Listed:
+    """Rows that are known: the indices of their samples, `batches[batch][row]`. The one cursor is a batch's number."""
+
+    def __init__(self, sample: Callable[[int], Sample | PassedOver | Bad], batches: Sequence[Sequence[Sequence[int]]]):
+        self._sample, self._batches = sample, batches
+
+    def batch(self, cursors: np.ndarray, start: Callable | None = None) -> ScheduledBatch | None:
+        """As `Scheduler.batch`; None behind the last. A sample that cannot be read any more leaves its place empty."""
+        number = int(cursors[0])
+        if number >= len(self._batches):
+            return None
+        start = start or (lambda index: functools.partial(self._sample, index))
+        readings = [[start(index) for index in row] for row in self._batches[number]]
+        found = [[reading() for reading in row] for row in readings]
+        return ScheduledBatch(
+            rows=[[item for item in row if not isinstance(item, PassedOver | Bad)] for row in found],
+            cursors=np.array([number + 1], np.int64),
+            bad=[item for row in found for item in row if isinstance(item, Bad)],
+            passed_over=sum(isinstance(item, PassedOver) for row in found for item in row),
+        )

@@ -10,13 +10,12 @@ import rich.box
 import rich.table
 import rich.text
 
-from vlm3_jax.data.component import PASSED_OVER, Component, SampleSettings
+from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.mixture import Mixture, build_components, first_phase
 from vlm3_jax.data.packing import FIELDS, RowBudget, batch_stats, fits, lengths, needs
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.samples import Sample
-from vlm3_jax.data.schedule import Bad
-from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.data.samples import Bad, PassedOver, Sample
+from vlm3_jax.errors import UserError
 
 UNBOUNDED = RowBudget(2**30, 2**30, 2**30)
 STREAMS = 8
@@ -72,7 +71,7 @@ class MixReport:
     """The report on a draw of `samples` samples, of which `oversize` are larger than a configured row.
 
     `longest`: what the largest sample needs of the lists of blocks that the configuration uses, by field of `data`.
-    `bad` records are broken, those `passed_over` give no sample for another reason (`component.PASSED_OVER`).
+    `bad` records are broken, those `passed_over` give no sample for another reason (`Component.sample`).
     """
 
     shares: list[Share]
@@ -167,7 +166,7 @@ class MixReport:
             "oversize": self.oversize,
             "longest": self.longest,
             "passed_over": self.passed_over,
-            "bad": [dataclasses.asdict(item) for item in self.bad],
+            "bad": [item.row() for item in self.bad],
             "configured": dataclasses.asdict(self.configured),
             "proposed": [dataclasses.asdict(fill) for fill in self.proposed],
             "run": dataclasses.asdict(self.run),
@@ -198,20 +197,19 @@ def mix_report(
     mixture = Mixture(components, seed, [phase])
     drawn, bad, passed_over, index = [], [], 0, 0
     while len(drawn) < samples and index < 2 * samples + 1000:
-        try:
-            sample = mixture.sample(index)
-            passed_over += sample is None
-            if sample is not None:
-                drawn.append(_lengths_only(sample))
-        except BadRecord as error:
-            bad.append(Bad(*mixture.describe(index), str(error)))
+        found = mixture.sample(index)
+        if isinstance(found, Bad):
+            bad.append(found)
+        elif isinstance(found, PassedOver):
+            passed_over += 1
+        else:
+            drawn.append(_lengths_only(found))
         index += 1
     quarantine = Quarantine(max_bad_fraction=max_bad_fraction)
     quarantine.add(index, bad)
     quarantine.check(final=True)
     if not drawn:
-        why = f"the last broken one: {bad[-1].reason}" if bad else PASSED_OVER
-        raise UserError(f"none of {index} draws gave a sample; {why}")
+        raise UserError(f"none of {index} draws gave a sample; the last: {found.reason}")
     return MixReport(
         shares=_shares(components, drawn, run.samples * index / len(drawn)),
         samples=len(drawn),
@@ -226,9 +224,10 @@ def mix_report(
 
 
 def _lengths_only(sample: Sample) -> Sample:
-    """The sample without what would fill the memory and no length depends on: encoded images and positions."""
+    """The sample without what would fill the memory and no length depends on: encoded images, labels, positions."""
     layouts = (dataclasses.replace(layout, ref=dataclasses.replace(layout.ref, data=b"")) for layout in sample.images)
-    return dataclasses.replace(sample, images=tuple(layouts), positions=np.zeros((3, 0), np.int32))
+    empty = {"record": None, "examples": (), "positions": np.zeros((3, 0), np.int32)}
+    return dataclasses.replace(sample, images=tuple(layouts), **empty)
 
 
 def _longest(samples: Sequence[Sample], budget: RowBudget) -> dict[str, int]:

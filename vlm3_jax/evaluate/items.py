@@ -2,13 +2,10 @@
 
 import dataclasses
 
-import numpy as np
-
 from vlm3_jax.data.component import Component
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.schedule import Bad
-from vlm3_jax.errors import BadRecord
-from vlm3_jax.processor.image import ImageLayout, image_layout
+from vlm3_jax.data.samples import Bad, PassedOver, Sample
+from vlm3_jax.processor.image import ImageLayout
 from vlm3_jax.setup import Setup
 from vlm3_jax.tasks.base import Example
 
@@ -41,20 +38,11 @@ def component_questions(
     quarantine = quarantine or Quarantine()
     found = []
     for index in range(len(component) if limit is None else min(limit, len(component))):
-        try:
-            record = component.record(index)
-            if record is None:
-                continue
-            examples = component.task.examples(record, np.random.default_rng([seed, index]), component.protocol)
-            if not examples:
-                continue
-            layouts = tuple(image_layout(record.views[view], component.settings.vision) for view in examples[0].views)
-        except BadRecord as error:
-            where = f"{component.name}/{index}"
-            quarantine.add(1, [Bad(where, component.name, str(component.source.path), str(error))])
-            continue
-        quarantine.add(1, [])
-        found.append(Questions(component.name, record.id, component.task.name, layouts, tuple(examples)))
+        sample = component.sample(index, (seed, index), f"{component.name}/{index}", training=False)
+        quarantine.add(not isinstance(sample, PassedOver), [sample] if isinstance(sample, Bad) else [])
+        if isinstance(sample, Sample):
+            task, record = component.task.name, sample.record.id
+            found.append(Questions(component.name, record, task, sample.images, sample.examples))
     quarantine.check(final=True)
     return found
 

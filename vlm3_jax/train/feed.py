@@ -12,8 +12,9 @@ import numpy as np
 from vlm3_jax.data.component import Component
 from vlm3_jax.data.loader import Loader
 from vlm3_jax.data.mixture import Mixture
+from vlm3_jax.data.packing import fits
 from vlm3_jax.data.quarantine import Quarantine
-from vlm3_jax.data.schedule import Schedule, open_schedule
+from vlm3_jax.data.schedule import Schedule, Scheduler, open_schedule
 from vlm3_jax.model.flops import Lengths
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
@@ -60,10 +61,11 @@ class Feed:
         self._goodput = goodput
         self._phases = schedule.phases
         self._accumulation = config.train.accumulation
+        mixture = Mixture(components, config.seed, schedule.phases)
         self._loader = Loader(
-            Mixture(components, config.seed, schedule.phases),
+            mixture,
+            Scheduler(mixture.sample, lambda row: fits(row, setup.budget), data.rows),
             Schedule(schedule.cursors[self._mine], schedule.phases),
-            data.rows,
             setup.budget,
             setup.spec,
             workers=data.workers,

@@ -1,84 +1,145 @@
-"""Held-out loss: rows of the held-out components, and what a model that sees no image would lose on their answers."""
+"""Held-out loss: rows of the held-out components, and what a model that sees no image would lose on their answers.
+
+Which samples make up which row is found once, without pixels. The rows are then read and decoded anew at each
+evaluation, as those of training are, so that no more of them is in memory than the loader has prepared.
+"""
 
 import collections
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
 
 from vlm3_jax.data.component import Component
-from vlm3_jax.data.packing import fits, pack
+from vlm3_jax.data.loader import Loader
+from vlm3_jax.data.packing import fits
 from vlm3_jax.data.quarantine import Quarantine, bad_lines
-from vlm3_jax.data.samples import Sample
-from vlm3_jax.data.schedule import Bad
-from vlm3_jax.errors import BadRecord
+from vlm3_jax.data.samples import Bad, PassedOver, Sample
+from vlm3_jax.data.schedule import Listed, Schedule
+from vlm3_jax.errors import UserError
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
-from vlm3_jax.processor.image import VisionSpec
 from vlm3_jax.setup import Setup
 
 
-def held_out_batches(
-    setup: Setup, component: Component, batches: int, quarantine: Quarantine
-) -> tuple[list[dict], list[list[int]]]:
-    """This process's rows of at most `batches` batches of a component's first records, and the tokens of all answers.
+class HeldOut:
+    """This process's rows of at most `eval.loss_batches` batches of a component's first records.
 
     The same records give the same questions every time, so losses of different steps can be compared. What is broken
-    goes to `quarantine`: lines and labels that all processes meet (the first notes them), and samples of this process's
-    rows with an image that cannot be read, which are masked.
+    goes to `aside`: lines and labels at once (all processes meet them; the first notes them), and samples of this
+    process's rows with an image that cannot be read, which are masked, when they are first met. `entropy`: see
+    `answer_entropy`. UserError if no record gives a sample.
     """
-    first = jax.process_index() == 0
-    quarantine.write(bad_lines(component) if first else [])
-    rows: list[list[Sample]] = []
-    for index in range(len(component)):
-        try:
-            sample = component.sample(index, (setup.config.seed, index), f"{component.name}/{index}")
-        except BadRecord as error:
-            bad = Bad(f"{component.name}/{index}", component.name, str(component.source.path), str(error))
-            quarantine.add(1, [bad] if first else [])
-            continue
-        if sample is None:
-            continue
-        if not rows or not fits([*rows[-1], sample], setup.budget):
-            if len(rows) == batches * setup.config.data.rows:
-                break
-            rows.append([])
-        rows[-1].append(sample)
-        quarantine.add(1, [])
-    answers = [answer for row in rows for sample in row for answer in answer_tokens(sample)]
-    size = setup.config.data.rows
-    rows += [[] for _ in range(-len(rows) % size)]
-    mine = meshes.process_rows(setup.mesh, size)
-    packed = []
-    for start in range(0, len(rows), size):
-        own = [rows[start + i] for i in mine]
-        pixels = [[_pixels(sample, component.name, setup.spec, quarantine) for sample in row] for row in own]
-        packed.append(pack(own, pixels, setup.budget, setup.spec))
-    return packed, answers
+
+    def __init__(self, setup: Setup, component: Component, aside: Quarantine):
+        self.components, self.aside = [component], aside
+        self._setup, self._seen = setup, set()
+        first, size = jax.process_index() == 0, setup.config.data.rows
+        aside.write(bad_lines(component) if first else [])
+        rows, answers, row = [], [], []
+        for index in range(len(component)):
+            sample = self.sample(index)
+            if isinstance(sample, PassedOver):
+                continue
+            if isinstance(sample, Bad):
+                aside.add(1, [sample] if first else [])
+                continue
+            if not rows or not fits([*row, sample], setup.budget):
+                if len(rows) == setup.config.eval.loss_batches * size:
+                    break
+                rows.append([])
+                row = []
+            row.append(sample)
+            rows[-1].append(index)
+            answers += answer_tokens(sample)
+            aside.add(1, [])
+        if not rows:
+            raise UserError(
+                f"eval.components.{component.name}: none of its records gives a sample; check its path and task"
+            )
+        self.entropy = answer_entropy(answers)
+        rows += [[] for _ in range(-len(rows) % size)]
+        mine = meshes.process_rows(setup.mesh, size)
+        self._rows = [[rows[start + i] for i in mine] for start in range(0, len(rows), size)]
+
+    def sample(self, index: int) -> Sample | PassedOver | Bad:
+        """What record `index` gives."""
+        component = self.components[0]
+        return component.sample(index, (self._setup.config.seed, index), f"{component.name}/{index}")
+
+    def describe(self, index: int) -> tuple[str, str, str]:
+        """(sample id, component name, file) of record `index`."""
+        component = self.components[0]
+        return f"{component.name}/{index}", component.name, str(component.source.path)
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """The rows as arrays (`packing.pack`), read and decoded ahead by the loader's threads; each time the same."""
+        data = self._setup.config.data
+        loader = Loader(
+            self, Listed(self.sample, self._rows), Schedule(np.zeros(1, np.int64), ()), self._setup.budget,
+            self._setup.spec, workers=data.workers, prefetch=data.prefetch, worker_timeout_s=data.worker_timeout_s,
+            quarantine=_Once(self.aside, self._seen),
+        )  # fmt: skip
+        with loader:
+            for batch in loader:
+                yield batch.arrays
+
+    def loss(self, evaluate: Callable[[dict], dict]) -> float:
+        """Nats a supervised token; `evaluate(arrays)` gives the sums `loss` and `tokens` by group of a batch.
+
+        UserError if no image can be read.
+        """
+        sums, running = [], []
+        for arrays in self.batches():
+            running.append(evaluate(arrays))
+            # No more than two batches wait on the devices.
+            sums += _fetched(running, keep=1)
+        sums += _fetched(running, keep=0)
+        loss, tokens = np.sum(sums, 0, np.float64)
+        if not tokens:
+            name = self.components[0].name
+            raise UserError(f"eval.components.{name}: none of its images can be read; {self.aside.path} says why")
+        return float(loss / tokens)
 
 
-def count_in_all(aside: Quarantine, setup: Setup) -> None:
-    """Makes `aside` count what all processes have set aside of their held-out rows. UserError if too much."""
-    own, rows = aside.bad, meshes.process_rows(setup.mesh, setup.config.data.rows)
-    found = processes.gather({"rows": rows, "bad": np.array(own)})
-    aside.bad = int(processes.over_rows(found["rows"], found["bad"]))
+def _fetched(running: list[dict], keep: int) -> list[list]:
+    """The sums of the batches that are under way, but for the last `keep`, which are waited for."""
+    found = []
+    while len(running) > keep:
+        batch = jax.device_get(running.pop(0))
+        found.append([batch["loss"].sum(), batch["tokens"].sum()])
+    return found
+
+
+class _Once:
+    """The quarantine of samples that were counted when their rows were made: each is noted when it is first met."""
+
+    def __init__(self, aside: Quarantine, seen: set[str]):
+        self._aside, self._seen = aside, seen
+
+    def write(self, bad: Iterable[Bad]) -> None:
+        """Nothing: the lines were noted when the rows were made."""
+
+    def add(self, samples: int, bad: Iterable[Bad]) -> None:
+        """Counts and notes those that are new."""
+        new = [item for item in bad if item.id not in self._seen]
+        self._seen.update(item.id for item in new)
+        self._aside.add(0, new)
+
+    def check(self) -> None:
+        """Nothing: held-out data are judged as a whole (`count_in_all`)."""
+
+
+def count_in_all(aside: Quarantine, setup: Setup) -> int:
+    """How many of their held-out samples all processes have set aside in `aside`. UserError if too many."""
+    rows = meshes.process_rows(setup.mesh, setup.config.data.rows)
+    found = processes.gather({"rows": rows, "bad": np.array(aside.bad)})
+    bad = int(processes.over_rows(found["rows"], found["bad"]))
     # A process that has set none aside cannot name one, and is ended by those that can.
-    if own:
-        aside.check()
-
-
-def _pixels(sample: Sample, source: str, spec: VisionSpec, quarantine: Quarantine) -> list[np.ndarray | None]:
-    """The patches of a sample's images; None, which masks the sample, for one that cannot be read."""
-    pixels, bad = [], []
-    for layout in sample.images:
-        try:
-            pixels.append(layout.load(spec))
-        except BadRecord as error:
-            pixels.append(None)
-            bad.append(Bad(sample.id, source, layout.ref.name, str(error)))
-    quarantine.add(0, bad[:1])
-    return pixels
+    if aside.bad:
+        aside.check(bad=bad)
+    return bad
 
 
 def answer_tokens(sample: Sample) -> list[list[int]]:

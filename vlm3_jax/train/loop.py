@@ -30,7 +30,7 @@ from vlm3_jax.train.checkpoints import Checkpoints
 from vlm3_jax.train.checksums import checksums
 from vlm3_jax.train.feed import Feed, quarantine_file
 from vlm3_jax.train.goodput import Compilations, Goodput
-from vlm3_jax.train.held_out import answer_entropy, count_in_all, held_out_batches
+from vlm3_jax.train.held_out import HeldOut, count_in_all
 from vlm3_jax.train.metrics import Bar, Metrics
 from vlm3_jax.train.profile import Profile
 from vlm3_jax.train.trainable import DTYPES, Trainable
@@ -168,11 +168,10 @@ class _Run:
         self.run_step = steps.from_config(cfg, config, tx, mesh, trainable, self.groups)
         held_out = self._held_out_components()
         self.aside = aside = Quarantine(quarantine_file(setup.workdir), config.data.max_bad_fraction)
-        self.held_out = {c.name: held_out_batches(setup, c, config.eval.loss_batches, aside) for c in held_out}
-        for name, (_, answers) in self.held_out.items():
-            if not answers:
-                raise UserError(f"eval.components.{name}: none of its records gives a sample; check its path and task")
+        self.held_out = {c.name: HeldOut(setup, c, aside) for c in held_out}
         count_in_all(aside, setup)
+        # So many held-out samples the user knows to be set aside.
+        self.said = 0
         groups = 2 * (1 + max((c.number for c in held_out), default=0))
         self.run_evaluate = steps.make_evaluate(
             cfg, mesh, groups=groups, dtype=DTYPES[train.dtype], trainable=trainable,
@@ -187,9 +186,6 @@ class _Run:
         # The step at which held-out losses were measured last.
         self.losses: tuple[int, dict[str, float]] = (-1, {})
         self.bar.say("\n".join([self._introduction(schedule is not None), *self.checkpoints.notes]))
-        if aside.bad:
-            where = aside.path if jax.process_count() == 1 else aside.path.with_name("quarantine*.jsonl")
-            self.bar.say(f"{aside.bad} of {aside.samples} held-out samples are set aside; {where} says why")
 
     def _held_out_components(self):
         """The held-out components with at most as many questions a record as training has: they share its rows."""
@@ -271,11 +267,12 @@ class _Run:
         """Held-out loss by component, beside the entropy of its answers: what a model that sees nothing reaches."""
         row = {"step": self.step, "samples": self.samples}
         with self.goodput.spent_on("evaluate"):
-            for name, (batches, answers) in self.held_out.items():
-                row[f"eval_loss/{name}"] = self._held_out_loss(name, batches)
-                row[f"answer_entropy/{name}"] = answer_entropy(answers)
+            for name, held_out in self.held_out.items():
+                row[f"eval_loss/{name}"] = held_out.loss(self._evaluated)
+                row[f"answer_entropy/{name}"] = held_out.entropy
         self.losses = self.step, {name: value for name, value in row.items() if name.startswith("eval_loss/")}
         if self.held_out:
+            self._say_what_is_aside(count_in_all(self.aside, self.setup))
             self.metrics.write(row, board=True)
             parts = [
                 f"{name} {row[f'eval_loss/{name}']:.3f} (answers alone {row[f'answer_entropy/{name}']:.3f})"
@@ -283,14 +280,15 @@ class _Run:
             ]
             self.bar.say(f"step {self.step}: held-out loss, nats a token: {', '.join(parts)}")
 
-    def _held_out_loss(self, name: str, batches: list[dict]) -> float:
-        sharding = meshes.batch_sharding(self.setup.mesh)
-        found = [self.run_evaluate(self.state.params, meshes.put_batch(arrays, sharding)) for arrays in batches]
-        sums = [[batch["loss"].sum(), batch["tokens"].sum()] for batch in jax.device_get(found)]
-        loss, tokens = np.sum(sums, 0, np.float64)
-        if not tokens:
-            raise UserError(f"eval.components.{name}: none of its images can be read; {self.aside.path} says why")
-        return float(loss / tokens)
+    def _evaluated(self, arrays: dict) -> dict:
+        return self.run_evaluate(self.state.params, meshes.put_batch(arrays, meshes.batch_sharding(self.setup.mesh)))
+
+    def _say_what_is_aside(self, bad: int) -> None:
+        if bad > self.said:
+            where = self.aside.path
+            where = where if jax.process_count() == 1 else where.with_name("quarantine*.jsonl")
+            self.bar.say(f"{bad} of {self.aside.samples} held-out samples are set aside; {where} says why")
+        self.said = bad
 
     def _record(self, step, seen, metrics, batch, useful, window) -> None:
         metrics = jax.device_get(metrics)
