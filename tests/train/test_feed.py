@@ -11,7 +11,7 @@ import feed_worker
 import numpy as np
 import pytest
 
-from tests.support import FOCAL, write_depthlm
+from tests.support import write_depthlm
 from vlm3_jax.parallel.processes import over_rows
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -19,14 +19,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def data(tmp_path) -> pathlib.Path:
-    """24 records of DepthLM, every third of which has a broken image, and every fourth a camera that nothing fits."""
+    """24 records of DepthLM, every third of which has a broken image, and every fourth an aspect that nothing fits."""
     path = write_depthlm(tmp_path / "data", 24)
     for image in path.parent.glob("*.png"):
         if int(image.stem) % 3 == 0:
             image.write_bytes(image.read_bytes()[:-200])
     records = [json.loads(line) for line in path.read_text().splitlines()]
     for record in records[::4]:
-        record |= {"intrinsics": [FOCAL, FOCAL, 2000, 1, 4000, 2], "pixel_coords": [[9, 1]], "depth": [2.0]}
+        record |= {"intrinsics": [800, 10, 2050, 10, 4100, 20], "pixel_coords": [[9, 1]], "depth": [2.0]}
     path.write_text("\n".join(map(json.dumps, records)) + "\n")
     return path
 

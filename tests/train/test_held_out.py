@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support import FOCAL, rows_of_metrics, small_run, write_depthlm, write_records
+from tests.support import rows_of_metrics, small_run, write_depthlm, write_records
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.config import component_config
 from vlm3_jax.data import loader, packing
@@ -97,11 +97,11 @@ def most_alive(held_out, monkeypatch) -> tuple[int, int]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_decoded_batches_do_not_pile_up(config, tmp_path, monkeypatch, workers):
-    """However many there are: those prepared, one on its way to them, and one in use."""
+    """However many there are: those prepared, one being made, one on its way to them, and one in use."""
     config.data.workers, config.data.prefetch = workers, 1
     (few, _), (many, most) = (most_alive(opened(config, 60, batches, tmp_path), monkeypatch) for batches in (2, 12))
     assert (few, many) == (2, 12)
-    assert most <= config.data.prefetch + 2
+    assert most <= config.data.prefetch + 3
 
 
 def test_an_evaluation_can_be_repeated(config, tmp_path):
