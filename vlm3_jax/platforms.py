@@ -14,6 +14,8 @@ GOOGLE = "0x1ae0"
 # Network cards and disks of Google's clouds bear its number too: the first byte of a PCI device's class.
 NO_CHIPS = ("0x01", "0x02")
 CUDA = ("xla_cuda12", "xla_cuda13")
+# What Google's clouds set on their TPU machines; jax itself sets other names that begin with TPU_.
+TPUS = ("TPU_NAME", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE", "TPU_TOPOLOGY")
 GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 
 
@@ -34,7 +36,7 @@ def leave_out_absent_tpu() -> None:
 
 def has_tpu() -> bool:
     """Whether this machine may have a TPU: a device file, a chip on the bus, or an environment that speaks of one."""
-    if any(name.startswith("TPU_") for name in os.environ) or glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
+    if any(name in os.environ for name in TPUS) or glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
         return True
     devices = (pathlib.Path(path).parent for path in glob.glob("/sys/bus/pci/devices/*/vendor"))
     return any(_read(at / "vendor") == GOOGLE and not _read(at / "class").startswith(NO_CHIPS) for at in devices)
