@@ -10,7 +10,6 @@ from vlm3_jax import config as configs
 from vlm3_jax.checkpoint import copying
 from vlm3_jax.config import check_entry, component_config
 from vlm3_jax.errors import UserError
-from vlm3_jax.evaluate import run
 from vlm3_jax.model import attention, vlm
 from vlm3_jax.model import params as parameters
 from vlm3_jax.synth import options as synth_options
@@ -238,7 +237,6 @@ def test_every_number_and_choice_is_judged():
         ("train.remat", vlm.REMAT),
         ("train.attention", attention.BACK_ENDS),
         ("train.export", ("", *copying.DTYPES)),
-        ("eval.variants", run.VARIANTS),
     ],
 )
 def test_the_choices_are_those_of_the_code(field, names):

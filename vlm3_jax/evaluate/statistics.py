@@ -39,15 +39,13 @@ def paired_difference(
     scores_a: Sequence[float] | np.ndarray,
     scores_b: Sequence[float] | np.ndarray,
     clusters: Sequence[Hashable],
-    n: int = 1000,
-    seed: int = 0,
 ) -> tuple[float, float, float]:
     """Mean of a - b over the items that count in both, with its 95 % interval (see `bootstrap_interval`).
 
     Both answered the same items: the difference is far more certain than its two means.
     """
     difference = np.asarray(scores_a, np.float64) - np.asarray(scores_b, np.float64)
-    return mean(difference), *bootstrap_interval(difference, clusters, n, seed)
+    return mean(difference), *bootstrap_interval(difference, clusters)
 
 
 def mean(scores: Sequence[float] | np.ndarray) -> float:

@@ -12,14 +12,13 @@ from vlm3_jax.model import params as parameters
 from vlm3_jax.model import sizes
 from vlm3_jax.model.attention import BackEnd
 from vlm3_jax.model.config import VLMConfig
-from vlm3_jax.model.vlm import REMAT
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.planning import compile as compiler
 from vlm3_jax.planning.collectives import Traffic
 from vlm3_jax.planning.roofline import Load
 from vlm3_jax.planning.samples import Rows, accumulation_for, total_rows, typical_rows
 from vlm3_jax.planning.topology import Topology
-from vlm3_jax.train.trainable import DTYPES, Trainable
+from vlm3_jax.train.trainable import Trainable
 
 # Rows that one device may hold at once, and the share of the bound that is taken for reached: with everything made
 # again it stands for an MFU of about 40 %; MaxText publishes 45 % for an 8B text model on v6e.
@@ -168,15 +167,11 @@ def model_config(name: str) -> VLMConfig:
 def make_plan(
     config, topology: Topology, shapes=None, count: int = 1, reached: float = REACHED, say: Callable = lambda text: None
 ) -> Plan:
-    """Estimates all mesh `shapes` (None: all that the topology allows); on a TPU the `count` best that seem to fit are
-    then compiled. `say` is told about every compilation before it starts.
+    """Estimates all mesh `shapes` (None: all that the topology allows) for a checked config; on a TPU the `count` best
+    that seem to fit are then compiled. `say` is told about every compilation before it starts.
 
     UserError for what cannot be planned: no model, no image sizes, no TPU compiler.
     """
-    if config.train.remat not in REMAT:
-        raise UserError(f"train.remat: {config.train.remat!r} is unknown; choose one of {', '.join(REMAT)}")
-    if config.train.dtype not in DTYPES:
-        raise UserError(f"train.dtype: {config.train.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if config.train.samples < 1:
         raise UserError("train.samples is 0: set the length of the run in samples")
     cfg, budget = model_config(config.model), RowBudget.from_config(config.data)
