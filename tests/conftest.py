@@ -6,6 +6,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 
 # Before anything imports jax. Compiling is most of what the tests do: without optimisation and the newer fusion
 # emitters it takes an eighth of the time, and equal programs compile once (child processes included).
@@ -19,7 +20,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Adds to XLA_FLAGS what makes steps on CPUs right (xla.py), before a test can start jax.
+import tests.typecheck  # noqa: E402
 import vlm3_jax  # noqa: E402, F401
+
+# Shapes and types of these modules' signatures are checked while tests run (vlm3_jax/shapes.py).
+CHECKED = ("camera", "pose", "records", "processor", "model", "infer.decode")
+install_import_hook([f"vlm3_jax.{name}" for name in CHECKED], f"{tests.typecheck.__name__}.check")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -49,6 +55,21 @@ def qwen_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
     write_qwen(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def lively(tiny_model, tmp_path_factory):
+    """The tiny model with quiet embeddings and loud, sharp layers: as it is, it repeats its last token for ever."""
+    from vlm3_jax.checkpoint import hf
+    from vlm3_jax.model import params as parameters
+
+    cfg, params = hf.load(tiny_model)
+    flat = parameters.flatten(params)
+    flat["text", "embed"] *= 0.05
+    flat["text", "norm"] *= 20.0
+    for path, value in flat.items():
+        value *= {"o_proj": 10.0, "down_proj": 4.0, "q_norm": 3.0}.get(path[-1], 1.0)
+    return hf.save(tmp_path_factory.mktemp("lively") / "model", cfg, parameters.nest(flat), tiny_model)
 
 
 @pytest.fixture

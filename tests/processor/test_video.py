@@ -31,9 +31,11 @@ def random_video(rng, count=None, size=None):
 
 
 def still(rng):
-    width, height = rng.integers(4, 60, 2)
+    width, height = rng.integers(4, 60, 2).tolist()
     ref = records.encode_image(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), "x.png")
-    return image.image_layout(records.View(ref, Camera(9.0, 9.0, width / 2, height / 2, width, height)), VISION)
+    return image.image_layout(
+        records.View(ref, Camera(9.0, 9.0, width / 2, height / 2, int(width), int(height))), VISION
+    )
 
 
 @pytest.fixture

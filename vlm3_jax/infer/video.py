@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.sampling import GREEDY, Sampling
 from vlm3_jax.processor.image import ImageLayout
@@ -13,7 +15,7 @@ def ask_video(
     frames,
     question: str,
     fps: float | None = None,
-    times_s: Sequence[float] | None = None,
+    times_s: Sequence[float] | np.ndarray | None = None,
     images: Sequence[ImageLayout] = (),
     sampling: Sampling = GREEDY,
 ) -> str:

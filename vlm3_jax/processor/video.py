@@ -101,7 +101,11 @@ class VideoLayout:
 
 
 def video_layout(
-    frames, spec: VideoSpec, fps: float | None = None, times_s: Sequence[float] | None = None, name: str = "video"
+    frames,
+    spec: VideoSpec,
+    fps: float | None = None,
+    times_s: Sequence[float] | np.ndarray | None = None,
+    name: str = "video",
 ) -> VideoLayout:
     """The layout of a video: uint8 [F, H, W, 3], or a sequence of such frames or PIL images, all of one size.
 

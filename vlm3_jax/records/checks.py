@@ -5,7 +5,7 @@ import numpy as np
 from vlm3_jax.errors import BadRecord
 
 
-def need(right: bool | np.bool_, field: str, what: str) -> None:
+def need(right: object, field: str, what: str) -> None:
     """BadRecord that says `what` is wrong with the field unless it is right."""
     if not right:
         raise BadRecord(f"{field}: {what}")

@@ -3,9 +3,9 @@
 All tasks share one contract, so that the data path and the evaluation never ask which task they handle.
 """
 
+import abc
 import dataclasses
 import re
-import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +31,7 @@ class Example:
     views: tuple[int, ...] = (0,)
 
 
-class Task(typing.Protocol):
+class Task(abc.ABC):
     """One task. `higher_is_better` tells how to read the headline; `headline` names it (for example "delta1").
 
     `target_fields`: what a target of each kind must hold, `{kind: {field: form}}`, a form being a name in
@@ -43,6 +43,7 @@ class Task(typing.Protocol):
     higher_is_better: bool
     target_fields: dict[str, dict[str, Any]]
 
+    @abc.abstractmethod
     def examples(
         self, record: Record, rng: np.random.Generator, protocol: Protocol, vary: bool = False
     ) -> list[Example]:
@@ -58,12 +59,15 @@ class Task(typing.Protocol):
             raise ValueError(f"unknown rules {rules!r}; choose one of {RULES}")
         return self.read(text, target) if rules == "vlm3" else self.read_as_release(text, target)
 
+    @abc.abstractmethod
     def read(self, text: str, target: dict[str, Any] | None) -> Any | None:
         """`parse` by our rules."""
 
+    @abc.abstractmethod
     def read_as_release(self, text: str, target: dict[str, Any] | None) -> Any | None:
         """`parse` as the release's notebook and the paper read."""
 
+    @abc.abstractmethod
     def item_scores(self, parsed: Sequence[Any | None], targets: Sequence[dict[str, Any]]) -> np.ndarray:
         """float64 [N], one score an item; the headline metric is exactly their `nanmean`.
 
@@ -71,6 +75,7 @@ class Task(typing.Protocol):
         (Euler, direction). AUC is a mean over pairs too, since its cumulative histogram is linear in the pairs.
         """
 
+    @abc.abstractmethod
     def metrics(self, parsed: Sequence[Any | None], targets: Sequence[dict[str, Any]]) -> dict[str, float]:
         """All metrics of formats: the headline first, then the others, always with `count` and `parse_failures`."""
 
@@ -81,11 +86,13 @@ class Task(typing.Protocol):
         parsed = [self.parse(text, target, rules) for text, target in zip(predictions, targets, strict=True)]
         return self.metrics(parsed, targets)
 
+    @abc.abstractmethod
     def constant_answers(self, targets: Sequence[dict[str, Any]]) -> list[Any]:
         """Parsed answers of the best constant reference (one an item): what a model that sees nothing can reach."""
 
     def extra_references(self, targets: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-        """Further references without a model, by name: parsed answers, one an item (often none)."""
+        """Further references without a model, by name: parsed answers, one an item (most tasks have none)."""
+        return {}
 
 
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL)

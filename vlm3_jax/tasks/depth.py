@@ -96,10 +96,6 @@ class DepthTask(Task):
             return []
         return [best_ratio_constant(_truth(targets), 1 / DELTA, DELTA)] * len(targets)
 
-    def extra_references(self, targets) -> dict[str, list[float]]:
-        """None beside the constant."""
-        return {}
-
 
 def _truth(targets) -> np.ndarray:
     return np.array([t["depth_m"] for t in targets], np.float64)

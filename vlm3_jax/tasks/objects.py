@@ -134,10 +134,6 @@ class ObjectsTask(Task):
         best = {sort: _best_constant(sort[0], truths) for sort, truths in groups.items()}
         return [best[_sort(target)] for target in targets]
 
-    def extra_references(self, targets) -> dict[str, list]:
-        """None beside the constant."""
-        return {}
-
 
 @dataclasses.dataclass(frozen=True)
 class _Scene:

@@ -165,10 +165,6 @@ class PoseTask(Task):
         candidates = [answers(d) for d in ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))]
         return max(candidates, key=lambda c: np.nansum(self.item_scores(c, targets)))
 
-    def extra_references(self, targets) -> dict[str, list]:
-        """None beside the constant."""
-        return {}
-
 
 def auc(error_deg: float, degrees: int) -> float:
     """One pair's share of AUC@degrees.
