@@ -3,7 +3,7 @@
 import pytest
 
 import vlm3_jax
-from vlm3_jax import cli, synth
+from vlm3_jax import cli, pretrained, synth
 from vlm3_jax import config as configs
 from vlm3_jax.checkpoint import convert
 from vlm3_jax.config import check_entry
@@ -57,8 +57,8 @@ def test_functions_refuse_a_scheme(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calls = [
         lambda: vlm3_jax.load("gs://lab/y"),
-        lambda: convert.plan_conversion("gs://lab/y"),
-        lambda: convert.convert(convert.plan_conversion(tiny_model), "gs://lab/y"),
+        lambda: pretrained.open("gs://lab/y"),
+        lambda: convert.convert(convert.plan_conversion(pretrained.open(tiny_model).source), "gs://lab/y"),
         lambda: synth.build("gs://lab/z", 1, synth.SynthOptions(), 0),
         lambda: check_entry("a", {"path": "gs://lab/*.array_record"}),
         lambda: check_entry("a", {"kind": "depthlm", "path": "x", "images": "gs://lab", "depth_kind": "z"}),
