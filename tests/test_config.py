@@ -8,7 +8,7 @@ import pytest
 
 from vlm3_jax import config as configs
 from vlm3_jax.checkpoint import copying
-from vlm3_jax.config import check_entry, component_config
+from vlm3_jax.config import check_component, component_config
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import attention, vlm
 from vlm3_jax.model import params as parameters
@@ -100,7 +100,7 @@ def test_a_component_can_be_added(config):
     assert config.data.components.mine == expected
     assert config.data.components.rooms.weight == 0
     assert config.eval.components.mine == component_config(path="held_out")
-    check_entry("mine", config.data.components.mine)
+    check_component("mine", config.data.components.mine)
     for wrong, message in {
         "data.components.other.wieght=1": "has no field 'wieght'; did you mean 'weight'?",
         "data.components.other=1": "not a ConfigDict (it is a group of fields)",
@@ -124,7 +124,7 @@ def test_shipped_configs_are_found_by_name(name, monkeypatch, tmp_path):
     assert config.data.components
     assert set(config.eval.components) == set(config.data.components)
     for entry_name, entry in (*config.data.components.items(), *config.eval.components.items()):
-        check_entry(entry_name, entry)
+        check_component(entry_name, entry)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -246,9 +246,9 @@ def test_the_choices_are_those_of_the_code(field, names):
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
 def test_weight_and_focal_length_of_an_entry_are_finite(value):
     with pytest.raises(UserError, match=f"component 'rooms': weight = {value} is out of range"):
-        check_entry("rooms", {"path": "rooms", "weight": value})
+        check_component("rooms", {"path": "rooms", "weight": value})
     with pytest.raises(UserError, match=f"component 'rooms': resize is 'focal:{value}'; write focal:PX"):
-        check_entry("rooms", {"path": "rooms", "resize": f"focal:{value}"})
+        check_component("rooms", {"path": "rooms", "resize": f"focal:{value}"})
 
 
 def test_demo_takes_an_argument():

@@ -6,7 +6,7 @@ import vlm3_jax
 from vlm3_jax import cli, pretrained, synth
 from vlm3_jax import config as configs
 from vlm3_jax.checkpoint import convert
-from vlm3_jax.config import check_entry
+from vlm3_jax.config import check_component
 from vlm3_jax.errors import UserError
 from vlm3_jax.storage import local_path
 
@@ -60,8 +60,8 @@ def test_functions_refuse_a_scheme(tiny_model, tmp_path, monkeypatch):
         lambda: pretrained.open("gs://lab/y"),
         lambda: convert.convert(convert.plan_conversion(pretrained.open(tiny_model).source), "gs://lab/y"),
         lambda: synth.build("gs://lab/z", 1, synth.SynthOptions(), 0),
-        lambda: check_entry("a", {"path": "gs://lab/*.array_record"}),
-        lambda: check_entry("a", {"kind": "depthlm", "path": "x", "images": "gs://lab", "depth_kind": "z"}),
+        lambda: check_component("a", {"path": "gs://lab/*.array_record"}),
+        lambda: check_component("a", {"kind": "depthlm", "path": "x", "images": "gs://lab", "depth_kind": "z"}),
     ]
     for call in calls:
         with pytest.raises(UserError, match="only local files are read and written"):

@@ -205,7 +205,7 @@ def _data_show(args, fields) -> None:
     picture = args.picture and _picture(args.picture)
     config = read_config(args, fields)
     components = Setup.from_config(config).components(config.data.components)
-    phase = first_phase({c.name: len(c) for c in components}, {c.name: c.entry.weight for c in components})
+    phase = first_phase({c.name: len(c) for c in components}, {c.name: c.fields.weight for c in components})
     print(inspect.show(Mixture(components, config.seed, [phase]), args.index, picture))
 
 

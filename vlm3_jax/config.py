@@ -186,44 +186,44 @@ def component_config(**fields) -> ml_collections.ConfigDict:
     return config
 
 
-def check_entry(name: str, entry) -> ml_collections.ConfigDict:
+def check_component(name: str, fields) -> ml_collections.ConfigDict:
     """A component's fields, defaults filled in; UserError, naming component and field, if a value is not allowed."""
     try:
-        entry = component_config(**dict(entry))
+        fields = component_config(**dict(fields))
     except UserError as error:
         raise UserError(f"component {name!r}: {error}") from None
     allowed = {"kind": KINDS, "task": tuple(TASKS), "protocol": WORDINGS}
-    if entry.kind == "depthlm":
+    if fields.kind == "depthlm":
         allowed["depth_kind"] = DEPTH_KINDS
     for field, choices in allowed.items():
-        if entry[field] not in choices:
-            raise UserError(f"component {name!r}: {field} is {entry[field]!r}; choose one of {choices}")
+        if fields[field] not in choices:
+            raise UserError(f"component {name!r}: {field} is {fields[field]!r}; choose one of {choices}")
     ranges = {
-        "weight": 0 <= entry.weight < math.inf,
-        "coord_range": entry.coord_range >= 0,
-        "questions": entry.questions >= 0,
-        "flip": 0 <= entry.flip <= 1,
-        "first": entry.first >= 0,
-        "limit": entry.limit >= 0,
+        "weight": 0 <= fields.weight < math.inf,
+        "coord_range": fields.coord_range >= 0,
+        "questions": fields.questions >= 0,
+        "flip": 0 <= fields.flip <= 1,
+        "first": fields.first >= 0,
+        "limit": fields.limit >= 0,
     }
     for field, good in ranges.items():
         if not good:
-            raise UserError(f"component {name!r}: {field} = {entry[field]} is out of range")
-    if not entry.path:
+            raise UserError(f"component {name!r}: {field} = {fields[field]} is out of range")
+    if not fields.path:
         raise UserError(f"component {name!r}: path is empty")
     for field in ("path", "images"):
-        local_path(entry[field], f"component {name!r}: {field}")
+        local_path(fields[field], f"component {name!r}: {field}")
     try:
-        protocol_of(entry)
+        protocol_of(fields)
     except ValueError as error:
         raise UserError(f"component {name!r}: {error}") from None
-    return entry
+    return fields
 
 
-def protocol_of(entry) -> Protocol:
+def protocol_of(fields) -> Protocol:
     """How a component asks: its named protocol with the component's own fields in place. ValueError for a bad one."""
-    fields = {field: entry[field] for field in ("resize", "coord_range", "questions", "think")}
-    return protocols.given(entry.task, entry.protocol, **fields)
+    changes = {field: fields[field] for field in ("resize", "coord_range", "questions", "think")}
+    return protocols.given(fields.task, fields.protocol, **changes)
 
 
 def load(name: str) -> ml_collections.ConfigDict:
@@ -282,7 +282,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """UserError, naming the field, if a value is not allowed (`ALLOWED`) or does not go with the others.
 
     Judged from the config alone, before files are opened or devices started. Components are judged by
-    `check_entry`; what needs the model or the mesh where these are made.
+    `check_component`; what needs the model or the mesh where these are made.
     """
     for name in ("model", "base", "workdir"):
         local_path(config[name], f"config.{name}")
@@ -312,7 +312,7 @@ def _check_training(config) -> None:
     if set(train.freeze) == set(parameters.GROUPS):
         raise UserError(f"train.freeze names all groups ({', '.join(train.freeze)}): nothing is left to train")
     held_out = config.eval.components.items() if config.eval.loss_batches else ()
-    measured = "", *(f"eval_loss/{name}" for name, entry in held_out if entry.weight > 0)
+    measured = "", *(f"eval_loss/{name}" for name, fields in held_out if fields.weight > 0)
     if train.keep_best not in measured:
         choices = ", ".join(map(repr, measured))
         raise UserError(f"train.keep_best: {train.keep_best!r} is not measured; choose one of {choices}")

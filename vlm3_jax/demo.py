@@ -47,7 +47,7 @@ def demo(config, scenes: int, name: str = "demo", workers: int = 2) -> bool:
     def stage(text):
         say(f"[{time.perf_counter() - start:5.0f} s] {text}")
 
-    held_out = max(entry.limit or config.eval.records for entry in config.eval.components.values())
+    held_out = max(fields.limit or config.eval.records for fields in config.eval.components.values())
     kind = options(config.synth.motion)
     for part, count, first in (("train", scenes, 0), ("held_out", held_out, HELD_OUT_FIRST)):
         stage(f"rendering {count} scenes of two views: {workdir / 'data' / part}")
@@ -102,7 +102,7 @@ def _summary(config, scenes: int, seconds: float) -> dict[str, str]:
 def place_data(config) -> None:
     """Points every component at the data that the demo renders below its workdir."""
     data = pathlib.Path(config.workdir) / "data"
-    for entry in config.data.components.values():
-        entry.path = str(data / "train")
-    for entry in config.eval.components.values():
-        entry.path = str(data / "held_out")
+    for fields in config.data.components.values():
+        fields.path = str(data / "train")
+    for fields in config.eval.components.values():
+        fields.path = str(data / "held_out")

@@ -99,7 +99,7 @@ def check_sets(name: str, sets, tasks) -> None:
 def add_rendered(config, weights: dict[str, float]) -> None:
     """Adds the demo's scenes as a component of each task; `weights` by task, as in `RENDERED`."""
     for task, weight in weights.items():
-        entry = component_config(
+        fields = component_config(
             path="runs/demo/data/train",
             task=task,
             weight=weight,
@@ -109,9 +109,9 @@ def add_rendered(config, weights: dict[str, float]) -> None:
             flip=0.5,
             covisibility_min=OVERLAP if task in ("correspondence", "pose") else 0.0,
         )
-        held_out = entry.copy_and_resolve_references()
+        held_out = fields.copy_and_resolve_references()
         held_out.path, held_out.flip = "runs/demo/data/held_out", 0.0
-        config.data.components[f"synth_{task}"] = entry
+        config.data.components[f"synth_{task}"] = fields
         config.eval.components[f"synth_{task}"] = held_out
 
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from vlm3_jax import config as configs
 from vlm3_jax import pretrained
-from vlm3_jax.config import check_entry, protocol_of
+from vlm3_jax.config import check_component, protocol_of
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.mixture import build_components
 from vlm3_jax.data.packing import RowBudget
@@ -36,8 +36,8 @@ class Setup:
         """Judges the config and opens the model; UserError names what is wrong or missing."""
         configs.check(config)
         for table in (config.data.components, config.eval.components):
-            for name, entry in table.items():
-                check_entry(name, entry)
+            for name, fields in table.items():
+                check_component(name, fields)
         if not config.workdir:
             raise UserError("no workdir is given: set --workdir to the folder for checkpoints, metrics and the export")
         workdir = pathlib.Path(config.workdir)
@@ -75,8 +75,8 @@ class Setup:
 
         A task that is not trained is asked as before.
         """
-        entries = sorted(reversed(list(self.config.data.components.values())), key=lambda entry: entry.weight)
-        return self.model.protocols | {entry.task: protocol_of(entry) for entry in entries}
+        trained = sorted(reversed(list(self.config.data.components.values())), key=lambda fields: fields.weight)
+        return self.model.protocols | {fields.task: protocol_of(fields) for fields in trained}
 
     def settings(self) -> SampleSettings:
         """How records become samples in this run."""

@@ -103,7 +103,7 @@ class Opened:
     def __init__(self, table, settings, streams, seed=0, saved=None, max_bad_fraction=0.01):
         self.components = mixture.build_components(table, settings, max_bad_fraction)
         self.lengths = {c.name: len(c) for c in self.components}
-        self.weights = {c.name: c.entry.weight for c in self.components}
+        self.weights = {c.name: c.fields.weight for c in self.components}
         self.streams = streams
         self.state = schedule.open_schedule(self.lengths, self.weights, streams, saved, seed)
         self.mixture = mixture.Mixture(self.components, seed, self.state.phases)

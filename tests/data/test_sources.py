@@ -8,7 +8,7 @@ from small_data import small_record, write_shard
 
 from vlm3_jax import records
 from vlm3_jax.camera import Focal
-from vlm3_jax.config import check_entry, component_config
+from vlm3_jax.config import check_component, component_config
 from vlm3_jax.data import component
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.data.samples import Bad
@@ -225,11 +225,11 @@ def test_components_are_strict():
     with pytest.raises(UserError, match="no field 'wieght'; did you mean 'weight'"):
         component_config(wieght=2)
     with pytest.raises(UserError, match=r"component 'a': .*'questions' of a component must be"):
-        check_entry("a", {"path": "x", "questions": "many"})
+        check_component("a", {"path": "x", "questions": "many"})
     with pytest.raises(UserError, match=r"component 'a': depth_kind is ''; choose one of"):
-        check_entry("a", {"kind": "depthlm", "path": "x"})
+        check_component("a", {"kind": "depthlm", "path": "x"})
     with pytest.raises(UserError, match=r"component 'a': flip = 1\.5 is out of range"):
-        check_entry("a", {"path": "x", "flip": 1.5})
+        check_component("a", {"path": "x", "flip": 1.5})
 
 
 def one_component(settings, path, **fields):

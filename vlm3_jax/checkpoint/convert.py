@@ -73,8 +73,8 @@ def convert(conversion: Conversion, target, overwrite: bool = False, progress: b
     """
     target, source, plan = local_path(target, "target"), conversion.source, conversion.plan
     _check_target(target, source, overwrite)
-    aside = target.with_name(target.name + ".converting")
-    kept = aside if aside.is_dir() else None
+    tmp = target.with_name(target.name + ".converting")
+    kept = tmp if tmp.is_dir() else None
     free, have = free_bytes(target), sum(p.stat().st_blocks * 512 for p in kept.rglob("*")) if kept else 0
     if plan.nbytes > free + have:
         raise UserError(f"{target}: {plan.nbytes:,} bytes are needed, the disk has {free + have:,}")
@@ -91,12 +91,12 @@ def convert(conversion: Conversion, target, overwrite: bool = False, progress: b
     )
     with rich.progress.Progress(*columns, console=console, disable=not (progress and console.is_terminal)) as bar:
         task = bar.add_task("converting", total=plan.nbytes)
-        write(aside, plan, identity, lambda size: bar.advance(task, size))
+        write(tmp, plan, identity, lambda size: bar.advance(task, size))
     if not conversion.is_adapter:
-        hf.carry_files(source.files, aside, plan.jobs[0].dtype)
+        hf.carry_files(source.files, tmp, plan.jobs[0].dtype)
     elif (asked := source.files / protocol.FILE).is_file():
-        shutil.copyfile(asked, aside / protocol.FILE)
-    finish(aside, target)
+        shutil.copyfile(asked, tmp / protocol.FILE)
+    finish(tmp, target)
     return target
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 
 from vlm3_jax import records, tasks
-from vlm3_jax.config import check_entry, protocol_of
+from vlm3_jax.config import check_component, protocol_of
 from vlm3_jax.data.packing import RowBudget, enough, excess, fits
 from vlm3_jax.data.samples import Bad, PassedOver, Sample, build_sample
 from vlm3_jax.data.sources import Source
@@ -38,14 +38,14 @@ class SampleSettings:
 class Component:
     """Records of one source as samples of one task; `number` is its place in the mixture table."""
 
-    def __init__(self, name: str, entry, source: Source, settings: SampleSettings, number: int = 0):
+    def __init__(self, name: str, fields, source: Source, settings: SampleSettings, number: int = 0):
         self.name = name
-        self.entry = check_entry(name, entry)
+        self.fields = check_component(name, fields)
         self.source = source
         self.settings = settings
         self.number = number
-        self.task = tasks.get(self.entry.task)
-        self.protocol = protocol_of(self.entry)
+        self.task = tasks.get(self.fields.task)
+        self.protocol = protocol_of(self.fields)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -65,7 +65,7 @@ class Component:
             return Bad(id, self.name, str(self.source.path), str(error), error)
 
     def _sample(self, index: int, key: tuple[int, ...], id: str, training: bool) -> Sample | PassedOver:
-        mirror = training and self.entry.flip > 0 and np.random.default_rng([*key, 1]).random() < self.entry.flip
+        mirror = training and self.fields.flip > 0 and np.random.default_rng([*key, 1]).random() < self.fields.flip
         record = self._record(index, mirror)
         if isinstance(record, PassedOver):
             return record
@@ -82,7 +82,7 @@ class Component:
 
     def _record(self, index: int, mirror: bool) -> Record | PassedOver:
         """Record `index` resized by the component's protocol, if it can be used."""
-        record, least = self.source[index], self.entry.covisibility_min
+        record, least = self.source[index], self.fields.covisibility_min
         if record is None:
             return PassedOver("its line was set aside when the file was opened (vlm3 data check says why)")
         if record.covisibility is not None and record.covisibility < least:

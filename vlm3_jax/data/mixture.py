@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from grain.experimental import index_shuffle
 
-from vlm3_jax.config import check_entry
+from vlm3_jax.config import check_component
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.samples import Bad, PassedOver, Sample
 from vlm3_jax.data.sources import make_source
@@ -243,9 +243,9 @@ def build_components(
     Those of weight 0 are checked but not opened, so that a shared table may name data that is not at hand.
     """
     components = []
-    for number, (name, entry) in enumerate(table.items()):
-        entry = check_entry(name, entry)
-        if entry.weight > 0:
-            source = make_source(name, entry, max_bad_fraction)
-            components.append(Component(name, entry, source, settings, number))
+    for number, (name, fields) in enumerate(table.items()):
+        fields = check_component(name, fields)
+        if fields.weight > 0:
+            source = make_source(name, fields, max_bad_fraction)
+            components.append(Component(name, fields, source, settings, number))
     return components

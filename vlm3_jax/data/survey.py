@@ -193,7 +193,7 @@ def mix_report(
     """
     run = run or Run()
     components = build_components(table, dataclasses.replace(settings, budget=UNBOUNDED), max_bad_fraction)
-    phase = first_phase({c.name: len(c) for c in components}, {c.name: c.entry.weight for c in components})
+    phase = first_phase({c.name: len(c) for c in components}, {c.name: c.fields.weight for c in components})
     mixture = Mixture(components, seed, [phase])
     drawn, bad, passed_over, index = [], [], 0, 0
     while len(drawn) < samples and index < 2 * samples + 1000:
@@ -240,10 +240,10 @@ def _longest(samples: Sequence[Sample], budget: RowBudget) -> dict[str, int]:
 def _shares(components: Sequence[Component], drawn: Sequence[Sample], draws: float) -> list[Share]:
     """`draws`: how many the run makes, those without a sample included."""
     sizes, number = _sizes(drawn), np.array([s.component for s in drawn])
-    total = sum(component.entry.weight for component in components)
+    total = sum(component.fields.weight for component in components)
     parts = []
     for c in components:
-        share, own = c.entry.weight / total, sizes[number == c.number]
+        share, own = c.fields.weight / total, sizes[number == c.number]
         epochs = draws * share / len(c) if draws else None
         parts.append(Share(c.name, len(c), share, len(own) / len(drawn), epochs, own))
     return parts

@@ -61,13 +61,13 @@ def vision_spec(model: str, cfg: VLMConfig) -> VisionSpec:
     return VisionSpec.of(cfg, 65_536, 16_777_216)
 
 
-def sample_of(name: str, entry, budget: RowBudget, spec: VisionSpec) -> Sample:
+def sample_of(name: str, fields, budget: RowBudget, spec: VisionSpec) -> Sample:
     """A sample of a component, cropped as in training; UserError if it names no `size` or fits no row."""
-    if len(entry.size) != 3:
-        raise UserError(f"component {name!r}: size is {entry.size!r}, but a plan needs (width, height, focal) in px")
-    width, height, focal = map(float, entry.size)
-    images, (turn, answer) = IMAGES[entry.task], TEXT.get((entry.task, entry.protocol), SHORT)
-    protocol = protocol_of(entry)
+    if len(fields.size) != 3:
+        raise UserError(f"component {name!r}: size is {fields.size!r}, but a plan needs (width, height, focal) in px")
+    width, height, focal = map(float, fields.size)
+    images, (turn, answer) = IMAGES[fields.task], TEXT.get((fields.task, fields.protocol), SHORT)
+    protocol = protocol_of(fields)
     camera = Camera(focal, focal, width / 2, height / 2, round(width), round(height))
     camera, asked = protocol.resize.camera(camera), protocol.questions
     n_text, n_targets, unit = turn * asked + 2 * images, answer * asked, spec.merge_size**2
@@ -93,11 +93,11 @@ def sample_of(name: str, entry, budget: RowBudget, spec: VisionSpec) -> Sample:
 def typical_rows(config, cfg: VLMConfig, budget: RowBudget, count: int = 512) -> Rows:
     """`count` rows of the mixture, packed as in training; components are drawn by weight with the config's seed."""
     spec = vision_spec(config.model, cfg)
-    entries = {name: entry for name, entry in config.data.components.items() if entry.weight > 0}
-    if not entries:
+    components = {name: fields for name, fields in config.data.components.items() if fields.weight > 0}
+    if not components:
         raise UserError("data.components is empty: nothing to plan for")
-    samples = [sample_of(name, entry, budget, spec) for name, entry in entries.items()]
-    weights = np.array([entry.weight for entry in entries.values()])
+    samples = [sample_of(name, fields, budget, spec) for name, fields in components.items()]
+    weights = np.array([fields.weight for fields in components.values()])
     drawn = np.random.default_rng(config.seed).choice(len(samples), 1 << 16, p=weights / weights.sum())
     # Lists of blocks are sized to what rows need, so they are no bound here.
     loose = dataclasses.replace(budget, pair_block=0, reach=0)

@@ -3,7 +3,7 @@
 import os
 import typing
 
-from vlm3_jax.config import check_entry
+from vlm3_jax.config import check_component
 from vlm3_jax.data.sources.array_record import ArrayRecordSource
 from vlm3_jax.data.sources.depthlm import BadLine, DepthLMSource
 from vlm3_jax.records import Record
@@ -23,11 +23,11 @@ class Source(typing.Protocol):
         """Record `index`, its images not decoded; None if it is one of `bad`. BadRecord if its data cannot be used."""
 
 
-def make_source(name: str, entry, max_bad_fraction: float = 0.01) -> Source:
+def make_source(name: str, fields, max_bad_fraction: float = 0.01) -> Source:
     """The source of a component (`component_config` or a dict of its fields)."""
-    entry = check_entry(name, entry)
-    limit = entry.limit or None
-    if entry.kind == "records":
-        return ArrayRecordSource(name, entry.path, entry.first, limit)
-    images = entry.images or os.path.dirname(entry.path) or "."
-    return DepthLMSource(name, entry.path, images, entry.depth_kind, entry.first, limit, max_bad_fraction)
+    fields = check_component(name, fields)
+    limit = fields.limit or None
+    if fields.kind == "records":
+        return ArrayRecordSource(name, fields.path, fields.first, limit)
+    images = fields.images or os.path.dirname(fields.path) or "."
+    return DepthLMSource(name, fields.path, images, fields.depth_kind, fields.first, limit, max_bad_fraction)
