@@ -1,6 +1,6 @@
 """What XLA must be told before jax starts: on CPUs its own order of operations computes steps wrongly now and then.
 
-docs/cpu_race.md has what was seen. XLA reads XLA_FLAGS once a process, when jax starts its first back end.
+docs/decisions.md (Runs) says what was seen. XLA reads XLA_FLAGS once a process, when jax starts its first back end.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ def set_flags() -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=false".strip()
     if started_on_cpu():
         warnings.warn(
-            "jax was in use on the CPU before vlm3_jax was imported: steps may come out wrong (docs/cpu_race.md); "
+            "jax was in use on the CPU before vlm3_jax was imported: steps may come out wrong (docs/decisions.md); "
             f"import vlm3_jax first, or set XLA_FLAGS={FLAG}=false",
             stacklevel=2,
         )
