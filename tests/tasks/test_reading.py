@@ -186,7 +186,8 @@ CASES = [
     (V, '\\begin{pmatrix} -0.62 \\\\ 0.03 \\\\ 0.78 \\end{pmatrix}', None),
     (V, '\\((-0.62, +0.03, +0.78)\\)', (-0.62, 0.03, 0.78)), (V, '(-0.62,0.03,0.78)', (-0.62, 0.03, 0.78)),
     (Q, '6 ft 2', 1.8796), (Q, "6'2”", 1.8796), (Q, '6’ 2’’', 1.8796), (Q, '6 foot 2 inches', 1.8796),
-    (Q, '6 foot 2', 1.8796), (Q, '2 yards 1 foot 6 inches', 2.286), (Q, '1m 80cm', 1.8), (Q, '1 m 80', 1),
+    (Q, '6 foot 2', 1.8796), (Q, '2 yards 1 foot 6 inches', 2.286), (Q, '1m 80cm', 1.8), (Q, '1 m 80', 1.8),
+    (D, '3 meters 50', 3.5), (D, 'The distance \u20143.5 m', 3.5), (D, 'it is\u20143.5 m', 3.5),
     (Q, '3 meters, 50 centimeters', 3.5), (Q, '0.5 m (50 cm or 19.7 inches)', 0.5), (Q, '12 inches (1 foot)', 0.3048),
     (Q, '12in', 0.3048), (Q, '12 in tall', 0.3048), (Q, '12-inch', 0.3048), (Q, 'a 12-inch gap', 0.3048),
     (Q, 'The width is 12 in.', 0.3048), (Q, '5 in the foreground and 3 m', 3), (Q, '4.5 CM', 0.045),
@@ -381,6 +382,27 @@ def test_a_part_of_a_number_is_never_read(groups, question):
 def test_what_is_no_number_is_unread(text):
     assert read(D, text) is None
     assert read(Q, f"The width is {text}.") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "word", "said"),
+    [
+        ("**Yes**, it is.", "predicate", "big", True),
+        ("“No”", "predicate", "big", False),
+        ("It is <b>not</b> bigger.", "predicate", "big", False),
+        ("<answer>**No**</answer>", "predicate", "big", False),
+        (r"\text{Yes}", "predicate", "big", True),
+        ("Ｙｅｓ", "predicate", "left", True),
+        ("Yes. Wait, no.", "predicate", "left", False),
+        ("is it? yes </think> No.", "predicate", "left", False),
+        ("The one that is bigger is bounding box region (1,234, 56, 1,500, 70).", "choice", "big", 0),
+        ("(１０, ２０, ３０, ４０) is bigger.", "choice", "big", 1),
+        ("<answer>[10,20,30,40]</answer>", "choice", "big", 1),
+    ],
+)
+def test_relations_and_regions(text, kind, word, said):
+    target = {"kind": kind, "word": word, "boxes": [[1234, 56, 1500, 70], [10, 20, 30, 40]]}
+    assert read(("objects", target), text) == said
 
 
 @pytest.mark.parametrize("seed", range(6))

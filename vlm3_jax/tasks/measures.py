@@ -161,8 +161,8 @@ def _sum(text: str, tokens, i: int, units: Units) -> tuple[Quantity, int]:
     while i < len(tokens) and units.smaller(last):
         gap, token = text[end : tokens[i].start()], tokens[i]
         unit = units.after(text, token.end())
-        if not unit and last == "feet" and not gap.strip() and _ENDS.match(text, token.end()):
-            unit = "inches", token.end()
+        if not unit and not gap.strip() and _ENDS.match(text, token.end()):
+            unit = _implied(last, token[0], token.end())
         if not unit or unit[0] not in units.smaller(last) or not _PLUS.fullmatch(gap):
             break
         # In 5'-3" the hyphen is no sign.
@@ -176,6 +176,13 @@ def _sum(text: str, tokens, i: int, units: Units) -> tuple[Quantity, int]:
         total += sign * {"half": 0.5, "quarter": 0.25}[share[1].lower()] * units.sizes[first]
         end = share.end()
     return Quantity(start, end, total, total, first), i
+
+
+def _implied(unit: str, number: str, end: int) -> tuple[str, int] | None:
+    """The unit of a last number without one: "5 ft 3" is in feet and inches, "1 m 80" in metres and centimetres."""
+    if unit == "feet":
+        return "inches", end
+    return ("centimeters", end) if unit == "meters" and re.fullmatch(r"\d\d", number) else None
 
 
 def quantity(text: str, units: Units, tagged: bool = False) -> Quantity | None:
