@@ -1,4 +1,4 @@
-r"""Speed of the data path on one core: planning, reading, resizing, cutting, packing. Needs the test extra.
+r"""Speed of the data path on one core: scheduling, reading, resizing, cutting, packing. Needs the test extra.
 
     python tools/bench_loader.py                     (a minute or two)
 
@@ -39,7 +39,7 @@ def photographs() -> dict:
 
 
 def measure(table: dict, settings: SampleSettings, batches: int) -> dict:
-    """Samples a second of processor time: the whole loader without threads, planning alone, decoding alone."""
+    """Samples a second of processor time: the whole loader without threads, scheduling alone, decoding alone."""
     opened = Opened(table, settings, ROWS)
     with loader_of(opened, settings, workers=0) as loader:
         next(loader)
@@ -52,7 +52,7 @@ def measure(table: dict, settings: SampleSettings, batches: int) -> dict:
     for _ in range(batches):
         scheduled = scheduler.batch(cursors)
         cursors, rows = scheduled.cursors, rows + scheduled.rows
-    planning = sum(map(len, rows)) / (time.process_time() - start)
+    scheduling = sum(map(len, rows)) / (time.process_time() - start)
     layouts = [layout for row in rows for sample in row for layout in sample.images][:48]
     start = time.process_time()
     for layout in layouts:
@@ -60,7 +60,7 @@ def measure(table: dict, settings: SampleSettings, batches: int) -> dict:
     decoding = len(layouts) / (time.process_time() - start)
     return {
         "loader": round(whole, 1),
-        "planning": round(planning, 1),
+        "scheduling": round(scheduling, 1),
         "decoding": round(decoding, 1),
         "layouts": layouts,
     }

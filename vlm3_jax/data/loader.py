@@ -10,8 +10,8 @@ import dataclasses
 import queue
 import threading
 import time
+import typing
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from vlm3_jax.processor.image import VisionSpec
 from vlm3_jax.storage import Unreadable
 
 
-class Draws(Protocol):
+class Draws(typing.Protocol):
     """What the indices of a schedule stand for: a `Mixture`, or held-out records."""
 
     components: Sequence[Component]
