@@ -216,7 +216,8 @@ def test_values_that_do_not_go_together_are_named(config, assignments, message):
 
 def test_every_number_and_choice_is_judged():
     """A field without a rule is a text that files or the model decide on."""
-    free = {"model", "base", "workdir", "train.keep_best", "train.lora.targets", "data.components", "eval.components"}
+    free = {"model", "base", "workdir", "train.wandb", "train.keep_best", "train.lora.targets"}
+    free |= {"data.components", "eval.components"}
 
     def fields(node, above=""):
         for key, value in node.items():

@@ -120,6 +120,8 @@ def base() -> ml_collections.ConfigDict:
     train.log_every, train.save_every, train.eval_every = 10, 500, 500
     # "FIRST:LAST": steps recorded for xprof into WORKDIR/profile (or --profile FIRST:LAST); "": none.
     train.profile = ""
+    # Project on Weights & Biases that gets the numbers too ("": none); needs pip install 'vlm3-jax[wandb]'.
+    train.wandb = ""
     # Checkpoints kept: the newest so many; those of every so many steps (0: none), saved even if save_every skips
     # them; and the one of the lowest held-out loss, such as "eval_loss/depth" ("": none), saved at every evaluation.
     train.keep, train.keep_every, train.keep_best = 2, 0, ""

@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.support import files_of_at_most, rows_of_metrics
 from vlm3_jax.errors import UserError
 from vlm3_jax.train import loop
-from vlm3_jax.train.metrics import Metrics
+from vlm3_jax.train.metrics import Bar, Metrics, duration
 
 # Bytes; reached in the middle of what a thread with a buffer would write.
 LIMIT = 8000
@@ -52,3 +52,19 @@ def test_a_full_disk_is_told_at_once(which, row, tmp_path):
     metrics.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     assert file.stat().st_size <= LIMIT
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (89, "89 s"), (90, "2 min"), (3540, "59 min"), (11100, "3 h 05 min"), (187200, "2 d 04 h")],
+)
+def test_times_are_read_at_a_glance(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_line_says_how_long_the_rest_takes(capsys):
+    bar = Bar(1000, 400)
+    bar.update({"step": 50, "samples": 500, "loss": 1.0, "samples_per_s": 2.0, "mfu": 0.5, "data_wait": 0.0}, 250.0)
+    bar.close()
+    line = " 50.0 %  step 50  loss 1.0000  2.0 samples/s  MFU 50.0 %  waiting for data 0 %  4 min left"
+    assert capsys.readouterr().err == line + "\n"

@@ -115,6 +115,18 @@ def _is_before(row: dict, step: int) -> bool:
     return row["step"] < step or (row["step"] == step and "ids" in row)
 
 
+def duration(seconds: float) -> str:
+    """A time to read at a glance: 45 s, 12 min, 3 h 05 min, 2 d 04 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60:02d} h"
+
+
 class Bar:
     """A progress bar over samples on a terminal; elsewhere a plain line every ten seconds."""
 
@@ -126,7 +138,6 @@ class Bar:
             rich.progress.TextColumn("training"),
             rich.progress.BarColumn(),
             rich.progress.TaskProgressColumn(),
-            rich.progress.TimeRemainingColumn(),
             rich.progress.TextColumn("{task.fields[text]}"),
             console=self._console,
             disable=not self._live,
@@ -134,16 +145,17 @@ class Bar:
         self._task = self._progress.add_task("training", total=total, completed=done, text="")
         self._progress.start()
 
-    def update(self, samples: int, row: dict) -> None:
-        """Shows the newest numbers."""
+    def update(self, row: dict, seconds_left: float) -> None:
+        """Shows the newest numbers, and how long the rest of the run takes."""
         text = (
             f"step {row['step']}  loss {row.get('loss', math.nan):.4f}  {row['samples_per_s']:.1f} samples/s  "
-            f"MFU {100 * row['mfu']:.1f} %  waiting for data {100 * row['data_wait']:.0f} %"
+            f"MFU {100 * row['mfu']:.1f} %  waiting for data {100 * row['data_wait']:.0f} %  "
+            f"{duration(seconds_left)} left"
         )
-        self._progress.update(self._task, completed=samples, text=text)
+        self._progress.update(self._task, completed=row["samples"], text=text)
         if self._active and not self._live and time.monotonic() - self._last > 10:
             self._last = time.monotonic()
-            self.say(f"{100 * samples / self._total:5.1f} %  {text}")
+            self.say(f"{100 * row['samples'] / self._total:5.1f} %  {text}")
 
     def say(self, text: str) -> None:
         """A line above the bar."""

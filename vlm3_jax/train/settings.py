@@ -18,6 +18,7 @@ HARMLESS = (
     "train.keep_every",
     "train.keep_best",
     "train.profile",
+    "train.wandb",
     "train.export",
 )
 _SHOWN = 4

@@ -21,9 +21,10 @@ class Window:
 
     def __init__(self, names: Mapping[int, tuple[str, str]], peak: float, share: float = 1.0):
         self.names, self.peak, self.share = names, peak, share
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Forgets what was added; the next window begins now."""
         self.start, self.steps, self.samples, self.useful, self.wait = time.perf_counter(), 0, 0, 0.0, 0.0
         self.tokens = self.patches = 0
         self.stats, self.groups = [], None
@@ -65,7 +66,7 @@ class Window:
         row |= {COUNTS[name]: float(np.sum(values)) for name, values in of.items() if name in COUNTS}
         if self.groups:
             row |= _losses(self.groups, self.names)
-        self._restart()
+        self.restart()
         return row
 
 
