@@ -63,14 +63,14 @@ def test_no_image_can_be_read(config, tmp_path):
         loop.train(config)
 
 
-def opened(config, records: int, batches: int, tmp_path) -> HeldOut:
-    """The held-out rows of so many whole records, of which only the first batches are wanted."""
+def opened(config, records: int, batches: int, tmp_path) -> tuple[Setup, HeldOut]:
+    """A run with the held-out rows of so many whole records, of which only the first batches are wanted."""
     write_depthlm(tmp_path / "held_out", records)
     config.data.rows, config.eval.loss_batches, config.eval.components.depth.limit = 1, batches, records
     config.mesh.replica = config.mesh.fsdp = 1
     setup = Setup.from_config(config)
     (component,) = setup.components(config.eval.components)
-    return HeldOut(setup, component, Quarantine(tmp_path / "q.jsonl", 0.5))
+    return setup, HeldOut(setup, component, Quarantine(tmp_path / "q.jsonl", 0.5))
 
 
 def most_alive(held_out, monkeypatch) -> tuple[int, int]:
@@ -99,7 +99,7 @@ def most_alive(held_out, monkeypatch) -> tuple[int, int]:
 def test_decoded_batches_do_not_pile_up(config, tmp_path, monkeypatch, workers):
     """However many there are: those prepared, one being made, one on its way to them, and one in use."""
     config.data.workers, config.data.prefetch = workers, 1
-    (few, _), (many, most) = (most_alive(opened(config, 60, batches, tmp_path), monkeypatch) for batches in (2, 12))
+    (few, _), (many, most) = (most_alive(opened(config, 60, batches, tmp_path)[1], monkeypatch) for batches in (2, 12))
     assert (few, many) == (2, 12)
     assert most <= config.data.prefetch + 3
 
@@ -107,19 +107,19 @@ def test_decoded_batches_do_not_pile_up(config, tmp_path, monkeypatch, workers):
 def test_an_evaluation_can_be_repeated(config, tmp_path):
     """Bit for bit, whatever the number of threads; what is broken is noted once, and other samples are not touched."""
     config.data.workers = 2
-    held_out = opened(config, 60, 3, tmp_path)
+    setup, held_out = opened(config, 60, 3, tmp_path)
     truncate(tmp_path / "held_out" / "4.png")
-    start = jax.tree.map(np.array, hf.load(held_out._setup.model_dir)[1])
-    run = steps.make_evaluate(held_out._setup.cfg, held_out._setup.mesh, groups=2, dtype=np.float32)
-    sharding = meshes.batch_sharding(held_out._setup.mesh)
+    start = jax.tree.map(np.array, hf.load(config.model)[1])
+    run = steps.make_evaluate(setup.cfg, setup.mesh, groups=2, dtype=np.float32)
+    sharding = meshes.batch_sharding(setup.mesh)
 
     def evaluate(arrays):
         return run(start, meshes.put_batch(arrays, sharding))
 
     losses = [held_out.loss(evaluate) for _ in range(2)]
-    held_out._setup.config.data.workers = 0
+    config.data.workers = 0
     assert [*losses, held_out.loss(evaluate)] == [losses[0]] * 3
     assert losses[0] > 0
     (row,) = map(json.loads, (tmp_path / "q.jsonl").read_text().splitlines())
     assert (row["id"], row["file"]) == ("depth/4", "4.png")
-    assert count_in_all(held_out.aside, held_out._setup) == held_out.aside.bad == 1
+    assert count_in_all(held_out.aside, setup) == held_out.aside.bad == 1
