@@ -161,6 +161,11 @@ def parse_line(data: bytes) -> tuple[str, Camera, np.ndarray, np.ndarray, int]:
     missing = [field for field in FIELDS if field not in row]
     if missing:
         raise BadRecord(f"field {missing[0]!r} is missing")
+    # numpy takes true and false among numbers for 1 and 0; a look at the bytes spares nearly all lines the walk.
+    if b"true" in data or b"false" in data:
+        for field in FIELDS[1:]:
+            if _holds_truth_values(row[field]):
+                raise BadRecord(f"{field}: expected numbers, got true or false")
     image = row["image"]
     if not isinstance(image, str) or not image.strip("/") or "\0" in image:
         raise BadRecord(f"image: expected a path, got {image!r}")
@@ -187,7 +192,7 @@ def _numbers(row: dict, field: str, shape: tuple[int | None, ...]) -> np.ndarray
         raise BadRecord(f"{field}: its rows differ in length") from None
     if values.size == 0 and shape[0] is None:
         return np.zeros([0, *shape[1:]])
-    if values.dtype.kind not in "iuf" or _holds_truth_values(row[field]):
+    if values.dtype.kind not in "iuf":
         raise BadRecord(f"{field}: expected numbers")
     if values.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, values.shape, strict=True)):
         wanted = " x ".join("N" if n is None else str(n) for n in shape)
@@ -196,7 +201,4 @@ def _numbers(row: dict, field: str, shape: tuple[int | None, ...]) -> np.ndarray
 
 
 def _holds_truth_values(values) -> bool:
-    """Whether true or false stands among numbers in lists: numpy takes them for 1 and 0."""
-    if not isinstance(values, list):
-        return False
-    return bool in map(type, values) or any(map(_holds_truth_values, values))
+    return any(map(_holds_truth_values, values)) if isinstance(values, list) else isinstance(values, bool)
