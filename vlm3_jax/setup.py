@@ -48,7 +48,7 @@ class Setup:
         return cls(config, workdir, model, RowBudget.from_config(config.data))
 
     @property
-    def cfg(self) -> VLMConfig:
+    def model_cfg(self) -> VLMConfig:
         """The model's numbers."""
         return self.model.cfg
 

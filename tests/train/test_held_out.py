@@ -110,7 +110,7 @@ def test_an_evaluation_can_be_repeated(config, tmp_path):
     setup, held_out = opened(config, 60, 3, tmp_path)
     truncate(tmp_path / "held_out" / "4.png")
     start = jax.tree.map(np.array, hf.load(config.model)[1])
-    run = steps.make_evaluate(setup.cfg, setup.mesh, groups=2, dtype=np.float32)
+    run = steps.make_evaluate(setup.model_cfg, setup.mesh, groups=2, dtype=np.float32)
     sharding = meshes.batch_sharding(setup.mesh)
 
     def evaluate(arrays):
@@ -122,4 +122,4 @@ def test_an_evaluation_can_be_repeated(config, tmp_path):
     assert losses[0] > 0
     (row,) = map(json.loads, (tmp_path / "q.jsonl").read_text().splitlines())
     assert (row["id"], row["file"]) == ("depth/4", "4.png")
-    assert count_in_all(held_out.aside, setup) == held_out.aside.bad == 1
+    assert count_in_all(held_out.quarantine, setup) == held_out.quarantine.bad == 1

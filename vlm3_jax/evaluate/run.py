@@ -50,7 +50,7 @@ def make_engine(setup: Setup) -> Engine:
     """An engine with the weights of the setup's model on the setup's mesh, both of `eval.dtype`."""
     evaluation = setup.config.eval
     return Engine(
-        setup.cfg,
+        setup.model_cfg,
         setup.model.params(setup.mesh, evaluation.dtype),
         setup.chat,
         setup.spec,

@@ -27,23 +27,23 @@ class HeldOut:
     """This process's rows of at most `eval.loss_batches` batches of a component's first records.
 
     The same records give the same questions every time, so losses of different steps can be compared. What is broken
-    goes to `aside`: lines and labels at once (all processes meet them; the first notes them), and samples of this
+    goes to `quarantine`: lines and labels at once (all processes meet them; the first notes them), and samples of this
     process's rows with an image that cannot be read, which are masked, when they are first met. `entropy`: see
     `answer_entropy`. UserError if no record gives a sample.
     """
 
-    def __init__(self, setup: Setup, component: Component, aside: Quarantine):
-        self.components, self.aside = [component], aside
+    def __init__(self, setup: Setup, component: Component, quarantine: Quarantine):
+        self.components, self.quarantine = [component], quarantine
         self._setup, self._seen = setup, set()
         first, size = jax.process_index() == 0, setup.config.data.rows
-        aside.write(bad_lines(component) if first else [])
+        quarantine.write(bad_lines(component) if first else [])
         rows, answers, row = [], [], []
         for index in range(len(component)):
             sample = self.sample(index)
             if isinstance(sample, PassedOver):
                 continue
             if isinstance(sample, Bad):
-                aside.add(1, [sample] if first else [])
+                quarantine.add(1, [sample] if first else [])
                 continue
             if not rows or not fits([*row, sample], setup.budget):
                 if len(rows) == setup.config.eval.loss_batches * size:
@@ -53,7 +53,7 @@ class HeldOut:
             row.append(sample)
             rows[-1].append(index)
             answers += answer_tokens(sample)
-            aside.add(1, [])
+            quarantine.add(1, [])
         if not rows:
             raise UserError(
                 f"eval.components.{component.name}: none of its records gives a sample; check its path and task"
@@ -79,7 +79,7 @@ class HeldOut:
         loader = Loader(
             self, Listed(self.sample, self._rows), Schedule(np.zeros(1, np.int64), ()), self._setup.budget,
             self._setup.spec, workers=data.workers, prefetch=data.prefetch, worker_timeout_s=data.worker_timeout_s,
-            quarantine=_Once(self.aside, self._seen),
+            quarantine=_Once(self.quarantine, self._seen),
         )  # fmt: skip
         with loader:
             for batch in loader:
@@ -99,7 +99,7 @@ class HeldOut:
         loss, tokens = np.sum(sums, 0, np.float64)
         if not tokens:
             name = self.components[0].name
-            raise UserError(f"eval.components.{name}: none of its images can be read; {self.aside.path} says why")
+            raise UserError(f"eval.components.{name}: none of its images can be read; {self.quarantine.path} says why")
         return float(loss / tokens)
 
 
@@ -115,8 +115,8 @@ def _fetched(running: list[dict], keep: int) -> list[list]:
 class _Once:
     """The quarantine of samples that were counted when their rows were made: each is noted when it is first met."""
 
-    def __init__(self, aside: Quarantine, seen: set[str]):
-        self._aside, self._seen = aside, seen
+    def __init__(self, quarantine: Quarantine, seen: set[str]):
+        self._quarantine, self._seen = quarantine, seen
 
     def write(self, bad: Iterable[Bad]) -> None:
         """Nothing: the lines were noted when the rows were made."""
@@ -125,20 +125,20 @@ class _Once:
         """Counts and notes those that are new."""
         new = [item for item in bad if item.id not in self._seen]
         self._seen.update(item.id for item in new)
-        self._aside.add(0, new)
+        self._quarantine.add(0, new)
 
     def check(self) -> None:
         """Nothing: held-out data are judged as a whole (`count_in_all`)."""
 
 
-def count_in_all(aside: Quarantine, setup: Setup) -> int:
-    """How many of their held-out samples all processes have set aside in `aside`. UserError if too many."""
+def count_in_all(quarantine: Quarantine, setup: Setup) -> int:
+    """How many of their held-out samples all processes have set aside in `quarantine`. UserError if too many."""
     rows = meshes.process_rows(setup.mesh, setup.config.data.rows)
-    found = processes.gather({"rows": rows, "bad": np.array(aside.bad)})
+    found = processes.gather({"rows": rows, "bad": np.array(quarantine.bad)})
     bad = int(processes.over_rows(found["rows"], found["bad"]))
     # A process that has set none aside cannot name one, and is ended by those that can.
-    if aside.bad:
-        aside.check(bad=bad)
+    if quarantine.bad:
+        quarantine.check(bad=bad)
     return bad
 
 

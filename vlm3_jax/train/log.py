@@ -61,7 +61,7 @@ class Log:
         """The run in a line (`step`: what it goes on from, None: a new one), and notes."""
         shape = ", ".join(f"{k} {v}" for k, v in self._setup.mesh.shape.items())
         trained = sum(row.size for row in self._trainable.trained_rows)
-        size = f"{parameters.count(self._setup.cfg):,} parameters, {trained:,} trained, mesh {shape}"
+        size = f"{parameters.count(self._setup.model_cfg):,} parameters, {trained:,} trained, mesh {shape}"
         start = "a new run" if step is None else f"going on from step {step}"
         peak = f"MFU against {self._peak / 1e12:.2f} TFLOP/s a device ({self._peak_source})"
         self.say("\n".join([f"{size}, {start}, {self._config.samples:,} samples; {peak}", *notes]))
@@ -99,7 +99,7 @@ class Log:
         row = {"step": step, "samples": logged.samples, "lr": float(numbers["lr"]), "ids": f"{batch.checksum:08x}"}
         row |= self._judged(step, float(numbers["loss"]), float(numbers["grad_norm"]), bool(numbers["skipped"]))
         trainable = self._trainable
-        useful = flops.training(self._setup.cfg, batch.lengths, trainable.trained_groups, trainable.adapters)
+        useful = flops.training(self._setup.model_cfg, batch.lengths, trainable.trained_groups, trainable.adapters)
         groups = None if numbers["skipped"] else numbers["groups"]
         self._window.add(batch.samples, batch.lengths, useful, batch.stats, groups)
         shown = step % self._config.log_every == 0

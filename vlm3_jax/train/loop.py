@@ -71,7 +71,7 @@ def _judged(config) -> tuple[Setup, list[Component], Trainable]:
     components = setup.components(config.data.components)
     if not components:
         raise UserError("data.components is empty: nothing to train on")
-    trainable = Trainable.from_config(setup.cfg, config)
+    trainable = Trainable.from_config(setup.model_cfg, config)
     rows, spread = config.data.rows, setup.mesh.shape["replica"] * setup.mesh.shape["fsdp"]
     if rows % spread:
         more = -(-rows // spread) * spread
@@ -109,15 +109,15 @@ class _Run:
         goodput: Goodput,
         opened: contextlib.ExitStack,
     ):
-        config, cfg, mesh = setup.config, setup.cfg, setup.mesh
+        config, model_cfg, mesh = setup.config, setup.model_cfg, setup.mesh
         self.config, self.goodput = config.train, goodput
         self._mesh = mesh
         self._settings = json.loads(config.to_json_best_effort())
-        self._facts = {"seed": config.seed, "rows": config.data.rows, "parameters": parameters.count(cfg)}
+        self._facts = {"seed": config.seed, "rows": config.data.rows, "parameters": parameters.count(model_cfg)}
         self._facts |= trainable.facts()
         # The state: the newest that was saved, or the model's weights with fresh moments.
-        tx = optimizers.make(cfg, config.optimizer, trainable.trained_rows)
-        abstract = steps.abstract_state(cfg, tx, mesh, trainable)
+        tx = optimizers.make(model_cfg, config.optimizer, trainable.trained_rows)
+        abstract = steps.abstract_state(model_cfg, tx, mesh, trainable)
         self.checkpoints = Checkpoints(setup.workdir, self.config.keep, self.config.keep_every, self.config.keep_best)
         opened.callback(self.checkpoints.close)
         resumed = self.checkpoints.latest_step() is not None
@@ -125,13 +125,13 @@ class _Run:
             self.state, schedule = self.checkpoints.restore(abstract, self._facts, self._settings)
         else:
             params = trainable.start(hf.place(setup.model.source, abstract.params), config.seed)
-            self.state, schedule = steps.create_state(cfg, params, tx, mesh, trainable), None
+            self.state, schedule = steps.create_state(model_cfg, params, tx, mesh, trainable), None
             # Compiled before the first save.
             checksums(self.state)
         self.step, self.samples = int(self.state.step), int(self.state.samples)
         # What works on it: the compiled step, held-out data, training data, and where its numbers go.
         groups = 2 * (1 + max(c.number for c in components))
-        self._run_step = steps.from_config(cfg, config, tx, mesh, trainable, groups)
+        self._run_step = steps.from_config(model_cfg, config, tx, mesh, trainable, groups)
         self.held_out = HeldOutLosses(setup, trainable)
         self.losses: tuple[int, dict[str, float]] = (-1, {})
         self.log = Log(setup, trainable, components, goodput, self.step, self.samples)

@@ -20,12 +20,12 @@ class HeldOutLosses:
         config, mesh = setup.config, setup.mesh
         components = _components(setup)
         self._setup, self._said = setup, 0
-        self._aside = Quarantine(quarantine_file(setup.workdir), config.data.max_bad_fraction)
-        self._held_out = {component.name: HeldOut(setup, component, self._aside) for component in components}
-        count_in_all(self._aside, setup)
+        self._quarantine = Quarantine(quarantine_file(setup.workdir), config.data.max_bad_fraction)
+        self._held_out = {component.name: HeldOut(setup, component, self._quarantine) for component in components}
+        count_in_all(self._quarantine, setup)
         groups = 2 * (1 + max((component.number for component in components), default=0))
         self._sums = steps.make_evaluate(
-            setup.cfg, mesh, groups=groups, dtype=DTYPES[config.train.dtype], trainable=trainable,
+            setup.model_cfg, mesh, groups=groups, dtype=DTYPES[config.train.dtype], trainable=trainable,
             back_end=meshes.back_end(mesh, config.train.attention),
         )  # fmt: skip
         self._sharding = meshes.batch_sharding(mesh)
@@ -47,12 +47,12 @@ class HeldOutLosses:
         """A line for the user if more is set aside than at the last call; all processes call it together."""
         if not self._held_out:
             return []
-        before, self._said = self._said, count_in_all(self._aside, self._setup)
+        before, self._said = self._said, count_in_all(self._quarantine, self._setup)
         if self._said <= before:
             return []
-        where = self._aside.path
+        where = self._quarantine.path
         where = where if jax.process_count() == 1 else where.with_name("quarantine*.jsonl")
-        return [f"{self._said} of {self._aside.samples} held-out samples are set aside; {where} says why"]
+        return [f"{self._said} of {self._quarantine.samples} held-out samples are set aside; {where} says why"]
 
 
 def _components(setup: Setup) -> list[Component]:
@@ -60,9 +60,9 @@ def _components(setup: Setup) -> list[Component]:
     config = setup.config
     if not config.eval.loss_batches:
         return []
-    most = max(protocol_of(entry).questions for entry in config.data.components.values())
+    most = max(protocol_of(fields).questions for fields in config.data.components.values())
     table = {
-        name: dict(entry) | {"questions": min(protocol_of(entry).questions, most)}
-        for name, entry in config.eval.components.items()
+        name: dict(fields) | {"questions": min(protocol_of(fields).questions, most)}
+        for name, fields in config.eval.components.items()
     }
     return setup.components(table)

@@ -16,6 +16,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
+from vlm3_jax.files import write_text
+
 
 class Metrics:
     """Writes rows of numbers; after a resume the rows behind the restored step are cut off first.
@@ -36,9 +38,7 @@ class Metrics:
         if self.path.exists():
             lines = (line for line in self.path.read_text().splitlines() if line.endswith("}"))
             kept = [line for line in lines if _is_before(json.loads(line), step)]
-        aside = self.path.with_suffix(".part")
-        aside.write_text("".join(line + "\n" for line in kept))
-        aside.rename(self.path)
+        write_text(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
         self._board = _Events(pathlib.Path(workdir) / "tensorboard", step + 1)
 
