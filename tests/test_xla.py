@@ -74,3 +74,13 @@ def test_package_sets_it_and_stays_light():
 def test_tests_run_with_it():
     """This very process, and what it starts."""
     assert OFF in os.environ["XLA_FLAGS"]
+
+
+def test_several_processes_keep_it(monkeypatch):
+    """XLA takes the last of two values."""
+    monkeypatch.setenv("XLA_FLAGS", f"--a=1 {OFF}")
+    xla.set_flags_among_processes()
+    assert os.environ["XLA_FLAGS"] == f"--a=1 {OFF} {xla.FLAG}=true"
+    monkeypatch.setenv("XLA_FLAGS", "--a=1")
+    xla.set_flags_among_processes()
+    assert os.environ["XLA_FLAGS"] == "--a=1"

@@ -37,6 +37,18 @@ def set_flags() -> None:
         )
 
 
+def set_flags_among_processes() -> None:
+    """Takes the flag back in a process among others, to be called before jax starts a back end.
+
+    With that scheduler off, Gloo, through which processes on CPUs exchange, ended two of them at the first steps, two
+    runs of two ("distributed collective mismatch"); with it on none of two runs. So steps of several CPU processes
+    have its rounding noise.
+    """
+    if FLAG in os.environ.get("XLA_FLAGS", ""):
+        # Of two values XLA takes the last.
+        os.environ["XLA_FLAGS"] += f" {FLAG}=true"
+
+
 def known() -> bool:
     """Whether the installed jaxlib has the flag: XLA ends a process at the first flag that it does not know."""
     spec = importlib.util.find_spec("jaxlib")
