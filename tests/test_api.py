@@ -16,6 +16,7 @@ from vlm3_jax.checkpoint import tiny
 from vlm3_jax.cli import main
 from vlm3_jax.errors import UserError
 from vlm3_jax.records import DepthPoints, Record, View, encode_image, unify
+from vlm3_jax.tasks import protocol
 from vlm3_jax.tasks.protocol import given
 
 
@@ -208,3 +209,19 @@ def test_length_of_answers(model, tmp_path):
     stored = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(stored | {"max_new_tokens": 7}))
     assert vlm3_jax.load(folder)._engine.max_new_tokens == 7
+
+
+def test_a_model_is_asked_as_its_own_file_says(model, tmp_path, monkeypatch):
+    """`load` needs to be told nothing: pose at 750 px per axis where the model's vlm3.json says so."""
+    folder = shutil.copytree(model._folder, tmp_path / "model")
+    protocol.write(folder, {"pose": protocol.RELEASE["pose"]})
+    opened, shown = vlm3_jax.load(folder, max_new_tokens=2), []
+
+    def answer(images, questions, *_):
+        shown.extend(layout.size for layout in images[0])
+        return [["unread" for _ in asked] for asked in questions]
+
+    monkeypatch.setattr(opened._engine, "answer", answer)
+    camera = Camera(70.0, 35.0, 32.0, 24.0, 64, 48)
+    opened.pose(*[np.zeros((48, 64, 3), np.uint8)] * 2, camera, camera)
+    assert shown == [(round(64 * 750 / 70), round(48 * 750 / 35))] * 2
