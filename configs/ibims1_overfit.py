@@ -15,7 +15,7 @@ def get_config():
     config.data.components.ibims1 = mixtures.ibims1(questions=10, **images)
     config.eval.components.ibims1 = mixtures.ibims1(questions=100, **images)
     config.data.row_tokens, config.data.row_patches, config.data.row_targets = 256, 256, 64
-    config.data.block, config.data.reach = 16, 8
+    config.data.pair_block, config.data.pairs, config.data.patch_pairs = 16, 136, 256
     config.optimizer.learning_rate, config.optimizer.warmup = 2e-3, 0.05
     config.train.samples = 6400
     config.train.eval_every, config.train.save_every = 200, 400

@@ -16,5 +16,5 @@ def get_config():
     images["weight"] = sum(entry.weight for entry in config.data.components.values()) / 3
     config.data.components.ibims1 = mixtures.ibims1(limit=60, flip=0.5, **images)
     config.eval.components.ibims1 = mixtures.ibims1(first=60, limit=10, **images)
-    config.data.row_tokens = 320
+    config.data.row_tokens, config.data.pairs = 320, 210
     return config

@@ -128,7 +128,9 @@ def test_numbers_that_cannot_be(made, fails, tmp_path):
         line = fails(*command, *config, "--config.data.max_bad_fraction=nan")
         assert line == "data.max_bad_fraction is nan, but must be from 0 to 1"
         assert fails(*command, *config, "--config.seed=-1").startswith("seed is -1, but must be at least 0")
-        assert fails(*command, *config, "--config.data.block=0") == "data.block is 0, but must be at least 1"
+        assert (
+            fails(*command, *config, "--config.data.pair_block=-1") == "data.pair_block is -1, but must be at least 0"
+        )
     assert fails("data", "mix", *config, "--config.data.row_tokens=0") == "data.row_tokens is 0, but must be at least 1"
     line = fails("data", "show", *config, "--config.data.components.depth.weight=inf")
     assert line == "component 'depth': weight = inf is out of range"

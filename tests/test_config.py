@@ -182,8 +182,6 @@ def test_shipped_configs_are_in_range(name):
         ("eval.variants=model,deaf", "eval.variants is ('model', 'deaf'), but must be of model, blind, shuffled,"),
         ("data.row_tokens=0", "data.row_tokens is 0, but must be at least 1"),
         ("data.row_patches=-4", "data.row_patches is -4, but must be at least 0"),
-        ("data.block=0", "data.block is 0, but must be at least 1"),
-        ("data.block=7000", "data.row_tokens = 7168 must be a multiple of data.block = 7000"),
         ("data.pair_block=1000", "data.row_tokens = 7168 must be a multiple of data.pair_block = 1000"),
         ("data.pair_block=7168", "data.row_patches = 16384 must be a multiple of data.pair_block = 7168"),
         ("train.keep_best=eval_loss/a", "train.keep_best: 'eval_loss/a' is not measured; choose one of ''"),
@@ -203,7 +201,6 @@ def test_values_that_are_not_allowed_are_named(config, assignment, message):
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["data.block=8", "data.reach=2", "data.pair_block=128"], "data.reach and data.pair_block are two ways for th"),
         (["train.freeze=vision", "train.lora.rank=4"], "train.freeze: with train.lora.rank above 0 only the adapters"),
         ([f"train.freeze={','.join(parameters.GROUPS)}"], "train.freeze names all groups"),
     ],

@@ -54,10 +54,7 @@ def base() -> ml_collections.ConfigDict:
     data.mode = "turns"
     # A row holds at most so many tokens, patches and supervised tokens (`vlm3 data mix` proposes them).
     data.row_tokens, data.row_patches, data.row_targets = 7168, 16384, 1024
-    # Attention on block lists (short questions about one image): samples start at multiples of `block` tokens, and a
-    # block of queries sees at most `reach` blocks of keys. reach 0: every pair of tokens in a row is looked at.
-    data.block, data.reach = 1, 0
-    # The same for long samples: at most so many pairs of blocks of `pair_block` tokens (patches) see each other in a
+    # Attention on lists of blocks: at most so many pairs of blocks of `pair_block` tokens (patches) see each other in a
     # row (`vlm3 data mix` proposes them). pair_block 0: every pair of tokens is looked at.
     data.pair_block, data.pairs, data.patch_pairs = 0, 0, 0
     # Rows of the global batch (fixed for a run's life; a multiple of replica x fsdp and of the number of hosts).
@@ -297,11 +294,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_rows(data) -> None:
-    for rows, blocks in (("row_tokens", "block"), ("row_tokens", "pair_block"), ("row_patches", "pair_block")):
+    for rows, blocks in (("row_tokens", "pair_block"), ("row_patches", "pair_block")):
         if data[rows] % max(1, data[blocks]):
             raise UserError(f"data.{rows} = {data[rows]} must be a multiple of data.{blocks} = {data[blocks]}")
-    if data.reach and data.pair_block:
-        raise UserError("data.reach and data.pair_block are two ways for the same; set one of them to 0")
 
 
 def _check_training(config) -> None:
@@ -362,8 +357,6 @@ ALLOWED = {
     "data.row_tokens": _least(1),
     "data.row_patches": _least(0),
     "data.row_targets": _least(1),
-    "data.block": _least(1),
-    "data.reach": _least(0),
     "data.pair_block": _least(0),
     "data.pairs": _least(0),
     "data.patch_pairs": _least(0),

@@ -92,7 +92,7 @@ def demo(length: str = "short") -> ml_collections.ConfigDict:
     mixtures.add_rendered(config, mixtures.RENDERED[length])
     config.data.first_answer_weight = 3.0
     config.data.row_tokens, config.data.row_patches, config.data.row_targets = 288, 96, 96
-    config.data.block, config.data.reach = 16, 6
+    config.data.pair_block, config.data.pairs, config.data.patch_pairs = 16, 171, 36
     config.optimizer.learning_rate, config.optimizer.warmup = 1e-3, 0.017
     config.optimizer.schedule, config.optimizer.tail, config.optimizer.final = "linear_tail", 0.5, 0.02
     config.train.samples = 54_000

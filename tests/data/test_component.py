@@ -19,7 +19,6 @@ from vlm3_jax.processor.chat import ChatFormat
 
 # Rows that hold whatever the tests show, and count what the lists of blocks would need.
 LISTS = RowBudget(4096, 4096, 512, pair_block=16, pairs=10**6, patch_pairs=10**6)
-REACH = RowBudget(4096, 4096, 512, block=16, reach=10**6)
 
 
 def opened(settings, path, **fields):
@@ -68,24 +67,24 @@ def cases(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["turns", "independent"])
-@pytest.mark.parametrize(("field", "counting"), [("patch_pairs", LISTS), ("pairs", LISTS), ("reach", REACH)])
-def test_the_lists_bound_the_crop(settings, tmp_path, mode, field, counting):
+@pytest.mark.parametrize("field", ["patch_pairs", "pairs"])
+def test_the_lists_bound_the_crop(settings, tmp_path, mode, field):
     """Where each of them has room for part of a sample only, the crop fits and uses most of it."""
     for path, fields in cases(tmp_path):
-        whole = opened(dataclasses.replace(settings, mode=mode, budget=counting), path, **fields)
+        whole = opened(dataclasses.replace(settings, mode=mode, budget=LISTS), path, **fields)
         for index in range(len(whole)):
             sample = whole.sample(index, (0, index), "x")
-            least = needs([without_images(sample)], counting)
-            full, empty = (getattr(taken, field) for taken in (needs([sample], counting), least))
+            least = needs([without_images(sample)], LISTS)
+            full, empty = (getattr(taken, field) for taken in (needs([sample], LISTS), least))
             for part in (0.3, 0.7, 0.95):
-                tight = dataclasses.replace(counting, **{field: empty + int(part * (full - empty))})
+                tight = dataclasses.replace(LISTS, **{field: empty + int(part * (full - empty))})
                 cropping = opened(dataclasses.replace(settings, mode=mode, budget=tight), path, **fields)
                 cropped = cropping.sample(index, (0, index), "x")
                 assert fits([cropped], tight)
                 assert cropped.n_patches < sample.n_patches
                 assert {view.camera.fx for view in cropped.record.views} == {sample.record.views[0].camera.fx}
                 # An image and a block more or less: sides are whole visual tokens.
-                used = getattr(needs([cropped], counting), field) - empty
+                used = getattr(needs([cropped], LISTS), field) - empty
                 assert used >= 0.5 * part * (full - empty) - 2, (part, used, full, empty)
 
 
@@ -111,7 +110,6 @@ def test_labels_that_a_crop_to_the_lists_leaves_lie_where_they_did(settings, tmp
     [
         (dataclasses.replace(LISTS, patch_pairs=900, patches=800), "error", 'set data.oversize = "crop"'),
         (dataclasses.replace(LISTS, tokens=32, pairs=3, targets=5), "crop", "ask fewer questions a record"),
-        (dataclasses.replace(REACH, reach=1, tokens=64), "crop", "ask fewer questions a record"),
     ],
 )
 def test_the_numbers_of_the_error_would_do(settings, tmp_path, budget, oversize, other):

@@ -6,7 +6,7 @@ import pytest
 from vlm3_jax import records
 from vlm3_jax.camera import Camera
 from vlm3_jax.data.packing import Needs, RowBudget, batch_stats, check_fits, fits, lengths, needs, pack
-from vlm3_jax.data.samples import Sample, unsupervised
+from vlm3_jax.data.samples import Sample
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.model import flops
 from vlm3_jax.processor import image
@@ -141,7 +141,7 @@ def test_failed_pixels_mask_their_sample_only(rng):
 
 def test_budget(rng):
     sample = random_sample(rng, [(16, 8)], n_text=10, n_targets=4, name="big")
-    assert needs([sample, sample], BUDGET) == Needs(2 * len(sample.tokens), 16, 8, 0, 0, 0)
+    assert needs([sample, sample], BUDGET) == Needs(2 * len(sample.tokens), 16, 8, 0, 0)
     exact = RowBudget(len(sample.tokens), 8, 4)
     assert fits([sample], exact)
     assert not fits([sample, sample], exact)
@@ -164,27 +164,6 @@ def test_stats(rng):
     assert stats["token_fill"] == pytest.approx((batch["segments"] > 0).mean())
     assert stats["patch_fill"] == pytest.approx((batch["patch_images"] > 0).mean())
     assert lengths(rows) == flops.lengths(batch)
-
-
-@pytest.mark.parametrize("block", [1, 4, 16])
-def test_blocks_list_all_that_is_seen(settings, block, rng):
-    """Every visible pair of tokens lies in a listed pair of blocks; nothing is listed that sees nothing."""
-    n = 53
-    questions = np.sort(rng.integers(0, 6, n)).astype(np.int32)
-    none = np.zeros(0, np.int32)
-    sample = unsupervised(np.arange(n, dtype=np.int32), np.zeros((3, n), np.int32), none, (), questions)
-    budget = RowBudget(128, 16, 4, block, 128 // block)
-    batch = pack([[sample, sample]], [[[], []]], budget, settings.vision)
-    segments, asked = batch["segments"][0], batch["questions"][0]
-    order = np.arange(128)
-    seen = (segments[:, None] == segments[None]) & (order[None] <= order[:, None]) & (segments[:, None] > 0)
-    seen &= (asked[None] == 0) | (asked[None] == asked[:, None])
-    by_block = seen.reshape(128 // block, block, 128 // block, block).any((1, 3))
-    listed = np.zeros_like(by_block)
-    for number, row in enumerate(batch["blocks"][0]):
-        listed[number, row[row >= 0]] = True
-    np.testing.assert_array_equal(listed, by_block)
-    assert needs([sample], budget).reach == by_block.sum(1).max()
 
 
 def test_pairs_of_blocks_are_those_that_see_each_other(rng):

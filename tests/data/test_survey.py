@@ -40,7 +40,7 @@ def depth(recipe, qwen_dir, tmp_path_factory):
     data = recipe.data
     budget = RowBudget(
         *(data.row_tokens, data.row_patches, data.row_targets),
-        **{name: data[name] for name in ("block", "reach", "pair_block", "pairs", "patch_pairs")},
+        **{name: data[name] for name in ("pair_block", "pairs", "patch_pairs")},
     )
     assert (budget.tokens, budget.patches) == (7168, 16_384)
     settings = SampleSettings(ChatFormat.from_dir(qwen_dir), QWEN_VISION, budget)
@@ -166,21 +166,19 @@ def test_no_sample_at_all_says_why(settings, tmp_path):
 
 def test_the_largest_sample_is_named_for_the_lists_in_use(table, settings):
     """What it needs is what fits: one block less does not."""
-    for fields in ({"block": 16, "reach": 9}, {"pair_block": 16, "pairs": 200, "patch_pairs": 90}):
-        budget = RowBudget(1024, 512, 512, **fields)
-        own = dataclasses.replace(settings, budget=budget, mode="independent")
-        report = survey.mix_report(table, own, samples=60)
-        lists = {name: n for name, n in fields.items() if name not in ("block", "pair_block")}
-        assert report.longest.keys() == lists.keys() == report.to_json()["longest"].keys()
-        assert f"{lists.popitem()[1]:,}; the largest sample needs {list(report.longest.values())[-1]:,}" in printed(
-            report
-        )
-        opened = Opened(table, dataclasses.replace(own, budget=survey.UNBOUNDED), 1)
-        drawn = [opened.mixture.sample(index) for index in range(60)]
-        for name, most in report.longest.items():
-            loose = dataclasses.replace(budget, **dict.fromkeys(report.longest, 10**6))
-            assert all(fits([s], dataclasses.replace(loose, **{name: most})) for s in drawn)
-            assert not all(fits([s], dataclasses.replace(loose, **{name: most - 1})) for s in drawn)
+    budget = RowBudget(1024, 512, 512, pair_block=16, pairs=200, patch_pairs=90)
+    own = dataclasses.replace(settings, budget=budget, mode="independent")
+    report = survey.mix_report(table, own, samples=60)
+    assert set(report.longest) == {"pairs", "patch_pairs"} == set(report.to_json()["longest"])
+    text = printed(report)
+    for name, most in report.longest.items():
+        assert f"{getattr(budget, name):,}; the largest sample needs {most:,}" in text
+    opened = Opened(table, dataclasses.replace(own, budget=survey.UNBOUNDED), 1)
+    drawn = [opened.mixture.sample(index) for index in range(60)]
+    for name, most in report.longest.items():
+        loose = dataclasses.replace(budget, pairs=10**6, patch_pairs=10**6)
+        assert all(fits([s], dataclasses.replace(loose, **{name: most})) for s in drawn)
+        assert not all(fits([s], dataclasses.replace(loose, **{name: most - 1})) for s in drawn)
     assert survey.mix_report(table, settings, samples=20).longest == {}
 
 

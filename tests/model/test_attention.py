@@ -46,16 +46,6 @@ def inputs(rng):
     return q, k, v, ids, mask
 
 
-def _blocks(mask, block):
-    B, S, _ = mask.shape
-    seen = mask.reshape(B, S // block, block, S // block, block).any((2, 4))
-    blocks = np.full((B, S // block, seen.sum(-1).max() + 1), -1, np.int32)
-    for b, q in np.ndindex(B, S // block):
-        listed = np.flatnonzero(seen[b, q])
-        blocks[b, q, : len(listed)] = listed
-    return blocks
-
-
 def _pairs(mask, block):
     B, S, _ = mask.shape
     seen = mask.reshape(B, S // block, block, S // block, block).any((2, 4))
@@ -63,18 +53,17 @@ def _pairs(mask, block):
     return Pairs(*(jnp.stack(part) for part in zip(*(sparse_rows(row, capacity) for row in seen))))
 
 
-@pytest.mark.parametrize("kind", ["dense", "chunks", "blocks", "pairs"])
+@pytest.mark.parametrize("kind", ["dense", "chunks", "pairs"])
 def test_back_ends_equal_the_formula(kind, inputs, monkeypatch):
     q, k, v, ids, mask = inputs
     if kind == "chunks":
         monkeypatch.setattr(attention, "MAX_PAIRS", 7 * 48)
-    blocks = _blocks(mask, 8) if kind == "blocks" else None
     pairs = _pairs(mask & (ids.segments[..., None] > 0), 8) if kind == "pairs" else None
     ids = jax.tree.map(jnp.asarray, ids)
 
     @jax.jit
     def run(q, k, v, direction):
-        out, pull = jax.vjp(attention.prepare(ids, blocks, pairs), q, k, v)
+        out, pull = jax.vjp(attention.prepare(ids, pairs), q, k, v)
         return out, pull(direction)
 
     with jax.default_matmul_precision("highest"):
@@ -105,9 +94,9 @@ def test_independent_questions_equal_single_ones(tmp_path, rng):
     examples = [Example(f"how far is point {i} of {10**i}", f"{i}.{i}5", {}) for i in range(4)]
     together = build_sample(record, examples, chat, spec, mode="independent")
     alone = [build_sample(record, [e], chat, spec, mode="independent") for e in examples]
-    block = 8
-    reach = needs([together], RowBudget(256, 64, 64, block, 32)).reach
-    assert reach < -(-len(together.tokens) // block), "block lists would save nothing"
+    pairs = RowBudget(256, 128, 64, pair_block=16, pairs=300, patch_pairs=200)
+    blocks = -(-len(together.tokens) // pairs.pair_block)
+    assert needs([together], pairs).pairs < blocks * (blocks + 1) // 2, "lists of blocks would save nothing"
 
     def logits(rows, budget, back_end=None):
         loaded = [[[layout.load(spec) for layout in s.images] for s in row] for row in rows]
@@ -116,14 +105,11 @@ def test_independent_questions_equal_single_ones(tmp_path, rng):
             return np.asarray(jax.jit(lambda p, b: VLM(cfg, p, back_end=back_end).logits(b))(params, batch))
 
     expected = logits([[s] for s in alone], RowBudget(256, 128, 64))
-    pairs = RowBudget(256, 128, 64, pair_block=16, pairs=300, patch_pairs=200)
     kernels = attention.BackEnd("pallas", "gpu", interpret=True)
-    for budget, back_end in (
-        (RowBudget(256, 128, 64), None), (RowBudget(256, 128, 64, block, reach), None), (pairs, None), (pairs, kernels),
-    ):  # fmt: skip
+    for budget, back_end in ((RowBudget(256, 128, 64), None), (pairs, None), (pairs, kernels)):
         # Second in its row, so that starts and segments are those of a packed row.
         found = logits([[alone[0], together]], budget, back_end)[0]
-        start = -(-len(alone[0].tokens) // budget.block) * budget.block
+        start = len(alone[0].tokens)
         for number, sample in enumerate(alone):
             own = start + np.flatnonzero(together.questions == number + 1)
             np.testing.assert_allclose(

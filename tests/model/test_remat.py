@@ -15,7 +15,6 @@ from vlm3_jax.train import step as steps
 PAIRS = {"pair_block": 16, "pairs": 300, "patch_pairs": 500}
 CASES = {
     "dense": ({}, BackEnd("xla")),
-    "block lists": ({"block": 16, "reach": 16}, BackEnd("xla")),
     "pairs": (PAIRS, BackEnd("xla")),
     "kernels": (PAIRS, BackEnd("pallas", "gpu", interpret=True)),
 }

@@ -236,13 +236,6 @@ def test_what_devices_send_each_other(tmp_path):
     assert four["all-to-all"] < 0.01 * four["total"]
 
 
-def test_keys_in_reach_are_what_attention_looks_at(tiny_model):
-    config = small_config(tiny_model).unlock()
-    config.data.block, config.data.reach = 16, 4
-    rows = make_plan(config.lock(), parse("a100:1")).typical
-    assert rows.looked_at == (256 * 4 * 16, 256**2)
-
-
 def test_what_is_frozen_has_no_optimizer(tiny_model):
     config = small_config(tiny_model)
     whole = make_plan(config, parse("a100:2x2"), [(1, 4, 1)]).best.load

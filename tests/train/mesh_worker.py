@@ -42,7 +42,7 @@ CASES = {
     "fsdp 8, recomputed": Case((1, 8, 1), remat="full"),
     "fsdp 4 x tensor 2, head in chunks": Case((1, 4, 2), chunk=24),
     "replica 2 x fsdp 4, partly recomputed": Case((2, 4, 1), remat="minimal"),
-    "a row each, block lists, accumulated": Case(batch="unpacked", accumulation=2),
+    "a row each, lists of blocks, accumulated": Case(batch="unpacked", accumulation=2),
     "pairs of blocks": Case(batch="paired"),
     "fsdp 4 x tensor 2, pairs of blocks, recomputed": Case((1, 4, 2), batch="paired", remat="full"),
     "pairs of blocks, kept on the host": Case(batch="paired", remat="offload"),

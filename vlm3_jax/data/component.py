@@ -129,7 +129,7 @@ class Component:
         budget, area = self.settings.budget, self.settings.vision.merge_size**2
         text = len(sample.tokens) - sum(layout.n_visual for layout in sample.images)
         # Of tokens and patches every image gets the same part; of the lists of blocks it is tried out what is left.
-        room = min(budget.tokens - budget.block + 1 - text, budget.patches // area) // max(1, len(sample.images))
+        room = min(budget.tokens - text, budget.patches // area) // max(1, len(sample.images))
 
         def too_large(visual: int) -> bool:
             try:

@@ -17,25 +17,20 @@ from vlm3_jax.processor.image import VisionSpec, patch_positions, table_lookup
 
 # What the fields of a RowBudget are called in the `data` part of a config, in their order.
 FIELDS = {"tokens": "row_tokens", "patches": "row_patches", "targets": "row_targets"}
-FIELDS |= {name: name for name in ("block", "reach", "pair_block", "pairs", "patch_pairs")}
+FIELDS |= {name: name for name in ("pair_block", "pairs", "patch_pairs")}
 
 
 @dataclasses.dataclass(frozen=True)
 class RowBudget:
     """What a row holds at most: tokens S, patches P (a multiple of merge**2) and supervised tokens T.
 
-    Attention looks at every pair of the row, unless one of two lists says which blocks see each other. Many short
-    questions: with `reach` above 0 samples start at multiples of `block` tokens (S is one), and a block of queries sees
-    at most `reach` blocks of keys. Long samples: with `pair_block` above 0 a row has at most `pairs` pairs of blocks of
-    so many tokens, and `patch_pairs` of so many patches. UserError, naming the field of the config, for numbers that
-    cannot be.
+    Attention looks at every pair of the row, unless lists say which blocks see each other: with `pair_block` above 0 a
+    row has at most `pairs` pairs of blocks of so many tokens, and `patch_pairs` of so many patches.
     """
 
     tokens: int
     patches: int
     targets: int
-    block: int = 1
-    reach: int = 0
     pair_block: int = 0
     pairs: int = 0
     patch_pairs: int = 0
@@ -53,44 +48,30 @@ class Needs:
     tokens: int
     patches: int
     targets: int
-    reach: int
     pairs: int
     patch_pairs: int
 
 
 def needs(samples: Sequence[Sample], budget: RowBudget) -> Needs:
     """What the samples take together in rows like `budget`."""
-    block, size = budget.block, budget.pair_block
-    tokens, patches = sum(_aligned(s, block) for s in samples), sum(s.n_patches for s in samples)
-    reach = pairs = patch_pairs = 0
-    if budget.reach:
-        reach = max((int(_sees(s.questions, block).sum(1).max()) for s in samples), default=0)
-    if size:
-        pairs, patch_pairs = (int(seen.sum()) for seen in _row_pairs(samples, block, size, tokens, patches))
+    tokens, patches = sum(len(s.tokens) for s in samples), sum(s.n_patches for s in samples)
+    pairs = patch_pairs = 0
+    if budget.pair_block:
+        seen = _row_pairs(samples, budget.pair_block, tokens, patches)
+        pairs, patch_pairs = (int(blocks.sum()) for blocks in seen)
     targets = sum(len(s.target_tokens) for s in samples)
-    return Needs(tokens, patches, targets, reach, pairs, patch_pairs)
+    return Needs(tokens, patches, targets, pairs, patch_pairs)
 
 
-def _row_pairs(samples: Sequence[Sample], block: int, size: int, tokens: int, patches: int):
+def _row_pairs(samples: Sequence[Sample], size: int, tokens: int, patches: int):
     """Which blocks see each other, bool [n, n], of a row's text and of its images."""
     text, images = np.zeros((2, -(-tokens // size) * size), np.int32), np.zeros(-(-patches // size) * size, np.int32)
-    for segment, (sample, start) in enumerate(zip(samples, _starts(samples, block)), 1):
+    for segment, (sample, start) in enumerate(zip(samples, _starts(samples)), 1):
         here = slice(start, start + len(sample.tokens))
         text[0, here], text[1, here] = segment, sample.questions
     lengths = [layout.n_patches for sample in samples for layout in sample.images]
     images[:patches] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
     return visible_blocks(text[0], size, text[1]), visible_blocks(images, size)
-
-
-def _aligned(sample: Sample, block: int) -> int:
-    """Tokens of a sample with what it takes to end at a block boundary."""
-    return -(-len(sample.tokens) // block) * block
-
-
-def _sees(questions: np.ndarray, block: int) -> np.ndarray:
-    """bool [n, n]: which blocks of a sample's keys its blocks of queries see (the prefix, and questions in common)."""
-    fill = (0, -len(questions) % block)
-    return visible_blocks(np.pad(np.ones_like(questions), fill), block, np.pad(questions, fill))
 
 
 def fits(samples: Sequence[Sample], budget: RowBudget) -> bool:
@@ -107,7 +88,7 @@ def check_fits(samples: Sequence[Sample], budget: RowBudget) -> None:
 def excess(samples: Sequence[Sample], budget: RowBudget) -> list[str]:
     """What is too large for one row, as text; empty if the samples fit."""
     short = _short(needs(samples, budget), budget)
-    names = {"tokens": "tokens", "patches": "patches", "targets": "supervised tokens", "reach": "blocks in reach"}
+    names = {"tokens": "tokens", "patches": "patches", "targets": "supervised tokens"}
     names |= {"pairs": "pairs of text blocks", "patch_pairs": "pairs of patch blocks"}
     return [f"{taken} {names[field]}, a row holds {getattr(budget, field)}" for field, taken in short.items()]
 
@@ -120,7 +101,7 @@ def _short(taken: Needs, budget: RowBudget) -> dict[str, int]:
 def enough(samples: Sequence[Sample], budget: RowBudget, merge_size: int) -> dict[str, int]:
     """The fields of `data` that are too small for the samples to fit into one row, and what would do."""
     block = max(1, budget.pair_block)
-    units = {"tokens": math.lcm(budget.block, block), "patches": math.lcm(merge_size**2, block)}
+    units = {"tokens": block, "patches": math.lcm(merge_size**2, block)}
     short = _short(needs(samples, budget), budget)
     return {FIELDS[field]: n + -n % units.get(field, 1) for field, n in short.items()}
 
@@ -139,8 +120,7 @@ def pack(
     in a batch), patch_images [B, P] (image number in the row, 0 empty),
     patch_positions [B, P, 2] (row, column), table_index and table_weight (float32) [B, P, 4]. target_slot,
     target_tokens, target_weight (float32, 0 unused) and target_group (2 * group + later) [B, T]. All others int32.
-    With `budget.reach` also blocks [B, S / block, reach]: the key blocks that each query block sees, -1 unused. With
-    `budget.pair_block` also pair_starts, pair_keys, patch_pair_starts and patch_pair_keys (`data/visibility.py`).
+    With `budget.pair_block` also pair_starts, pair_keys, patch_pair_starts and patch_pair_keys (`data/visibility.py`).
     A sample with a failed image keeps its tokens, but its targets weigh 0. BadRecord if a row is overfull.
     """
     n_rows, S, P, T = len(rows), budget.tokens, budget.patches, budget.targets
@@ -164,8 +144,6 @@ def pack(
         "target_weight": np.zeros((n_rows, T), np.float32),
         "target_group": np.zeros((n_rows, T), np.int32),
     }
-    if budget.reach:
-        batch["blocks"] = np.full((n_rows, S // budget.block, budget.reach), -1, np.int32)
     if budget.pair_block:
         for name, length, pairs in (("pair", S, budget.pairs), ("patch_pair", P, budget.patch_pairs)):
             batch[f"{name}_starts"] = np.zeros((n_rows, length // budget.pair_block + 1), np.int32)
@@ -173,31 +151,22 @@ def pack(
     for number, (samples, pixels) in enumerate(zip(rows, patches, strict=True)):
         check_fits(samples, budget)
         row = {name: array[number] for name, array in batch.items()}
-        starts = _starts(samples, budget.block)
+        starts = _starts(samples)
         _pack_text(row, samples, starts)
         _pack_images(row, samples, pixels, spec)
         _pack_targets(row, samples, pixels, starts)
-        if budget.reach:
-            _pack_blocks(row["blocks"], samples, starts, budget.block)
         if budget.pair_block:
             _pack_pairs(row, samples, budget)
     return batch
 
 
-def _starts(samples: Sequence[Sample], block: int) -> list[int]:
+def _starts(samples: Sequence[Sample]) -> list[int]:
     """The first token of each sample."""
-    return np.cumsum([0, *(_aligned(s, block) for s in samples)])[:-1].tolist()
-
-
-def _pack_blocks(blocks: np.ndarray, samples: Sequence[Sample], starts: Sequence[int], block: int) -> None:
-    for sample, start in zip(samples, starts, strict=True):
-        for number, sees in enumerate(_sees(sample.questions, block), start // block):
-            listed = np.flatnonzero(sees) + start // block
-            blocks[number, : len(listed)] = listed
+    return np.cumsum([0, *(len(s.tokens) for s in samples)])[:-1].tolist()
 
 
 def _pack_pairs(row: dict[str, np.ndarray], samples: Sequence[Sample], budget: RowBudget) -> None:
-    seen = _row_pairs(samples, budget.block, budget.pair_block, budget.tokens, sum(s.n_patches for s in samples))
+    seen = _row_pairs(samples, budget.pair_block, budget.tokens, sum(s.n_patches for s in samples))
     for name, blocks in zip(("pair", "patch_pair"), seen):
         starts, keys = row[f"{name}_starts"], row[f"{name}_keys"]
         n = len(blocks) + 1
@@ -276,5 +245,4 @@ def looked_at(samples: Sequence[Sample], budget: RowBudget) -> tuple[int, int]:
     if budget.pair_block:
         taken, area = needs(samples, budget), budget.pair_block**2
         return taken.pairs * area, taken.patch_pairs * area
-    seen = budget.reach * budget.block if budget.reach else budget.tokens
-    return budget.tokens * seen, budget.patches**2
+    return budget.tokens**2, budget.patches**2

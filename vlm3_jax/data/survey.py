@@ -232,7 +232,7 @@ def _lengths_only(sample: Sample) -> Sample:
 
 def _longest(samples: Sequence[Sample], budget: RowBudget) -> dict[str, int]:
     """The most that one of the samples needs of each list of blocks that `budget` has."""
-    names = ["reach"] * bool(budget.reach) + ["pairs", "patch_pairs"] * bool(budget.pair_block)
+    names = ["pairs", "patch_pairs"] if budget.pair_block else []
     taken = [needs([sample], budget) for sample in samples] if names else []
     return {name: max(getattr(t, name) for t in taken) for name in names}
 

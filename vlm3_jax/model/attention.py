@@ -1,4 +1,4 @@
-"""Attention as one function: who may see whom is described by ids and block lists, prepared once for all layers."""
+"""Attention as one function: who may see whom is described by ids and lists of blocks, prepared once for all layers."""
 
 import dataclasses
 import functools
@@ -89,14 +89,13 @@ class BackEnd:
 
 
 def prepare(
-    ids: Ids, blocks=None, pairs: Pairs | None = None, locally: Locally = run_as_it_is, back_end: BackEnd | None = None
+    ids: Ids, pairs: Pairs | None = None, locally: Locally = run_as_it_is, back_end: BackEnd | None = None
 ) -> Callable:
     """Self-attention (q [B, S, H, C], k, v [B, S, K, C]) -> [B, S, H, C] within a row, for any number of layers.
 
-    `blocks` int32 [B, S / block, reach], from the host: the key blocks that each query block can see, -1 unused; the
-    work is then S * reach * block pairs instead of S * S. `pairs`: the same as sparse rows, for long samples; they are
-    worked through one by one, by each device for its own rows (`locally`), by `back_end` (None: as "auto" finds the
-    default device). Scores and softmax are float32.
+    `pairs`, from the host: the pairs of blocks that can see each other, as sparse rows; the work is then theirs instead
+    of S * S. They are worked through one by one, by each device for its own rows (`locally`), by `back_end` (None: as
+    "auto" finds the default device). Scores and softmax are float32.
     """
     S = ids.segments.shape[1]
     if pairs is not None:
@@ -104,8 +103,6 @@ def prepare(
         if module := back_end.kernels(S // (pairs.starts.shape[1] - 1)):
             return _by_kernels(module, back_end.interpret, ids, pairs, locally)
         return lambda q, k, v: locally(functools.partial(block_pairs, visible=visible))(q, k, v, ids, pairs)
-    if blocks is not None:
-        return _named(_by_blocks(ids, blocks))
     size = max(1, MAX_PAIRS // S)
     if size >= S:
         mask = visible(ids, ids)
@@ -143,34 +140,6 @@ def _by_chunks(ids: Ids, chunks: int) -> Callable:
 
         out = jax.lax.map(chunk, (split(q), jax.tree.map(split, ids)))
         return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], chunks * size, *q.shape[2:])[:, :S]
-
-    return attend
-
-
-def _by_blocks(ids: Ids, blocks) -> Callable:
-    """Every query block against the key blocks of its list."""
-    (B, S), (_, count, reach) = ids.segments.shape, blocks.shape
-    block = S // count
-
-    def chosen(x):
-        """[B, S] ids -> those of the listed key blocks [B, count, reach * block]; -1 where the list is unused."""
-        x = x.reshape(B, count, block)
-        x = jnp.take_along_axis(x, jnp.maximum(blocks, 0).reshape(B, -1)[..., None], 1)
-        x = x.reshape(B, count, reach, block)
-        return jnp.where(blocks[..., None] < 0, -1, x).reshape(B, count, reach * block)
-
-    split = jax.tree.map(lambda x: x.reshape(B, count, block), ids)
-    mask = visible(split, jax.tree.map(chosen, ids)).reshape(B * count, block, reach * block)
-    # A product with a one-hot matrix gathers; its backward pass is one more product and not a scatter.
-    choice = jax.nn.one_hot(blocks.reshape(B, -1), count)
-
-    def gather(x):
-        rows = jnp.einsum("bij,bjx->bix", choice.astype(x.dtype), x.reshape(B, count, -1))
-        return rows.reshape(B * count, reach * block, *x.shape[2:])
-
-    def attend(q, k, v):
-        out = _attend(q.reshape(B * count, block, *q.shape[2:]), gather(k), gather(v), mask)
-        return out.reshape(q.shape)
 
     return attend
 

@@ -100,7 +100,7 @@ class VLM(nnx.Module):
         """Hidden states of whole rows, and what `keep` keeps of the layers."""
         order = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
         ids = Ids(batch["segments"], batch["questions"], order)
-        attend = prepare(ids, batch.get("blocks"), listed(batch, "pair"), self.locally, self.back_end)
+        attend = prepare(ids, listed(batch, "pair"), self.locally, self.back_end)
 
         def causal(q, k, v, cache):
             return attend(q, k, v), cache

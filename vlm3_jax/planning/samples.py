@@ -100,7 +100,7 @@ def typical_rows(config, cfg: VLMConfig, budget: RowBudget, count: int = 512) ->
     weights = np.array([fields.weight for fields in components.values()])
     drawn = np.random.default_rng(config.seed).choice(len(samples), 1 << 16, p=weights / weights.sum())
     # Lists of blocks are sized to what rows need, so they are no bound here.
-    loose = dataclasses.replace(budget, pair_block=0, reach=0)
+    loose = dataclasses.replace(budget, pair_block=0)
     scheduler = Scheduler(lambda i: samples[drawn[i % len(drawn)]], lambda row: fits(row, loose), STREAMS)
     cursors, rows = np.arange(STREAMS), []
     while len(rows) < count:
