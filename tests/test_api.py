@@ -183,6 +183,22 @@ def test_a_free_question_is_asked_at_the_models_resize_rule(model, rng):
     assert size({}) == (64, 48)
 
 
+def test_boxes_stand_in_the_question_as_regions(model, rng):
+    """Normalised from the image's own integers (formats of the release), whatever the image is resized to."""
+    photo = rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    shown = model._shown([photo], model.resize_rule("objects"))
+    question = model._with_regions("Is <mask> wider than <mask>?", [[9, 6, 45, 30], [0, 0, 89, 59]], shown)
+    a, b = "bounding box region (10, 10, 50, 50)", "bounding box region (0, 0, 99, 98)"
+    assert question == f"Is {a} wider than {b}?"
+    assert isinstance(model.ask(photo, "What is <mask>?", boxes=[[9, 6, 45, 30]]), str)
+    with pytest.raises(UserError, match=r"boxes: the question has 1 places <mask> for 2 boxes"):
+        model.ask(photo, "What is <mask>?", boxes=[[9, 6, 45, 30], [0, 0, 89, 59]])
+    with pytest.raises(UserError, match=r"boxes\[1\]: \(95, 30\) is not in the image of 90 x 60 px"):
+        model.ask(photo, "What is <mask>?", boxes=[[9, 6, 95, 30]])
+    with pytest.raises(UserError, match="boxes: expected"):
+        model.ask(photo, "What is <mask>?", boxes=[[9, 6, 95]])
+
+
 def test_ask_draws_when_told_to(model, capsys):
     """Any of the four options draws; what is not given is what the checkpoint proposes."""
     folder = model._folder

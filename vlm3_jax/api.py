@@ -20,9 +20,12 @@ from vlm3_jax.processor.image import ImageLayout, image_layout
 from vlm3_jax.processor.photo import Photo, open_photo
 from vlm3_jax.records import ImageRef, View
 from vlm3_jax.tasks import correspondence, depth, pose, protocol
+from vlm3_jax.tasks.objects_words import region
 from vlm3_jax.tasks.protocol import Protocol
 
 MAX_NEW_TOKENS = 256
+# Where a question speaks of a box.
+REGION = "<mask>"
 
 _log = logging.getLogger(__name__)
 
@@ -128,13 +131,17 @@ class VLM3:
             return self.protocol(task).resize
         return self._common
 
-    def ask(self, images, question: str, sampling: Sampling | None = None, task: str | None = None) -> str:
+    def ask(self, images, question: str, boxes=None, sampling: Sampling | None = None, task: str | None = None) -> str:
         """The answer to a question about an image or a list of them, resized as `resize_rule(task)` says.
 
+        `boxes` (px of the first image, x1, y1, x2, y2, [N, 4]): the i-th `<mask>` in the question is written as the
+        region of the i-th box, and images are resized as the task "objects" has it, unless `task` is another.
         `sampling`: how tokens are drawn, see `sampling()`; None for the greedy answer.
         """
         images = images if isinstance(images, list | tuple) else [images]
-        shown = self._shown(images, self.resize_rule(task))
+        shown = self._shown(images, self.resize_rule("objects" if task is None and boxes is not None else task))
+        if boxes is not None:
+            question = self._with_regions(question, boxes, shown)
         return self._engine.answer([shown], [[question]], sampling or GREEDY)[0][0]
 
     def chat(self, messages, sampling: Sampling | None = None) -> str:
@@ -212,6 +219,17 @@ class VLM3:
             answers,
             tuple(photo.source for _, photo, _ in opened),
         )
+
+    def _with_regions(self, question: str, boxes, shown: Sequence[ImageLayout]) -> str:
+        """The question with its boxes as text: normalised from the image's own size, as the release does."""
+        size = shown[0].ref.width, shown[0].ref.height
+        corners = as_points(np.reshape(boxes, (-1, 2)) if np.size(boxes) % 4 == 0 else boxes, *size, "boxes")
+        coords = normalize_points(corners, size, self.protocol("objects").coord_range).reshape(-1, 4)
+        parts = question.split(REGION)
+        if len(parts) - 1 != len(coords):
+            raise UserError(f"boxes: the question has {len(parts) - 1} places {REGION} for {len(coords)} boxes")
+        regions = [*map(region, coords.tolist()), ""]
+        return "".join(part + place for part, place in zip(parts, regions, strict=True))
 
     def _shown(self, images, rule: Resize) -> tuple[ImageLayout, ...]:
         return tuple(self._layout(image, None, rule)[0] for image in images)

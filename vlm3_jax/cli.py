@@ -109,7 +109,7 @@ def _ask(args, _) -> None:
         print(f"{photo}; {shown}", file=sys.stderr)
     given = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k", "seed")}
     sampled = any(value is not None for value in given.values())
-    print(model.ask(photos, args.question, model.sampling(**given) if sampled else None, args.task))
+    print(model.ask(photos, args.question, None, model.sampling(**given) if sampled else None, args.task))
 
 
 def _matrix(text: str | None):
