@@ -111,6 +111,25 @@ def test_a_component_can_be_added(config):
             configs.override(config, ["data.components.other.path=x", wrong])
 
 
+def test_a_file_cannot_set_what_nobody_reads():
+    for field, message in {
+        "batch_size": "config.batch_size: there is no such field",
+        "data.row_token": "config.data.row_token: there is no such field; did you mean 'row_tokens'?",
+        "train.lora.rnk": "config.train.lora.rnk: there is no such field; did you mean 'rank'?",
+    }.items():
+        config, (*above, last) = configs.base(), field.split(".")
+        node = config
+        for key in above:
+            node = node[key]
+        node[last] = 1
+        with pytest.raises(UserError, match=re.escape(message)):
+            configs.check(config)
+    config = configs.base()
+    config.data.components.mine = component_config(path="x", weight=-1.0)
+    with pytest.raises(UserError, match="component 'mine': weight"):
+        configs.check(config)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_are_found_by_name(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

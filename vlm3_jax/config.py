@@ -278,19 +278,32 @@ def _hint(node, above: str, key: str) -> str:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """UserError, naming the field, if a value is not allowed (`ALLOWED`) or does not go with the others.
+    """UserError, naming the field, if there is no such field, or its value is not allowed or does not suit the others.
 
-    Judged from the config alone, before files are opened or devices started. Components are judged by
-    `check_component`; what needs the model or the mesh where these are made.
+    Judged from the config alone, before files are opened or devices started; what needs the model or the mesh is judged
+    where these are made.
     """
+    _check_names(config, base(), "")
     for name in ("model", "base", "workdir"):
         local_path(config[name], f"config.{name}")
     for field, allowed in ALLOWED.items():
         value = functools.reduce(lambda node, key: node[key], field.split("."), config)
         if not allowed.test(value):
             raise UserError(f"{field} is {value!r}, but must be {allowed.words}")
+    for table in (config.data.components, config.eval.components):
+        for name, fields in table.items():
+            check_component(name, fields)
     _check_rows(config.data)
     _check_training(config)
+
+
+def _check_names(node, known, above: str) -> None:
+    """A config file may write to any name: one that nobody reads would change nothing, without a word."""
+    for key, value in node.items():
+        if key not in known:
+            raise UserError(f"config.{above}{key}: there is no such field{_hint(known, above, key)}")
+        if isinstance(value, ml_collections.ConfigDict) and f"{above}{key}" not in TABLES:
+            _check_names(value, known[key], f"{above}{key}.")
 
 
 def _check_rows(data) -> None:

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from vlm3_jax import config as configs
 from vlm3_jax import pretrained
-from vlm3_jax.config import check_component, protocol_of
+from vlm3_jax.config import protocol_of
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.mixture import build_components
 from vlm3_jax.data.packing import RowBudget
@@ -35,9 +35,6 @@ class Setup:
     def from_config(cls, config) -> "Setup":
         """Judges the config and opens the model; UserError names what is wrong or missing."""
         configs.check(config)
-        for table in (config.data.components, config.eval.components):
-            for name, fields in table.items():
-                check_component(name, fields)
         if not config.workdir:
             raise UserError("no workdir is given: set --workdir to the folder for checkpoints, metrics and the export")
         workdir = pathlib.Path(config.workdir)
