@@ -16,7 +16,7 @@ _WORDS = {
     "millimeters": (0.001, r"millimet(?:er|re)s?|mms?"),
     "miles": (1609.344, r"miles?|mi"),
     "yards": (0.9144, r"yards?|yds?"),
-    "feet": (0.3048, r"feet|foot|ft"),
+    "feet": (0.3048, r"feet|foot|ft\b\.?"),
     "inches": (0.0254, rf"inch(?:es)?|{_INCH}"),
 }
 METRES_PER_UNIT = {name: size for name, (size, _) in _WORDS.items()}
