@@ -24,7 +24,7 @@ import tests.typecheck  # noqa: E402
 import vlm3_jax  # noqa: E402, F401
 
 # Shapes and types of these modules' signatures are checked while tests run (vlm3_jax/shapes.py).
-CHECKED = ("camera", "pose", "records", "processor", "model", "infer.decode")
+CHECKED = ("camera", "pose", "processor", "model", "infer.decode")
 install_import_hook([f"vlm3_jax.{name}" for name in CHECKED], f"{tests.typecheck.__name__}.check")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -69,7 +69,7 @@ FAULTS = [
     (("views", 1, "image", "data"), None, "views[1].image.data: expected the bytes of an image file"),
     (("views", 0, "image", "name"), 3, "views[0].image.name: expected text"),
     (("views", 0, "image", "width"), 128.5, "views[0].image: expected whole numbers as its size, got (128.5, 96)"),
-    (("views", 0, "camera", "fx"), "wide", "not a record of this project (TypeError"),
+    (("views", 0, "camera", "fx"), "wide", "views[0].camera: expected the numbers cx, cy, fx, fy, height, width"),
     (("views", 0, "camera", "fx"), 0.9, "views[0].camera: implausible field of view, 178.4 x 51.3 degrees"),
     (("views", 0, "camera", "height"), 0, "camera: image size must be at least 1 x 1"),
     (("views", 0, "world_T_cam"), stored(np.eye(3)), "views[0].world_T_cam: expected 4 x 4 numbers, got shape [3, 3]"),

@@ -146,10 +146,10 @@ def test_depth_samples_of_the_4b_model():
 
 
 @pytest.mark.parametrize("mode", ["turns", "independent"])
-@pytest.mark.parametrize("block", [1, 8])
+@pytest.mark.parametrize("block", [0, 8])
 def test_lengths_count_what_is_seen(mode, block, tiny_model, tmp_path):
     samples, spec = draw_samples(tiny_model, write_records(tmp_path), mode, 5)
-    batch = pack_rows([samples[:2], [], samples[2:3], samples[3:]], spec, RowBudget(256, 320, 64, block))
+    batch = pack_rows([samples[:2], [], samples[2:3], samples[3:]], spec, RowBudget(256, 320, 64, block, 1024, 1600))
     found = flops.lengths(batch)
     assert found.tokens == sum(len(s.tokens) for s in samples)
     assert found.patches == sum(layout.n_patches for s in samples for layout in s.images)

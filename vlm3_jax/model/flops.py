@@ -37,7 +37,7 @@ class Lengths:
     patches: int
     targets: int
     text_pairs: float
-    vision_pairs: int
+    vision_pairs: float
 
     def __add__(self, other: "Lengths") -> "Lengths":
         return Lengths(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other))))
@@ -104,7 +104,7 @@ def training(cfg: VLMConfig, n: Lengths, trained=GROUPS, adapters: Sequence[Para
     return total - seeing * patches + sum(6.0 * row.size * places[row.group] for row in adapters)
 
 
-def peak(device: jax.Device) -> tuple[float, str]:
+def peak(device) -> tuple[float, str]:
     """Peak FLOP/s of one device and where the number comes from.
 
     Of a CPU, and of a device that no data sheet here is of, it is what a matrix product reaches.

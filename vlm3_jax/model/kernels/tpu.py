@@ -92,7 +92,7 @@ def _run(kernel, call, order, *, ids, outer, inner, outs, scratch):
             num_scalar_prefetch=3,
             grid=(B, groups, N),
             in_specs=[
-                *(spec(x.shape, of_inner, by_head=False) for of_inner, x in enumerate(ids)),
+                *(spec(x.shape, of_inner=number == 1, by_head=False) for number, x in enumerate(ids)),
                 *(spec(x.shape, of_inner=False) for x in outer),
                 *(spec(x.shape, of_inner=True) for x in inner),
             ],
