@@ -19,7 +19,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Adds to XLA_FLAGS what makes steps on CPUs right (xla.py), before a test can start jax.
+# Adds to XLA_FLAGS what makes sums on CPUs right (xla.py), before a test can start jax.
 import tests.typecheck  # noqa: E402
 import vlm3_jax  # noqa: E402, F401
 

@@ -1,6 +1,8 @@
-"""What XLA must be told before jax starts: on CPUs its own order of operations computes steps wrongly now and then.
+"""What XLA must be told before jax starts: on CPUs some sums come out wrong now and then, from jaxlib 0.10.2 on.
 
-docs/decisions.md (Runs) says what was seen. XLA reads XLA_FLAGS once a process, when jax starts its first back end.
+XLA hands sums on CPUs to YNNPACK, which computes those over a broadcast axis wrongly when two threads share one: the
+norm of the gradient is such a sum. docs/cpu_race.md has a program of one line and what was measured. XLA reads
+XLA_FLAGS once a process, when jax starts its first back end.
 """
 
 import importlib.util
@@ -10,7 +12,8 @@ import pathlib
 import sys
 import warnings
 
-FLAG = "--xla_cpu_enable_concurrency_optimized_scheduler"
+# "-reduce" takes sums out of what YNNPACK is given; its matrix products stay.
+FLAG, VALUE = "--xla_cpu_experimental_ynn_fusion_type", "-reduce"
 
 
 def set_flags() -> None:
@@ -28,25 +31,13 @@ def set_flags() -> None:
             flags = ""
     if FLAG in flags or not known():
         return
-    os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=false".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} {FLAG}={VALUE}".strip()
     if started_on_cpu():
         warnings.warn(
-            "jax was in use on the CPU before vlm3_jax was imported: steps may come out wrong (docs/decisions.md); "
-            f"import vlm3_jax first, or set XLA_FLAGS={FLAG}=false",
+            "jax was in use on the CPU before vlm3_jax was imported: results may be wrong (docs/cpu_race.md); "
+            f"import vlm3_jax first, or set XLA_FLAGS={FLAG}={VALUE}",
             stacklevel=2,
         )
-
-
-def set_flags_among_processes() -> None:
-    """Takes the flag back in a process among others, to be called before jax starts a back end.
-
-    With that scheduler off, Gloo, through which processes on CPUs exchange, ended two of them at the first steps, two
-    runs of two ("distributed collective mismatch"); with it on none of two runs. So steps of several CPU processes
-    have its rounding noise.
-    """
-    if FLAG in os.environ.get("XLA_FLAGS", ""):
-        # Of two values XLA takes the last.
-        os.environ["XLA_FLAGS"] += f" {FLAG}=true"
 
 
 def known() -> bool:

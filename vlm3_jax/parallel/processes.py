@@ -16,7 +16,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vlm3_jax import xla
 from vlm3_jax.errors import UserError
 
 # A process that says nothing for so long is lost. What its runtime tells of it must reach everybody within a minute.
@@ -47,7 +46,6 @@ def joined(command: str, coordinator: str | None = None, processes: int | None =
     _, processes, process = where
     if processes:
         _joined = process, processes
-        xla.set_flags_among_processes()
     with ends_together(command):
         _initialize(*where)
         import jax
