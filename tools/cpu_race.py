@@ -68,7 +68,10 @@ def different_runs(repeats: int, steps: int, devices: int) -> int:
                 component.path = str(scenes)
             config.eval.components = {}
             config.train.max_steps, config.train.save_every, config.train.export = steps, 10 * steps, ""
-            train(config.lock())
+            if not train(config.lock()):
+                # What is complete still tells something.
+                print(f"stopped in run {number}: {len(runs)} complete runs are compared")
+                break
             rows = [json.loads(line) for line in pathlib.Path(config.workdir, "metrics.jsonl").read_text().splitlines()]
             runs.append(tuple((row["loss"], row["grad_norm"]) for row in rows if "grad_norm" in row))
     for number, values in enumerate(zip(*runs, strict=True), 1):
