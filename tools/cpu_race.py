@@ -78,8 +78,10 @@ def different_runs(repeats: int, steps: int, devices: int) -> int:
         found = collections.Counter(values).most_common(3)
         if len(found) > 1:
             print(f"  step {number}: (loss, gradient norm), times: {found}")
-    print(f"{len(set(runs))} different runs of {repeats}; {steps} steps, {devices} devices, jax {jax.__version__}")
-    return repeats - collections.Counter(runs).most_common(1)[0][1]
+    if not runs:
+        return 1
+    print(f"{len(set(runs))} different runs of {len(runs)}; {steps} steps, {devices} devices, jax {jax.__version__}")
+    return len(runs) - collections.Counter(runs).most_common(1)[0][1]
 
 
 def main() -> int:
