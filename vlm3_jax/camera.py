@@ -49,6 +49,13 @@ class Camera:
         return cls(fx or fy, fy or fx, cx, cy, int(width), int(height)).plausible("intrinsics")
 
     @classmethod
+    def from_fields(cls, tree) -> "Camera | None":
+        """From what a file holds, the numbers of its fields by name; None if `tree` is not that."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        good = isinstance(tree, dict) and all(type(tree.get(name)) in (int, float) for name in names)
+        return cls(*(tree[name] for name in names)) if good else None
+
+    @classmethod
     def from_fov(cls, width: int, height: int, horizontal_fov_deg: float) -> "Camera":
         """Square pixels, centred principal point; for photos whose camera is only roughly known."""
         focal = width / 2 / np.tan(np.radians(horizontal_fov_deg) / 2)

@@ -54,9 +54,6 @@ SIZES = {
 }  # fmt: skip
 
 
-TO_RESIDUAL = ("o_proj", "down_proj", "experts_out", "proj", "fc2")
-
-
 def make(out_dir, size: str = "demo", seed: int = 0) -> pathlib.Path:
     """Writes the model directory; transformers loads it, and so does every `--model` of this project."""
     if size not in SIZES:

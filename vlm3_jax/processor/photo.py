@@ -171,11 +171,11 @@ def _sidecar(path: pathlib.Path, width: int, height: int) -> Camera:
     fields = read_json(path)
     if isinstance(fields, dict) and fields.keys() == {"K"}:
         return as_camera(fields["K"], width, height, path.name)
-    names = [field.name for field in dataclasses.fields(Camera)]
-    numbers = isinstance(fields, dict) and all(type(fields.get(name)) in (int, float) for name in names)
-    if not numbers:
-        raise UserError(f"{path}: expected a JSON object with the matrix K, or with the numbers {', '.join(names)}")
-    return as_camera(Camera(*(fields[name] for name in names)), width, height, path.name)
+    camera = Camera.from_fields(fields)
+    if camera is None:
+        names = ", ".join(field.name for field in dataclasses.fields(Camera))
+        raise UserError(f"{path}: expected a JSON object with the matrix K, or with the numbers {names}")
+    return as_camera(camera, width, height, path.name)
 
 
 def _exif_camera(image: Image.Image, turn: int) -> Camera | None:

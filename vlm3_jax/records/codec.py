@@ -70,11 +70,10 @@ def _view(tree, field: str) -> View:
     image, crop, flip = tree["image"], tree.get("crop"), tree.get("flip", False)
     need(isinstance(image["data"], bytes), f"{field}.image.data", "expected the bytes of an image file")
     need(isinstance(image["name"], str), f"{field}.image.name", "expected text")
-    numbers = tree["camera"]
-    wanted = {f.name for f in dataclasses.fields(Camera)}
-    good = set(numbers) == wanted and all(type(n) in (int, float) for n in numbers.values())
-    need(good, f"{field}.camera", f"expected the numbers {', '.join(sorted(wanted))}, got {numbers!r}")
-    camera = Camera(**numbers).plausible(f"{field}.camera")
+    names, camera = [f.name for f in dataclasses.fields(Camera)], Camera.from_fields(tree["camera"])
+    wanted = f"expected the numbers {', '.join(sorted(names))}, got {tree['camera']!r}"
+    need(camera and len(tree["camera"]) == len(names), f"{field}.camera", wanted)
+    camera = camera.plausible(f"{field}.camera")
     for part, size in (("image", (image["width"], image["height"])), ("camera", (camera.width, camera.height))):
         need(all(n % 1 == 0 for n in size), f"{field}.{part}", f"expected whole numbers as its size, got {size}")
     need(isinstance(flip, bool), f"{field}.flip", f"expected true or false, got {flip!r}")

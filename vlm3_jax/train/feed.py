@@ -20,11 +20,11 @@ from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
 from vlm3_jax.setup import Setup
 from vlm3_jax.train.goodput import Goodput
+from vlm3_jax.train.window import COUNTS
 
-# Of the loader's numbers those that add up over accumulated batches; the others are means.
-SUMMED = ("wait_s", "bad", "passed_over")
-# And those that are told of all processes' rows.
-COUNTED = ("bad", "passed_over")
+# Of the loader's numbers those that add up over accumulated batches; the others are means. Counts are told of all
+# processes' rows.
+SUMMED = ("wait_s", *COUNTS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class Batch:
     """What one step trains on.
 
     Of this process's rows: `arrays` (`packing.pack`, with a leading axis `accumulation` where that is above 1), what
-    they hold (`lengths`), and the loader's `stats`, in which the counts `COUNTED` are of all processes. Of the global
-    batch: the number of `samples`, and the `checksum` of their ids.
+    they hold (`lengths`), and the loader's `stats`, in which the counts (`window.COUNTS`) are of all processes. Of the
+    global batch: the number of `samples`, and the `checksum` of their ids.
     """
 
     arrays: dict[str, np.ndarray]
@@ -92,7 +92,7 @@ class Feed:
         found = processes.gather(
             {
                 "rows": self._mine,
-                "counts": np.array([stats[key] for key in COUNTED]),
+                "counts": np.array([stats[key] for key in COUNTS]),
                 "cursors": parts[-1].state.cursors,
                 "ids": np.array(ids, np.uint32).T,
                 "samples": np.array([[len(row) for row in part.ids] for part in parts]).T,
@@ -105,7 +105,7 @@ class Feed:
         _, order = np.unique(found["rows"], return_index=True)
         cursors, ids, samples = (np.concatenate(found[key])[order] for key in ("cursors", "ids", "samples"))
         self.schedule = Schedule(cursors, self._phases)
-        stats |= dict(zip(COUNTED, processes.over_rows(found["rows"], found["counts"]).tolist(), strict=True))
+        stats |= dict(zip(COUNTS, processes.over_rows(found["rows"], found["counts"]).tolist(), strict=True))
         return Batch(arrays, held, stats, int(samples.sum()), zlib.crc32(ids.T.tobytes()))
 
     def close(self) -> None:
