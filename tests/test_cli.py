@@ -4,6 +4,8 @@ import argparse
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import huggingface_hub
 import numpy as np
@@ -315,6 +317,21 @@ def test_ctrl_c_is_no_traceback(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(configs, "load", interrupt)
     assert cli.main(["train", "--config=demo", f"--workdir={tmp_path}"]) == 130
     assert capsys.readouterr().err == "vlm3 train: interrupted\n"
+
+
+def test_a_reader_that_has_gone_is_no_traceback(tmp_path):
+    """As in `vlm3 score ... | head`."""
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"id": "a", "prediction": "1.0 meters"}) + "\n")
+    target = {"kind": "depth", "depth_m": 1.0}
+    (tmp_path / "targets.jsonl").write_text(json.dumps({"id": "a", "target": target}) + "\n")
+    command = [sys.executable, "-m", "vlm3_jax.cli", "score", "depth", "answers.jsonl", "targets.jsonl"]
+    whole = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert whole.stdout
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_what_may_succeed_again_has_a_code_of_its_own(monkeypatch, capsys, tmp_path):

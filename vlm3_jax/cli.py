@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pathlib
+import signal
 import sys
 
 from vlm3_jax import config as configs
@@ -25,7 +26,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--config.{fields[0]}: this command takes no config")
     try:
         _check_paths(args)
-        return args.run(args, fields) or 0
+        code = args.run(args, fields) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Who read the output is gone (`vlm3 ... | head`); the interpreter would complain when it flushes it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"vlm3 {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.code
