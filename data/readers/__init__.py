@@ -1,0 +1,1 @@
+"""Readers of file formats that several data sets use; none needs TensorFlow, Beam or torch."""
