@@ -186,10 +186,6 @@ def _box(ids, index):
     return [columns.min(), rows.min(), columns.max(), rows.max()]
 
 
-def test_occlusion_rule():
-    assert labels_.occlusion_tolerance_m(2.0) == pytest.approx(0.1 + 0.01 + 0.0693147, abs=1e-6)
-
-
 def test_bytes_round_trip(pairs):
     for item, _ in pairs[:2]:
         back = from_bytes(to_bytes(item))

@@ -15,6 +15,8 @@ from vlm3_jax.processor import image
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.records import MAX_IMAGE_PIXELS, Record
 
+# Labels drawn from a record's depth maps, for each question: a crop leaves but a part of them.
+SPARE = 16
 # Visual tokens that a crop must leave of an image: a row that has room for fewer is too small for the text.
 LEAST = 4
 
@@ -66,7 +68,7 @@ class Component:
 
     def _sample(self, index: int, key: tuple[int, ...], id: str, training: bool) -> Sample | PassedOver:
         mirror = training and self.fields.flip > 0 and np.random.default_rng([*key, 1]).random() < self.fields.flip
-        record = self._record(index, mirror)
+        record = self._record(index, key, mirror)
         if isinstance(record, PassedOver):
             return record
         sample = self._build(record, key, id, training)
@@ -80,11 +82,15 @@ class Component:
                 return PassedOver(f"cropped to fit a row it has no labels that task {self.task.name} can ask about")
         raise BadRecord(f"record {record.id}: the sample does not fit a row even when cropped")
 
-    def _record(self, index: int, mirror: bool) -> Record | PassedOver:
+    def _record(self, index: int, key: tuple[int, ...], mirror: bool) -> Record | PassedOver:
         """Record `index` resized by the component's protocol, if it can be used."""
         record, least = self.source[index], self.fields.covisibility_min
         if record is None:
             return PassedOver("its line was set aside when the file was opened (vlm3 data check says why)")
+        if self.task.asks_depth or (record.covisibility is None and least > 0):
+            record = records.draw_labels(record, np.random.default_rng([*key, 2]), SPARE * self.protocol.questions)
+        else:
+            record = dataclasses.replace(record, depth_maps=())
         if record.covisibility is not None and record.covisibility < least:
             return PassedOver(f"its covisibility, {record.covisibility:.3g}, is below covisibility_min = {least:g}")
         if mirror:

@@ -1,7 +1,10 @@
 """Records: what every source yields, whatever the data set looked like on disk, and their bytes."""
 
 from vlm3_jax.records.codec import from_bytes, to_bytes
+from vlm3_jax.records.conversation import Conversation, Turn
+from vlm3_jax.records.dense import DepthMap, encode_depth
 from vlm3_jax.records.labels import MAX_DEPTH_M, DepthPoints, Matches, Objects
+from vlm3_jax.records.pairs import draw_labels
 from vlm3_jax.records.record import (
     FORMATS,
     LABELS,
@@ -25,12 +28,17 @@ __all__ = [
     "MAX_DEPTH_M",
     "MAX_IMAGE_BYTES",
     "MAX_IMAGE_PIXELS",
+    "Conversation",
+    "DepthMap",
     "DepthPoints",
     "ImageRef",
     "Matches",
     "Objects",
     "Record",
+    "Turn",
     "View",
+    "draw_labels",
+    "encode_depth",
     "encode_image",
     "flip",
     "from_bytes",

@@ -8,11 +8,12 @@ import numpy as np
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records.checks import array, need
+from vlm3_jax.records.dense import DepthMap
 from vlm3_jax.records.record import LABELS, ImageRef, Record, View
 
 
 def to_bytes(record: Record) -> bytes:
-    """The record as msgpack; every image must hold its encoded bytes (`ImageRef.data`)."""
+    """The record as msgpack; every image and depth map must hold its encoded bytes (`ImageRef.data`)."""
 
     def plain(value):
         if isinstance(value, np.ndarray):
@@ -21,10 +22,12 @@ def to_bytes(record: Record) -> bytes:
                 "shape": list(value.shape),
                 "bytes": np.ascontiguousarray(value).tobytes(),
             }
-        if isinstance(value, ImageRef):
+        if isinstance(value, ImageRef | DepthMap):
             if value.data is None:
-                raise ValueError(f"{value.name}: only an image with its bytes can be written")
-            return {"width": value.width, "height": value.height, "name": value.name, "data": value.data}
+                what = "an image" if isinstance(value, ImageRef) else "a depth map"
+                raise ValueError(f"{value.name}: only {what} with its bytes can be written")
+            names = (f.name for f in dataclasses.fields(value) if f.name not in ("path", "pixels"))
+            return {name: plain(getattr(value, name)) for name in names}
         if dataclasses.is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, tuple | list):
@@ -35,26 +38,31 @@ def to_bytes(record: Record) -> bytes:
 
 
 def from_bytes(data: bytes) -> Record:
-    """The inverse of `to_bytes`. BadRecord, naming the field, if the bytes are not a record or its parts disagree."""
+    """The inverse of `to_bytes`. BadRecord, naming the field, if the bytes are not a record or its parts disagree.
+
+    A field that is missing, as it is in shards from before there was one, has its default.
+    """
     try:
         tree = msgpack.unpackb(data)
         views = tuple(_view(v, f"views[{n}]") for n, v in enumerate(tree["views"]))
+        maps = enumerate(tree.get("depth_maps", ()))
         record = Record(
             id=str(tree["id"]),
             views=views,
-            **{name: _labels(name, tree[name], len(views)) for name in LABELS},
-            covisibility=tree["covisibility"],
-            metric=tree["metric"],
+            **{name: _labels(name, tree[name], len(views)) for name in LABELS if name in tree},
+            **{name: tree[name] for name in ("covisibility", "metric", "scene") if name in tree},
+            depth_maps=tuple(DepthMap.read(one, f"depth_maps[{n}]", len(views)) for n, one in maps),
         )
     except BadRecord:
         raise
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, msgpack.UnpackException) as error:
         raise BadRecord(f"not a record of this project ({type(error).__name__}: {error})") from None
-    need(views, "views", "there is none")
+    need(views or record.conversation, "views", "there is none, and no conversation")
     overlap = record.covisibility
     number = isinstance(overlap, int | float) and overlap == overlap
     need(overlap is None or number, "covisibility", f"expected a number, got {overlap!r}")
     need(isinstance(record.metric, bool), "metric", f"expected true or false, got {record.metric!r}")
+    need(isinstance(record.scene, str), "scene", "expected text")
     return record
 
 

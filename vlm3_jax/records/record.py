@@ -1,7 +1,8 @@
 """Records: what every source yields, whatever the data set looked like on disk.
 
-A record holds one or two views (an image that is not decoded yet, its camera, its pose) and the labels it has. It is
-turned into bytes with msgpack for ArrayRecord files; nothing in it is ever unpickled.
+A record holds one or two views (an image that is not decoded yet, its camera, its pose) and the labels it has; one that
+is a conversation in words alone has no view. It is turned into bytes with msgpack for ArrayRecord files; nothing in it
+is ever unpickled.
 """
 
 import dataclasses
@@ -13,6 +14,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vlm3_jax.camera import Camera, Resize
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.records.conversation import Conversation
+from vlm3_jax.records.dense import DepthMap
 from vlm3_jax.records.labels import DepthPoints, Matches, Objects
 from vlm3_jax.shapes import UInt8
 from vlm3_jax.storage import patiently
@@ -144,7 +147,11 @@ class View:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """One item of a source. `id` is unique within the source; `metric` says whether poses are in metres."""
+    """One item of a source. `id` is unique within the source; `metric` says whether poses are in metres.
+
+    `scene`: the scene, log, house or sequence that it was taken in; held-out data and looks for leaks go by it.
+    `depth_maps` are no labels yet: `draw_labels` draws points and matches from them when the record is read.
+    """
 
     id: str
     views: tuple[View, ...]
@@ -153,6 +160,9 @@ class Record:
     matches: Matches | None = None
     covisibility: float | None = None
     metric: bool = True
+    scene: str = ""
+    depth_maps: tuple[DepthMap, ...] = ()
+    conversation: Conversation | None = None
 
     @property
     def cameras(self) -> list[Camera]:
@@ -175,7 +185,7 @@ class Record:
 
 
 # The fields of a record that hold labels: a tuple of them, or one or none.
-LABELS = {"depth": DepthPoints, "objects": Objects, "matches": Matches}
+LABELS = {"depth": DepthPoints, "objects": Objects, "matches": Matches, "conversation": Conversation}
 
 
 def _several(value) -> tuple:
@@ -192,6 +202,7 @@ def unify(record: Record, rule: Resize) -> Record:
 
 def with_cameras(record: Record, cameras) -> Record:
     """The record as seen through resized or cropped `cameras` (one a view); labels are mapped, none is removed."""
+    _need_drawn(record)
     old = record.cameras
     views = tuple(view.seen_by(camera) for view, camera in zip(record.views, cameras, strict=True))
     return dataclasses.replace(record.map_labels(lambda label: label.seen_by(old, cameras)), views=views)
@@ -202,8 +213,15 @@ def flip(record: Record) -> Record:
 
     Flip before `unify`: resizing assumes stored images.
     """
+    _need_drawn(record)
     views = tuple(view.mirrored() for view in record.views)
     return dataclasses.replace(record.map_labels(lambda label: label.mirrored(record.cameras)), views=views)
+
+
+def _need_drawn(record: Record) -> None:
+    """Maps belong to the stored images, and would be left behind."""
+    if record.depth_maps:
+        raise ValueError(f"{record.id}: draw_labels comes before anything is done to the images")
 
 
 def keep_inside(record: Record) -> Record:
@@ -220,7 +238,7 @@ def keep_sound(record: Record) -> tuple[Record, int]:
     removed = sum(int((~mask).sum()) for mask in masks)
     if not removed:
         return record, 0
-    if not any(mask.any() for mask in masks):
+    if not any(mask.any() for mask in masks) and not record.depth_maps:
         rules = dict.fromkeys(label.RULE for label, mask in zip(record.labels, masks, strict=True) if len(mask))
         raise BadRecord(f"none of its {removed} labels is {', or '.join(rules)}")
     return record.map_labels(lambda label: label.kept(label.sound(record.cameras))), removed

@@ -3,9 +3,10 @@
 import numpy as np
 
 from vlm3_jax.camera import Camera
-from vlm3_jax.records import DepthPoints, Matches, Objects
+from vlm3_jax.records import DepthMap, DepthPoints, Matches, Objects, pairs
+from vlm3_jax.records.pairs import rotate
 from vlm3_jax.synth.options import SynthOptions
-from vlm3_jax.synth.render import Caster, Rendered, rotate, world_rays
+from vlm3_jax.synth.render import Caster, Rendered, world_rays
 from vlm3_jax.synth.scene import Scene
 from vlm3_jax.synth.shapes import rotation_y
 
@@ -17,51 +18,20 @@ OBJECT_POINTS = 96
 MIN_OBJECT_PIXELS = 12
 
 
-def occlusion_tolerance_m(distance_m):
-    """a + r d - ln(0.5) T with a = T = 0.1 m and r = 0.005: the rule of UFM's correspondence evaluation."""
-    return 0.1 + 0.005 * distance_m - np.log(0.5) * 0.1
-
-
-def project_pixels(camera: Camera, points_px, z_m, world_T_from, world_T_to):
-    """Pixels [N, 2] with z-depth [N] of one view -> float64 pixels [N, 2] and distance (m) [N] in another view.
-
-    The distance is negative behind the second camera.
-    """
-    local = rotate(camera.rays(points_px) * np.asarray(z_m, np.float64)[:, None], world_T_from[:3, :3])
-    local = rotate(local + world_T_from[:3, 3] - world_T_to[:3, 3], world_T_to[:3, :3].T)
-    front = local[:, 2] > 1e-6
-    local[~front] = (0, 0, -1)
-    pixels = local[:, :2] / local[:, 2:] * (camera.fx, camera.fy) + (camera.cx, camera.cy)
-    return pixels, np.where(front, np.linalg.norm(local, axis=-1), -1.0)
-
-
 def _inside(camera: Camera, pixels) -> np.ndarray:
     x, y = pixels[:, 0], pixels[:, 1]
     return (x >= 0) & (x <= camera.width - 1) & (y >= 0) & (y <= camera.height - 1)
 
 
-def visible(camera: Camera, pixels, distance_m, z_map) -> np.ndarray:
-    """bool [N]: inside the view and, by `occlusion_tolerance_m`, not behind what its nearest pixel shows."""
-    inside = (distance_m > 0) & _inside(camera, pixels)
-    nearest = np.rint(np.where(inside[:, None], pixels, 0)).astype(np.int64)
-    z = z_map[nearest[:, 1], nearest[:, 0]]
-    stored = camera.distance_from_z(nearest, z)
-    return inside & (z > 0) & (np.abs(distance_m - stored) < occlusion_tolerance_m(distance_m))
+def _views(camera: Camera, z_maps, poses) -> list[pairs.DepthView]:
+    whole = DepthMap(camera.width, camera.height, 1.0, "z")
+    return [pairs.DepthView(camera, pose, whole, z) for pose, z in zip(poses, z_maps, strict=True)]
 
 
 def covisibility(camera: Camera, z_maps, poses) -> float:
-    """(C01 + C10) / 2, Cij the share of view i's pixels with depth that view j sees too; on a regular pixel grid.
-
-    A view sees all of its own pixels, so the self value that others divide by is 1.
-    """
+    """`pairs.covisibility` on a grid of about `COVISIBILITY_PIXELS`."""
     step = max(1, round(np.sqrt(camera.width * camera.height / COVISIBILITY_PIXELS)))
-    shares = []
-    for i, j in ((0, 1), (1, 0)):
-        v, u = np.nonzero(z_maps[i][::step, ::step])
-        points = np.stack([u, v], -1) * step
-        pixels, distance = project_pixels(camera, points, z_maps[i][points[:, 1], points[:, 0]], poses[i], poses[j])
-        shares.append(visible(camera, pixels, distance, z_maps[j]).mean() if len(points) else 0.0)
-    return float(np.mean(shares))
+    return pairs.covisibility(*_views(camera, z_maps, poses), step=step)
 
 
 def _labelled_pixels(rng: Rng, camera: Camera, z_map, distance_limit, count):
@@ -94,8 +64,8 @@ def matches(rng: Rng, camera: Camera, caster: Caster, z_maps, poses, options: Sy
     let a wall close behind an object through.
     """
     points, z = _labelled_pixels(rng, camera, z_maps[0], options.max_depth_m, 4 * options.matches)
-    pixels, distance = project_pixels(camera, points, z, poses[0], poses[1])
-    keep = np.flatnonzero(visible(camera, pixels, distance, z_maps[1]))
+    pixels, distance = pairs.project_pixels(camera, points, z, poses[0], poses[1])
+    keep = np.flatnonzero(_views(camera, z_maps, poses)[1].sees(pixels, distance))
     hits = caster.cast(*world_rays(camera.rays(pixels[keep]), poses[1]))
     expected = camera.z_from_distance(pixels[keep], distance[keep])
     keep = keep[np.abs(hits.t - expected) < 2e-3 * expected][: options.matches]

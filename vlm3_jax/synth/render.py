@@ -9,6 +9,7 @@ import numpy as np
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import UserError
+from vlm3_jax.records.pairs import rotate
 from vlm3_jax.synth import textures
 from vlm3_jax.synth.scene import Scene
 
@@ -65,11 +66,6 @@ class Rendered:
     images: np.ndarray
     z_m: np.ndarray
     ids: np.ndarray
-
-
-def rotate(points, matrix) -> np.ndarray:
-    """matrix [3, 3] times each of the points [N, 3]; not through BLAS, whose rounding may depend on its threads."""
-    return np.einsum("ni,ji->nj", points, matrix)
 
 
 def world_rays(rays, world_T_cam):

@@ -3,8 +3,9 @@
 import numpy as np
 
 from vlm3_jax.camera import Camera
+from vlm3_jax.records.pairs import rotate
 from vlm3_jax.synth.options import SynthOptions
-from vlm3_jax.synth.render import Caster, rotate, world_rays
+from vlm3_jax.synth.render import Caster, world_rays
 from vlm3_jax.synth.scene import Scene
 
 Rng = np.random.Generator

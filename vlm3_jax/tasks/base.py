@@ -34,6 +34,8 @@ class Example:
 class Task(abc.ABC):
     """One task. `higher_is_better` tells how to read the headline; `headline` names it (for example "delta1").
 
+    `asks_depth`: whether labels drawn from dense depth maps are of use to it.
+
     `target_fields`: what a target of each kind must hold, `{kind: {field: form}}`, a form being a name in
     `tasks.score.FORMS` or a tuple of the values allowed.
     """
@@ -41,6 +43,7 @@ class Task(abc.ABC):
     name: str
     headline: str
     higher_is_better: bool
+    asks_depth: bool = False
     target_fields: dict[str, dict[str, Any]]
 
     @abc.abstractmethod
