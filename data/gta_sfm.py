@@ -1,0 +1,49 @@
+"""GTA-SfM: walks through a video game (GTA V), one HDF5 file each."""
+
+import numpy as np
+
+from vlm3_jax.builders import posed
+from vlm3_jax.builders.common import Skip, encoded
+from vlm3_jax.builders.readers.hdf5 import dataset, opened
+from vlm3_jax.errors import UserError
+
+
+class GtaSfm(posed.PairBuilder):
+    """image_<i> (bytes of a JPEG or PNG), K_<i>, pose_<i> (camera-to-world, OpenCV) and depth_<i> (z, metres).
+
+    Train and test are regions of the map that do not touch. One loader (multi_view_stereonet) takes half a pixel off
+    the principal point, the middle of W pixels then being (W - 1) / 2, as it is for a renderer: so do we.
+    """
+
+    name, title = "gta_sfm", "GTA-SfM"
+    splits, held_out = ("train", "test"), "test"
+    layout = "{train,test}[_hdf5]/<YYYYMMDD_HHMMSS>.hdf5"
+    labels = "z-depth in metres, poses; pairs within 16 frames"
+    licence = "not stated; github.com/HKUST-Aerial-Robotics/Flow-Motion-Depth"
+    doubts = ("half a pixel", "camera-to-world: pairs share nothing if it is the inverse", "that depth is metres")
+    test = "tests/builders/test_gta_sfm.py"
+    needs = ("h5py",)
+
+    def scenes(self, raw, split):
+        """The files of train/ or train_hdf5/; a file is a scene."""
+        folder = next((raw / n for n in (split, f"{split}_hdf5") if (raw / n).is_dir()), None)
+        files = sorted(folder.glob("*.hdf5"), key=lambda path: path.name) if folder else []
+        if not files:
+            raise UserError(f"{raw}: expected {split}/*.hdf5 or {split}_hdf5/*.hdf5")
+        for path in files:
+            with opened(path) as file:
+                numbers = sorted(int(key[6:]) for key in file if key.startswith("image_") and key[6:].isdigit())
+            place = f"{folder.name}/{path.name}"
+            yield path.stem, [{"key": f"{n:06d}", "number": n, "file": place} for n in numbers]
+
+    def frame(self, raw, scene, data):
+        """The four datasets of a number."""
+        n, name = data["number"], f"{scene}/{data['key']}"
+        with opened(posed.below(raw, data["file"])) as file:
+            if f"depth_{n}" not in file or f"pose_{n}" not in file:
+                raise Skip("a frame has no depth or no pose")
+            parts = [dataset(file, f"{part}_{n}", name) for part in ("image", "K", "pose", "depth")]
+        photo = encoded(np.asarray(parts[0], np.uint8).tobytes(), name)
+        K, pose, depth = (np.asarray(part, np.float64) for part in parts[1:])
+        camera = posed.camera(K[0, 0], K[1, 1], K[0, 2], K[1, 2], photo, first=0.5)
+        return posed.PosedFrame(photo, camera, pose, depth)
