@@ -14,6 +14,8 @@ from vlm3_jax.tasks import TASKS
 
 # What `vlm3 data show` saves.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+# AnyCalib's weights: trained on pinhole images, on all kinds, on distorted ones, on stretched and cropped ones.
+CALIBRATORS = ("anycalib_pinhole", "anycalib_gen", "anycalib_dist", "anycalib_edit")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -241,6 +243,16 @@ def _data_check(args, fields) -> None:
     quarantine.check(final=True)
 
 
+def _data_calibrate(args, _) -> int:
+    from vlm3_jax.data import calibrate
+    from vlm3_jax.processor import intrinsics
+
+    make = args.calibrator and (lambda: calibrate.AnyCalib(args.calibrator))
+    counts = calibrate.calibrate(args.folder, args.camera and intrinsics.rule(args.camera), make)
+    print("; ".join(f"{count} {source}" for source, count in sorted(counts.items())))
+    return 1 if counts["none"] else 0
+
+
 def _plan(args, fields) -> None:
     # The compiler runs here, for devices that are elsewhere.
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -402,6 +414,19 @@ def make_parser() -> argparse.ArgumentParser:
         command(
             "check", _data_check, "read all records and images, held-out ones too; exit 2 if too many are bad", data
         )
+    )
+    sub = command("calibrate", _data_calibrate, "write the camera of each image of a folder beside it", data)
+    sub.epilog = (
+        "In this order: EXIF, --camera, the file beside the image (photo.camera.json), --calibrator. A file that is "
+        "there is kept, so the same command again goes on. Exit code 1 if an image is left without."
+    )
+    sub.add_argument("folder", metavar="DIR", help="images, also in folders below")
+    sub.add_argument("--camera", metavar="CAMERA", help="of images without EXIF: FX,FY,CX,CY (px), fov:60 or 35mm:26")
+    sub.add_argument(
+        "--calibrator",
+        choices=CALIBRATORS,
+        metavar="WEIGHTS",
+        help=f"AnyCalib's weights for the rest, if its package is installed: {', '.join(CALIBRATORS)}",
     )
     return parser
 

@@ -8,28 +8,21 @@ import base64
 import binascii
 import dataclasses
 import io
-import math
 import os
 import pathlib
 import urllib.parse
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlm3_jax.camera import Camera, as_camera
 from vlm3_jax.errors import UserError
-from vlm3_jax.files import read_json
+from vlm3_jax.processor import intrinsics
 from vlm3_jax.records import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, orientation
 from vlm3_jax.storage import local_path
 
 # Without a camera a photo is taken to see this much: a guess, and metric depth is as wrong as the guess.
 ASSUMED_FOV_DEG = 60.0
-# What a camera's file is called: photo.jpg has photo.camera.json.
-SIDECAR = ".camera.json"
-# The diagonal of 35 mm film, to which equivalent focal lengths refer (CIPA DCG-001).
-FILM_DIAGONAL_MM = math.hypot(36, 24)
-# Millimetres of EXIF's units of resolution: inch, cm, mm, um.
-UNITS_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 1e-3}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,9 +62,9 @@ def open_photo(image, camera=None) -> Photo:
     height, width = pixels.shape[:2]
     if camera is not None:
         return Photo(name, pixels, as_camera(camera, width, height, f"{name}: camera"), "given")
-    beside = path and path.with_name(path.stem + SIDECAR)
+    beside = path and intrinsics.sidecar(path)
     if beside and beside.is_file():
-        return Photo(name, pixels, _sidecar(beside, width, height), beside.name)
+        return Photo(name, pixels, intrinsics.read_sidecar(beside, width, height), beside.name)
     if exif is not None:
         return Photo(name, pixels, exif, "EXIF")
     assumed = Camera.from_fov(width, height, ASSUMED_FOV_DEG)
@@ -134,7 +127,7 @@ def _upright(name: str, image: Image.Image) -> tuple[np.ndarray, Camera | None]:
         image.load()
         turn = orientation(image)
         upright = image if turn == 1 else ImageOps.exif_transpose(image)
-        return np.asarray(upright.convert("RGB")), _exif_camera(image, turn)
+        return np.asarray(upright.convert("RGB")), intrinsics.of_exif(image)
     except MemoryError:
         raise
     except Exception as error:
@@ -165,60 +158,6 @@ def _from_array(image) -> np.ndarray:
     return np.ascontiguousarray(
         np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels[..., :3]
     )
-
-
-def _sidecar(path: pathlib.Path, width: int, height: int) -> Camera:
-    fields = read_json(path)
-    if isinstance(fields, dict) and fields.keys() == {"K"}:
-        return as_camera(fields["K"], width, height, path.name)
-    camera = Camera.from_fields(fields)
-    if camera is None:
-        names = ", ".join(field.name for field in dataclasses.fields(Camera))
-        raise UserError(f"{path}: expected a JSON object with the matrix K, or with the numbers {names}")
-    return as_camera(camera, width, height, path.name)
-
-
-def _exif_camera(image: Image.Image, turn: int) -> Camera | None:
-    """The upright image's camera by the EXIF of the stored one: focal length and pixel pitch, else 35 mm equivalent.
-
-    None if it tells neither, the image is a part of what the camera took, or the field of view is implausible.
-    """
-    try:
-        fields = image.getexif().get_ifd(ExifTags.IFD.Exif)
-    # Damaged EXIF makes Pillow raise all kinds of errors.
-    except Exception:
-        return None
-
-    def number(tag) -> float:
-        try:
-            value = float(fields.get(tag, 0))
-        except (TypeError, ValueError, ZeroDivisionError):
-            return 0.0
-        return value if 0 < value < math.inf else 0.0
-
-    tags, size = ExifTags.Base, sorted(image.size)
-    # The pitch is that of the image as it was taken, which may have been resized since.
-    taken = sorted((number(tags.ExifImageWidth), number(tags.ExifImageHeight)))
-    shrink = [now / before for now, before in zip(size, taken)] if taken[0] else [1.0, 1.0]
-    if abs(shrink[0] / shrink[1] - 1) > 0.02:
-        return None
-    focal_mm, film_mm = number(tags.FocalLength), number(tags.FocalLengthIn35mmFilm)
-    pitch_mm = UNITS_MM.get(number(tags.FocalPlaneResolutionUnit) or 2, 0.0)
-    across, down = number(tags.FocalPlaneXResolution), number(tags.FocalPlaneYResolution)
-    if focal_mm and pitch_mm and across:
-        fx, fy = (focal_mm * n / pitch_mm * shrink[1] for n in (across, down or across))
-    elif film_mm:
-        fx = fy = film_mm * math.hypot(*size) / FILM_DIAGONAL_MM
-    else:
-        return None
-    width, height = image.size
-    # From 5 on, orientations swap the axes.
-    if turn >= 5:
-        width, height, fx, fy = height, width, fy, fx
-    try:
-        return Camera(fx, fy, width / 2, height / 2, width, height).plausible()
-    except UserError:
-        return None
 
 
 def _short(text: str) -> str:
