@@ -133,6 +133,7 @@ class ImageLayout(Patches):
     `size` (w, h): the whole image at the unified focal length; `crop` (left, top, right, bottom) or None: the part of
     it that is shown; `final` (w, h): what the vision tower sees; `grid` (rows, columns) of patches. `flip` mirrors the
     decoded pixels left to right, `blank` replaces every value by 128 (the reference of a model that sees nothing).
+    `resized`: the image is stored after both resizes (`View.final`); if its size is `final`, it is only decoded.
     """
 
     ref: ImageRef
@@ -143,6 +144,7 @@ class ImageLayout(Patches):
     crop: tuple[int, int, int, int] | None = None
     flip: bool = False
     blank: bool = False
+    resized: bool = False
 
     def load(self, spec: VisionSpec) -> UInt8[np.ndarray, "P X"]:
         """Decode, resize and cut: uint8 [n_patches, 3 * patch_size**2], (channel, y, x) inside a patch.
@@ -152,20 +154,28 @@ class ImageLayout(Patches):
         """
         if self.blank:
             return np.full((self.n_patches, 3 * spec.patch_size**2), BLANK, np.uint8)
+        return patchify(self.shown(), spec)
+
+    def shown(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The pixels that the vision tower sees, [H, W, 3] of the size `final`. BadRecord as in `load`."""
+        if self.resized and self.crop is None and (self.ref.width, self.ref.height) == self.final:
+            return self._mirrored(self.ref.load())
         image = self.picture()
         if image.size != self.final:
             image = image.resize(self.final, Image.Resampling.BICUBIC)
-        return patchify(np.asarray(image), spec)
+        return np.asarray(image)
 
     def picture(self) -> Image.Image:
         """What is shown of the image, before its sides become multiples of a visual token. BadRecord as in `load`."""
-        pixels = self.ref.load()
-        image = Image.fromarray(np.ascontiguousarray(pixels[:, ::-1]) if self.flip else pixels)
+        image = Image.fromarray(self._mirrored(self.ref.load()))
         if image.size != self.size:
             image = image.resize(self.size, Image.Resampling.BICUBIC)
         if self.crop is not None:
             image = image.crop(self.crop)
         return image
+
+    def _mirrored(self, pixels: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(pixels[:, ::-1]) if self.flip else pixels
 
 
 def image_layout(view: View, spec: VisionSpec) -> ImageLayout:
@@ -187,6 +197,7 @@ def image_layout(view: View, spec: VisionSpec) -> ImageLayout:
         merge_size=spec.merge_size,
         crop=crop,
         flip=view.flip,
+        resized=view.final,
     )
 
 

@@ -75,7 +75,7 @@ def _labels(name: str, stored, views: int):
 
 
 def _view(tree, field: str) -> View:
-    image, crop, flip = tree["image"], tree.get("crop"), tree.get("flip", False)
+    image, crop, flip, final = tree["image"], tree.get("crop"), tree.get("flip", False), tree.get("final", False)
     need(isinstance(image["data"], bytes), f"{field}.image.data", "expected the bytes of an image file")
     need(isinstance(image["name"], str), f"{field}.image.name", "expected text")
     names, camera = [f.name for f in dataclasses.fields(Camera)], Camera.from_fields(tree["camera"])
@@ -84,7 +84,8 @@ def _view(tree, field: str) -> View:
     camera = camera.plausible(f"{field}.camera")
     for part, size in (("image", (image["width"], image["height"])), ("camera", (camera.width, camera.height))):
         need(all(n % 1 == 0 for n in size), f"{field}.{part}", f"expected whole numbers as its size, got {size}")
-    need(isinstance(flip, bool), f"{field}.flip", f"expected true or false, got {flip!r}")
+    for part, value in (("flip", flip), ("final", final)):
+        need(isinstance(value, bool), f"{field}.{part}", f"expected true or false, got {value!r}")
     if crop is not None:
         whole = isinstance(crop, list) and len(crop) == 4 and all(isinstance(n, int) for n in crop)
         need(whole, f"{field}.crop", f"expected 4 whole numbers, got {crop!r}")
@@ -96,4 +97,5 @@ def _view(tree, field: str) -> View:
         None if pose is None else array(pose, f"{field}.world_T_cam", 4, 4),
         flip,
         crop and tuple(crop),
+        final,
     )

@@ -116,7 +116,8 @@ class View:
 
     As stored, the camera is that of the stored image. `flip`: the image is the stored one mirrored left to right.
     `crop` (left, top, full width, full height): the camera's image is cut at (left, top) from the one resized to full
-    size.
+    size. `final`: the stored image is not of its camera's size but of that which the vision tower sees, resized twice
+    already.
     """
 
     image: ImageRef
@@ -124,6 +125,7 @@ class View:
     world_T_cam: np.ndarray | None = None
     flip: bool = False
     crop: tuple[int, int, int, int] | None = None
+    final: bool = False
 
     def seen_by(self, camera: Camera) -> "View":
         """The view after a resize, or after a crop: a camera of the same focal lengths that sees a smaller image."""
