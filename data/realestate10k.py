@@ -1,0 +1,115 @@
+"""RealEstate10K: pairs of frames of walks through houses, with cameras and poses and without any depth."""
+
+import pathlib
+import random
+
+import numpy as np
+
+from vlm3_jax.builders import common
+from vlm3_jax.camera import Camera
+from vlm3_jax.errors import BadRecord
+from vlm3_jax.records import Record, View
+
+# Pairs of a clip: 68,000 training clips give the 880,000 that the paper counts.
+PAIRS = 13
+# How far the two frames are apart, as a part of the clip.
+GAPS = (1 / 16, 1 / 3)
+LEAST_GAP = 2
+FIELDS = 19
+IMAGES = (".png", ".jpg", ".jpeg")
+
+
+class RealEstate10K(common.Builder):
+    """Two frames of a clip an item; rows of the text file hold camera (parts of the image's sides) and world-to-camera.
+
+    Only frames that are there as images are paired. Which frames: drawn for every clip, seeded by its name, 1/16 to 1/3
+    of the clip apart. Poses have no scale (`metric` is false), and without depth there is no covisibility. A principal
+    point of 0.5 is the middle of the image, so (W - 1) / 2 from the centre of the first pixel.
+    """
+
+    name = "realestate10k"
+    title = "RealEstate10K"
+    folder = "pairs"
+    splits = ("train", "test")
+    held_out = "test"
+    layout = "SPLIT/CLIP.txt and frames in frames/SPLIT/CLIP/MICROSECONDS.{png,jpg} (or SPLIT/CLIP/)"
+    labels = "relative pose up to scale"
+    licence = "CC BY 4.0 (camera poses), google.github.io/realestate10k; the videos are YouTube's"
+    doubts = (
+        "which pairs the paper takes is not published",
+        "half a pixel of the principal point (normalised coordinates)",
+        "rows are timestamp, fx, fy, cx, cy, 0, 0 and 12 numbers; the two zeros are ignored",
+    )
+    test = "tests/builders/test_realestate10k.py"
+
+    def frames(self, raw: pathlib.Path, split: str) -> list[common.Item]:
+        """The pairs of all clips."""
+        common.need_files([raw / split])
+        items = []
+        for text in sorted((raw / split).glob("*.txt")):
+            folder = _images(raw, split, text.stem)
+            names = {path.stem: path.name for path in folder.iterdir() if path.suffix in IMAGES} if folder else {}
+            times = sorted((stem for stem in names if stem.isdigit()), key=int)
+            for first, second in draw_pairs(text.stem, len(times)):
+                one, other = times[first], times[second]
+                where = folder.relative_to(raw).as_posix()
+                data = {"clip": f"{split}/{text.name}", "folder": where, "images": [names[one], names[other]]}
+                items.append(common.Item(f"{text.stem}/{one}-{other}", text.stem, data))
+        return common.by_key(items)
+
+    def record(self, raw: pathlib.Path, item: common.Item) -> Record:
+        """Two posed views."""
+        rows = read_clip(raw / item.data["clip"])
+        views = []
+        for name in item.data["images"]:
+            image = common.image(raw / item.data["folder"] / name, f"{item.data['clip']} {name}")
+            row = rows.get(int(pathlib.PurePath(name).stem))
+            if row is None:
+                raise common.Skip(f"{item.data['clip']} has no row of frame {name}")
+            views.append(View(image, *camera_of(row, image.width, image.height)))
+        return Record(item.key, tuple(views), metric=False, scene=item.scene)
+
+
+def _images(raw: pathlib.Path, split: str, clip: str) -> pathlib.Path | None:
+    """The folder of a clip's frames; None if there is none."""
+    places = (raw / "frames" / split / clip, raw / split / clip, raw / "frames" / clip)
+    return next((place for place in places if place.is_dir()), None)
+
+
+def draw_pairs(clip: str, count: int) -> list[tuple[int, int]]:
+    """Up to `PAIRS` pairs (i < j) of `count` frames, the same for the same name and count."""
+    rng = random.Random(clip)
+    low = max(LEAST_GAP, round(count * GAPS[0]))
+    high = min(count - 1, max(low, round(count * GAPS[1])))
+    if low > high:
+        return []
+    drawn = set()
+    for _ in range(PAIRS):
+        gap = rng.randint(low, high)
+        first = rng.randrange(count - gap)
+        drawn.add((first, first + gap))
+    return sorted(drawn)
+
+
+def read_clip(path: pathlib.Path) -> dict[int, np.ndarray]:
+    """Time stamp -> the other numbers of its row, float64 [18]; BadRecord if the file is not laid out so."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    try:
+        rows = [line.split() for line in lines if line.strip()]
+        found = {int(row[0]): np.array(row[1:], np.float64) for row in rows}
+    except ValueError as error:
+        raise BadRecord(f"{path.name}: expected rows of numbers after the first line ({error})") from None
+    if any(len(row) != FIELDS for row in rows):
+        raise BadRecord(f"{path.name}: expected rows of {FIELDS} numbers after the first line")
+    return found
+
+
+def camera_of(row: np.ndarray, width: int, height: int) -> tuple[Camera, np.ndarray]:
+    """The camera of an image of this size, and its camera-to-world pose."""
+    fx, fy, cx, cy = row[:4] * [width, height, width, height]
+    camera = Camera(fx, fy, cx - 0.5, cy - 0.5, width, height).plausible()
+    cam_T_world = row[6:].reshape(3, 4)
+    pose = np.eye(4)
+    pose[:3, :3] = cam_T_world[:, :3].T
+    pose[:3, 3] = -cam_T_world[:, :3].T @ cam_T_world[:, 3]
+    return camera, pose
