@@ -108,12 +108,12 @@ class Builder:
         raise NotImplementedError
 
 
-def module(name: str):
+def module(name: str, extra: str = "builders"):
     """An optional module that reads files; UserError that says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f'the module {name} is missing: pip install "vlm3-jax[builders]"') from None
+        raise UserError(f'the module {name} is missing: pip install "vlm3-jax[{extra}]"') from None
 
 
 def image(path: pathlib.Path, name: str = "") -> ImageRef:

@@ -21,11 +21,13 @@ CALIBRATORS = ("anycalib_pinhole", "anycalib_gen", "anycalib_dist", "anycalib_ed
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; a UserError becomes one line on stderr and its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    argv, runner = _split_runner(argv)
     fields = [arg.removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
     parser = make_parser()
     args = parser.parse_args([arg for arg in argv if not arg.startswith("--config.")])
     if fields and "config" not in args:
         parser.error(f"--config.{fields[0]}: this command takes no config")
+    args.runner = runner
     try:
         _check_paths(args)
         code = args.run(args, fields) or 0
@@ -43,11 +45,19 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def _split_runner(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments of `vlm3 data build` before "--", and those of Beam's runner after it."""
+    if argv[:2] != ["data", "build"] or "--" not in argv:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
+
+
 def _check_paths(args) -> None:
     """UserError, before anything else happens, for a path with a scheme."""
     for name, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and name not in ("images", "question"):
+            if isinstance(text, str) and name not in ("images", "question", "runner"):
                 local_path(text, name)
 
 
@@ -180,10 +190,10 @@ def _demo(args, fields) -> None:
 
 
 def _data_build(args, _) -> None:
-    from vlm3_jax import synth
+    # Those of sets and of rendered scenes are told apart there.
+    from vlm3_jax.builders.running import command
 
-    options = synth.SynthOptions(width=args.width, height=args.height, focal_px=args.focal)
-    print(synth.build(args.out, args.count, options, seed=args.seed, first=args.first, workers=args.workers))
+    print(command.build(args))
 
 
 def _data_mix(args, fields) -> None:
@@ -397,11 +407,8 @@ def make_parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="build, mix, show and check data").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
-    sub = command("build", _data_build, "render a synthetic data set into ArrayRecord shards", data)
-    sub.add_argument("--out", required=True, help="folder to write")
-    for name, default in (("count", 1000), ("seed", 0), ("first", 0), ("width", 160), ("height", 120), ("workers", 2)):
-        sub.add_argument(f"--{name}", type=int, default=default)
-    sub.add_argument("--focal", type=float, default=160.0, help="nominal focal length, px")
+    sub = command("build", _data_build, "turn a public data set, or rendered scenes, into ArrayRecord shards", data)
+    _build_arguments(sub)
     sub = command("mix", _data_mix, "print a mixture's shares, epochs, fill and attention work; propose rows", data)
     with_config(sub)
     sub.add_argument("--samples", type=int, default=1000, help="samples to draw")
@@ -429,6 +436,35 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"AnyCalib's weights for the rest, if its package is installed: {', '.join(CALIBRATORS)}",
     )
     return parser
+
+
+def _build_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.epilog = (
+        "--list prints the data sets. The same command goes on after a kill. After -- stand the flags of Apache Beam's "
+        "runner (with --beam): vlm3 data build NAME --raw=DIR --out=DIR --beam -- --runner=FlinkRunner ..."
+    )
+    sub.add_argument("name", nargs="?", default="synth", metavar="NAME", help="data set, or synth (rendered scenes)")
+    sub.add_argument("--list", action="store_true", help="print the data sets with their splits and layouts")
+    sub.add_argument("--raw", help="folder of the data set as it is published")
+    sub.add_argument("--out", help="folder to write (default: where mixtures look for it, below $VLM3_DATA)")
+    sub.add_argument("--split", default="", help="default: the set's first, mostly train")
+    sub.add_argument("--workers", type=int, default=2, help="processes")
+    sub.add_argument("--shard-items", type=int, metavar="N", help="items of a shard (default 1024)")
+    sub.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N items")
+    sub.add_argument("--max-bad", type=float, default=0.01, metavar="SHARE", help="of items that may fail")
+    sub.add_argument("--depthlm", action="store_true", help="labels as DepthLM's curators stored them")
+    sub.add_argument("--focal", metavar="PX", help="store images resized to this focal length; synth: the nominal one")
+    sub.add_argument(
+        "--final",
+        nargs="?",
+        const="qwen3-vl",
+        metavar="MODEL",
+        help="store images at the size that the vision tower sees, with --focal after both resizes (of Qwen3-VL)",
+    )
+    sub.add_argument("--quality", default="95", help="JPEG quality of images that are decoded on the way, or png")
+    sub.add_argument("--beam", action="store_true", help="run by Apache Beam (its DirectRunner with --workers)")
+    for name, default in (("count", 1000), ("seed", 0), ("first", 0), ("width", 160), ("height", 120)):
+        sub.add_argument(f"--{name}", type=int, default=default, help=f"of rendered scenes (default {default})")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""A build from its options to its summary: what is there already is kept, the rest is written by one of two runners."""
+
+import contextlib
+import fcntl
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from vlm3_jax.builders.running import finish, pool
+from vlm3_jax.builders.running.plan import MAX_BAD, Build, Job, folder, jobs
+from vlm3_jax.builders.running.shards import completion
+from vlm3_jax.errors import UserError
+from vlm3_jax.files import write_text
+
+PLAN = "plan.json"
+LOCK = "lock"
+
+
+def build(what: Build, workers: int = 2, max_bad: float = MAX_BAD, beam: Sequence[str] | None = None) -> finish.Summary:
+    """Writes the shards that are not there yet. The files depend on `what` alone, not on who writes them.
+
+    `workers` processes; with `beam`, a list of Beam's flags, Apache Beam runs them. UserError if the folder holds
+    another build, or if more than `max_bad` of the items fail.
+    """
+    if workers < 1 or not 0 <= max_bad <= 1:
+        raise UserError(f"--workers={workers} --max-bad={max_bad:g}: give at least 1, and a share from 0 to 1")
+    about, todo = jobs(what)
+    _claim(what, about)
+    with locked(what.out):
+        return _build(what, about, todo, workers, max_bad, beam)
+
+
+def _build(what: Build, about: dict, todo: list[Job], workers: int, max_bad: float, beam) -> finish.Summary:
+    for left_by_a_kill in folder(what.out).glob("*.part"):
+        left_by_a_kill.unlink()
+    there = [completion(job) for job in todo]
+    done = [one for one in there if one is not None and not one["failed"]]
+    left = [job for job, one in zip(todo, there, strict=True) if one is None or one["failed"]]
+
+    def finished(one: dict) -> None:
+        done.append(one)
+        if error := finish.too_many(what, done, about["items"], max_bad):
+            finish.write_rejected(what, done)
+            raise error
+
+    if beam is None:
+        pool.run(left, workers, finished)
+    else:
+        from vlm3_jax.builders.running.beam import run
+
+        for one in run(left, workers, beam):
+            finished(one)
+    return finish.finish(about, what.builder(), todo, done)
+
+
+@contextlib.contextmanager
+def locked(out: pathlib.Path) -> Iterator[None]:
+    """Nobody else builds there meanwhile; UserError if somebody does already. A lock ends with its process."""
+    folder(out).mkdir(parents=True, exist_ok=True)
+    with (folder(out) / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--out={out}: another command is building here; wait for it or stop it") from None
+        yield
+
+
+def _claim(what: Build, about: dict) -> None:
+    """UserError if the folder holds anything but (a part of) this build; else it is this build's from now on."""
+    plan = folder(what.out) / PLAN
+    try:
+        held = json.loads(plan.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        # A lock alone is nothing.
+        if what.out.exists() and (not what.out.is_dir() or {path.name for path in what.out.iterdir()} - {"built"}):
+            raise UserError(f"--out={what.out}: it holds other files; choose another folder or empty it") from None
+        plan.parent.mkdir(parents=True, exist_ok=True)
+        write_text(plan, json.dumps(about, indent=2) + "\n")
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"{plan}: cannot be read ({error}); choose another folder or empty it") from None
+    held = held if isinstance(held, dict) else {}
+    names = sorted(name for name in about.keys() | held.keys() if held.get(name) != about.get(name))
+    if names:
+        found = "; ".join(f"{name} = {held.get(name)!r} (wanted {about.get(name)!r})" for name in names)
+        raise UserError(f"--out={what.out}: holds another build, {found}; choose another folder or empty it")

@@ -1,0 +1,126 @@
+"""One shard: a function of its job alone, written aside and renamed, with a record of completion beside it."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from vlm3_jax.builders.common import Builder, Item, Skip
+from vlm3_jax.builders.running.envelope import wrap
+from vlm3_jax.builders.running.plan import Job
+from vlm3_jax.builders.running.prepare import prepare
+from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.files import write_text
+from vlm3_jax.storage import patiently
+
+# Images and depth maps are compressed already.
+WRITER = "group_size:1,uncompressed"
+# Of a reason: some libraries put a whole file into theirs.
+MAX_REASON = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """An item that gave no record: `kind` is "skipped" (the set's own word) or "failed"."""
+
+    key: str
+    scene: str
+    kind: str
+    reason: str
+
+
+def write_shard(job: Job, tick: Callable[[], None] = lambda: None) -> dict:
+    """Writes a shard, unless it is there and nothing failed in it; returns what its record of completion holds.
+
+    `tick()` is called after every item. UserError if it is not the data that are wrong (a module is missing).
+    """
+    if (done := completion(job)) is not None and not done["failed"]:
+        return done
+    job.completion.parent.mkdir(parents=True, exist_ok=True)
+    tmp = job.completion.with_suffix(f".{os.getpid()}.part")
+    try:
+        found = _write(job, tmp, tick)
+        os.replace(tmp, job.shard)
+    finally:
+        tmp.unlink(missing_ok=True)
+    write_text(job.completion, json.dumps(found) + "\n")
+    return found
+
+
+def completion(job: Job) -> dict | None:
+    """The record of completion of a shard that is there; None if the shard is missing, another one or not whole."""
+    try:
+        found = json.loads(job.completion.read_text(encoding="utf-8"))
+        whole = found["identity"] == job.identity and found["bytes"] == job.shard.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if whole else None
+
+
+def _write(job: Job, path: pathlib.Path, tick: Callable[[], None]) -> dict:
+    builder = job.build.builder()
+    writer = ArrayRecordWriter(str(path), WRITER)
+    written = images = labels_removed = record_bytes = 0
+    rejected: list[Rejected] = []
+    try:
+        for item in job.items:
+            found = read(builder, job, item)
+            if isinstance(found, Rejected):
+                rejected.append(found)
+            else:
+                data, views, removed = found
+                writer.write(wrapped := wrap(data))
+                written, images, labels_removed = written + 1, images + views, labels_removed + removed
+                record_bytes += len(wrapped)
+            tick()
+    finally:
+        writer.close()
+    return {
+        "identity": job.identity,
+        "number": job.number,
+        "items": len(job.items),
+        "written": written,
+        **{kind: sum(one.kind == kind for one in rejected) for kind in ("skipped", "failed")},
+        "images": images,
+        "labels_removed": labels_removed,
+        "record_bytes": record_bytes,
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
+        "rejected": [dataclasses.asdict(one) for one in rejected],
+    }
+
+
+def read(builder: Builder, job: Job, item: Item) -> tuple[bytes, int, int] | Rejected:
+    """(bytes, images, labels removed) of an item's record, or why there is none.
+
+    A builder that fails in its own way on a damaged file costs that one record; one that fails on every file does so
+    too, and ends the build as soon as they are too many.
+    """
+
+    def rejected(kind: str, reason: str) -> Rejected:
+        # Where the raw folder is says nothing about the data.
+        reason = " ".join(reason.replace(f"{job.build.raw}/", "").split())
+        return Rejected(item.key, item.scene, kind, reason[:MAX_REASON])
+
+    try:
+        record = patiently(lambda: builder.record(job.build.raw, item), item.key)
+        data, removed = prepare(record, item, job.build.images)
+        return data, len(record.views), removed
+    except Skip as skip:
+        return rejected("skipped", skip.reason)
+    except BadRecord as error:
+        return rejected("failed", str(error))
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        return rejected("failed", f"{type(error).__name__}: {error}")
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

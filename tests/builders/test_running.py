@@ -1,0 +1,287 @@
+"""Building: the same bytes whoever writes them and however often it is killed, every item accounted for."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordReader
+
+from tests.builders import files, streets, truth
+from vlm3_jax import records
+from vlm3_jax.builders.common import Item, Options, Skip
+from vlm3_jax.builders.running import plan, shards
+from vlm3_jax.builders.running.build import build, locked
+from vlm3_jax.builders.running.envelope import wrap
+from vlm3_jax.builders.running.plan import make_build
+from vlm3_jax.builders.running.prepare import check_pose
+from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.records import Record
+
+COUNT, PER_SHARD = 10, 3
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return streets.write(tmp_path_factory.mktemp("streets"), COUNT)
+
+
+def of(raw, out, **options):
+    return make_build("street_scenes", raw, out, **{"shard_items": PER_SHARD} | options)
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def stored(folder) -> list[bytes]:
+    """The records of all shards, in order, without their envelopes."""
+    found = []
+    for path in sorted(folder.glob("*.array_record-*")):
+        reader = ArrayRecordReader(str(path))
+        found += reader.read_all() if reader.num_records() else []
+        reader.close()
+    return [unwrap(data) for data in found]
+
+
+def unwrap(data: bytes) -> bytes:
+    """By trying where the record begins: its envelope is what is left in front of it."""
+    return next(data[at:] for at in range(60) if wrap(data[at:]) == data)
+
+
+def test_files_do_not_depend_on_workers(raw, tmp_path):
+    one = build(of(raw, tmp_path / "one"), workers=1)
+    two = build(of(raw, tmp_path / "two"), workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert one.counts == two.counts
+    assert (one.counts["items"], one.counts["written"], one.shards) == (COUNT, COUNT, 4)
+    names = [f"street_scenes-train.array_record-{k:05d}-of-00004" for k in range(4)]
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == sorted(
+        ["build.json", "built", "dataset_info.json", "features.json", "rejected.jsonl", *names]
+    )
+    found = [records.from_bytes(data) for data in stored(tmp_path / "one")]
+    assert [record.id for record in found] == sorted(record.id for record in found)
+    for record in found:
+        truth.check_depth(record, streets.frame(streets.number(record.id)), 0.5 / 256 + 1e-4)
+    about = json.loads((tmp_path / "one" / "build.json").read_text())
+    for entry in about["shards"]:
+        assert shards.sha256(tmp_path / "one" / entry["name"]) == entry["sha256"]
+
+
+def test_images_are_stored_byte_for_byte(raw, tmp_path):
+    build(of(raw, tmp_path / "out"), workers=1)
+    for data in stored(tmp_path / "out"):
+        record = records.from_bytes(data)
+        scene, name = record.id.split("/")
+        assert record.scene == scene
+        assert record.views[0].image.data == (raw / "train" / "rgb" / scene / f"{name}.jpg").read_bytes()
+        assert record.depth_maps[0].data == (raw / "train" / "depth" / scene / f"{name}.png").read_bytes()
+
+
+def test_the_same_command_goes_on_where_it_was(raw, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    build(of(raw, whole), workers=1)
+    cut = tmp_path / "cut"
+    build(of(raw, cut), workers=1)
+    # What a kill leaves: a shard without its record of completion, one that was never begun, half a file.
+    (cut / "built" / "00001-of-00004.json").unlink()
+    (cut / "built" / "00002-of-00004.json").unlink()
+    (cut / "street_scenes-train.array_record-00002-of-00004").unlink()
+    (cut / "street_scenes-train.array_record-00003-of-00004").write_bytes(b"half")
+    (cut / "build.json").unlink()
+    written, write = [], shards._write
+    monkeypatch.setattr(shards, "_write", lambda job, *rest: written.append(job.number) or write(job, *rest))
+    build(of(raw, cut), workers=1)
+    assert written == [1, 2, 3]
+    assert contents(cut) == contents(whole)
+
+
+def test_a_killed_build_goes_on_and_leaves_no_process(raw, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    build(of(raw, whole, shard_items=1), workers=1)
+    command = [sys.executable, "-m", "vlm3_jax.cli", "data", "build", "street_scenes", f"--raw={raw}", f"--out={out}"]
+    command += ["--shard-items=1", "--workers=2"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(out.glob("built/*-of-*.json")):
+        time.sleep(0.01)
+    children = _children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 60
+    while (alive := [pid for pid in children if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "10 records of 10 items in 10 shards" in done.stdout
+    assert contents(out) == contents(whole)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that it has started (Linux)."""
+    try:
+        tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
+        text = "".join((task / "children").read_text() for task in tasks)
+    except FileNotFoundError:
+        return []
+    return [int(one) for one in text.split()]
+
+
+def test_every_item_is_written_skipped_or_failed(tmp_path):
+    raw = streets.write(tmp_path / "raw", COUNT)
+    (raw / "train" / "depth" / "scene0" / "002.png").unlink()
+    (raw / "train" / "rgb" / "scene1" / "003.jpg").write_bytes(b"\xff\xd8 cut off")
+    files.dump(raw / "train" / "intrinsics" / "scene1" / "005.json", [50, 52, 31, 24.5, 63, 48])
+    summary = build(of(raw, tmp_path / "out"), workers=1, max_bad=0.5)
+    assert {n: summary.counts[n] for n in ("items", "written", "skipped", "failed")} == {
+        "items": 10, "written": 7, "skipped": 1, "failed": 2,
+    }  # fmt: skip
+    assert str(summary).endswith("1 skipped and 2 failed, see rejected.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(row["key"], row["scene"], row["kind"]) for row in rows] == [
+        ("scene0/002", "scene0", "skipped"),
+        ("scene1/003", "scene1", "failed"),
+        ("scene1/005", "scene1", "failed"),
+    ]
+    assert rows[0]["reason"] == "there is no depth of it"
+    assert "no JPEG, PNG, WEBP file" in rows[1]["reason"]
+    assert rows[2]["reason"] == "views[0]: the image is 64 x 48, its camera's 63 x 48"
+
+
+def test_too_many_failures_end_it_and_mended_files_are_read_again(tmp_path):
+    raw = streets.write(tmp_path / "raw", COUNT)
+    path = raw / "train" / "rgb" / "scene0" / "004.jpg"
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    out = tmp_path / "out"
+    with pytest.raises(
+        UserError, match=r"1 of 10 items failed, more than --max-bad=0.01 allows; the first, scene0/004: "
+    ):
+        build(of(raw, out), workers=1)
+    assert json.loads((out / "rejected.jsonl").read_text())["key"] == "scene0/004"
+    assert not (out / "build.json").exists()
+    path.write_bytes(good)
+    build(of(raw, out), workers=2)
+    build(of(raw, tmp_path / "clean"), workers=1)
+    assert contents(out) == contents(tmp_path / "clean")
+
+
+def test_another_build_and_other_files_are_refused(raw, tmp_path):
+    out = tmp_path / "out"
+    build(of(raw, out, limit=4), workers=1)
+    before = contents(out)
+    with pytest.raises(UserError, match=r"holds another build, items = 4 \(wanted 10\); items_sha256"):
+        build(of(raw, out))
+    with pytest.raises(UserError, match=r"holds another build, shard_items = 3 \(wanted 2\)"):
+        build(of(raw, out, limit=4, shard_items=2))
+    assert contents(out) == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="it holds other files"):
+        build(of(raw, tmp_path / "other"))
+
+
+def test_one_folder_is_built_by_one_command_at_a_time(raw, tmp_path):
+    out = tmp_path / "out"
+    with locked(out), pytest.raises(UserError, match="another command is building here"):
+        build(of(raw, out), workers=1)
+    build(of(raw, out), workers=1)
+
+
+def test_where_the_folders_are_does_not_matter(raw, tmp_path):
+    moved = tmp_path / "elsewhere"
+    os.symlink(raw, moved)
+    build(of(raw, tmp_path / "one"), workers=1)
+    build(of(moved, tmp_path / "two"), workers=1)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "tain"}, "--split=tain: street_scenes has train, val, test"),
+        ({"depthlm": True}, "--depthlm: street_scenes has no other labels"),
+        ({"shard_items": 0}, "--shard-items=0"),
+        ({"images": plan.Images("focal:1000"), "split": "val"}, "mixtures hold it out"),
+        ({"raw": "gs://lab/x"}, "--raw: gs://lab/x"),
+        ({"raw": "nowhere"}, "--raw=nowhere: no such folder"),
+    ],
+)
+def test_options_that_are_wrong_cost_one_line(raw, tmp_path, options, message):
+    options = {"raw": raw} | options
+    with pytest.raises(UserError) as error:
+        make_build("street_scenes", options.pop("raw"), tmp_path / "out", **options)
+    assert str(error.value).startswith(message) or message in str(error.value)
+
+
+def test_images_are_told_right():
+    with pytest.raises(UserError, match="--quality=0"):
+        plan.Images(quality=0)
+    with pytest.raises(UserError, match="--focal: resize is 'focal:-3'"):
+        plan.Images("focal:-3")
+    assert plan.Images("focal:750:per_axis", quality=None).lossy is False
+
+
+def test_a_pose_must_be_a_rotation():
+    check_pose(None, "p")
+    check_pose(np.eye(4), "p")
+    mirrored = np.diag([1.0, -1, 1, 1])
+    for pose, why in (
+        (mirrored, r"p: not a rotation \(determinant -1; -1 says that an axis is mirrored\)"),
+        (np.diag([2.0, 2, 2, 1]), "determinant 8"),
+        (np.diag([1.0, 1, 1, 2]), "its last row"),
+        (np.full((4, 4), np.nan), "finite"),
+        (np.eye(3), r"got shape \[3, 3\]"),
+    ):
+        with pytest.raises(BadRecord, match=why):
+            check_pose(pose, "p")
+
+
+def test_items_must_be_sorted_and_unique():
+    good = [Item("a", "s", {}), Item("b", "s", {})]
+    plan.check_items(good)
+    for bad in (good[::-1], [good[0], good[0]], [Item("", "s", {})]):
+        with pytest.raises(ValueError):
+            plan.check_items(bad)
+    with pytest.raises(TypeError, match="an item holds a set"):
+        plan.canonical({"data": {1}})
+
+
+class _Builder:
+    """Does what its item says."""
+
+    options = Options()
+
+    def record(self, raw, item):
+        if isinstance(item.data, Exception):
+            raise item.data
+        return item.data
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "reason"),
+    [
+        (Skip("moving"), "skipped", "moving"),
+        (BadRecord("a: cut off"), "failed", "a: cut off"),
+        (KeyError("pose"), "failed", "KeyError: 'pose'"),
+        (OSError("\n stale \n handle"), "failed", "k: failed 2 times, the last with OSError: stale handle"),
+        (Record("k", ()), "failed", "no label in it"),
+    ],
+)
+def test_why_an_item_gives_no_record(raw, tmp_path, monkeypatch, what, kind, reason):
+    monkeypatch.setattr("vlm3_jax.storage.PAUSE_S", 0)
+    job = plan.Job(of(raw, tmp_path), 0, 1, "", ())
+    found = shards.read(_Builder(), job, Item("k", "s", what))
+    assert (found.kind, found.reason) == (kind, reason)
+
+
+def test_what_is_not_the_data_s_fault_ends_the_build(raw, tmp_path):
+    job = plan.Job(of(raw, tmp_path), 0, 1, "", ())
+    for error in (UserError("the module h5py is missing"), MemoryError()):
+        with pytest.raises(type(error)):
+            shards.read(_Builder(), job, Item("k", "s", error))

@@ -1,0 +1,102 @@
+"""How fast data sets are built: images a second of processor time, and what a second process brings.
+
+    python tools/bench_build.py                       (two minutes)
+
+RGB with dense depth at 640 x 480, in the generic street layout: JPEG of quality 95 and depth in 16-bit PNG, of a scene
+rendered for it. Images a second of processor time, so other programs count little. Then the same by one and by two
+processes, by the wall clock, in turns: on a busy machine this says less than `work`, how much more processor time two
+processes take for the same files (1 would be none).
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+
+import numpy as np
+from PIL import Image
+
+from vlm3_jax.builders.running.build import build
+from vlm3_jax.builders.running.command import QWEN, vision
+from vlm3_jax.builders.running.plan import Images, make_build
+from vlm3_jax.synth import SynthOptions, render_views
+
+WIDTH, HEIGHT, FOCAL = 640, 480, 525.0
+KINDS = {
+    "as published": Images(),
+    "--focal=1000": Images("focal:1000"),
+    "--focal=1000 --final": Images("focal:1000", vision(QWEN)),
+}
+
+
+def write(root: pathlib.Path, count: int) -> None:
+    """So many frames; a dozen rendered ones, again and again under other names."""
+    (root / "about.json").parent.mkdir(parents=True)
+    (root / "about.json").write_text(json.dumps({"depth_kind": "z", "depth_scale": 1e-3}))
+    options = SynthOptions(width=WIDTH, height=HEIGHT, focal_px=FOCAL)
+    shots = [render_views(0, number, options) for number in range(6)]
+    for kind in ("rgb", "depth", "intrinsics"):
+        (root / "train" / kind / "scene").mkdir(parents=True)
+    for number in range(count):
+        views = shots[number % len(shots)]
+        rgb, z, camera = views.rendered.images[0], views.rendered.z_m[0], views.camera
+        there = (z > 0) & (z < 65)
+        Image.fromarray(rgb).save(root / "train" / "rgb" / "scene" / f"{number:05d}.jpg", quality=95)
+        steps = np.where(there, np.rint(np.where(there, z, 0) * 1000), 0).astype(np.uint16)
+        Image.fromarray(steps).save(root / "train" / "depth" / "scene" / f"{number:05d}.png")
+        intrinsics = [camera.fx, camera.fy, camera.cx, camera.cy, WIDTH, HEIGHT]
+        (root / "train" / "intrinsics" / "scene" / f"{number:05d}.json").write_text(json.dumps(intrinsics))
+
+
+def spent(raw: pathlib.Path, out: pathlib.Path, images: Images, workers: int, shard: int) -> tuple[float, float, int]:
+    """(processor seconds of all processes, seconds, images) of a build."""
+    shutil.rmtree(out, ignore_errors=True)
+    what = make_build("street_scenes", raw, out, images=images, shard_items=shard)
+    before, start = _used(), time.perf_counter()
+    summary = build(what, workers=workers)
+    return _used() - before, time.perf_counter() - start, summary.counts["images"]
+
+
+def _used() -> float:
+    found = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in found)
+
+
+def main() -> None:
+    """Prints one line of JSON for each way of storing, and one for one process against two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=120, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="of one process against two")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        raw, out = pathlib.Path(folder) / "raw", pathlib.Path(folder) / "out"
+        write(raw, args.images)
+        spent(raw, out, Images(), 1, args.images)
+        for name, images in KINDS.items():
+            used, _, made = spent(raw, out, images, 1, args.images)
+            size = sum(path.stat().st_size for path in out.glob("*.array_record*"))
+            row = {"stored": name, "images/s of a core": round(made / used, 1), "kB a record": round(size / made / 1e3)}
+            print(json.dumps(row), flush=True)
+        wall: dict[int, list[float]] = {1: [], 2: []}
+        work: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(args.rounds):
+            for workers in wall:
+                used, seconds, _ = spent(raw, out, Images("focal:1000"), workers, args.images // 4)
+                wall[workers].append(seconds)
+                work[workers].append(used)
+        one, two = (statistics.median(wall[workers]) for workers in wall)
+        row = {
+            "seconds, 1 process": round(one, 2),
+            "seconds, 2 processes": round(two, 2),
+            "speedup": round(one / two, 2),
+        }
+        row["work"] = round(statistics.median(work[2]) / statistics.median(work[1]), 2)
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

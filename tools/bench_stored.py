@@ -1,0 +1,145 @@
+"""What storing images resized saves: our data path on stored records, and Pillow + transformers, on one core.
+
+    python tools/bench_stored.py                     (two minutes; needs the test extra and VLM3_SAMPLES)
+
+Depth samples: 1920 x 1200 JPEG (fx 1400), focal length 1000, ten questions, rows with their lists of blocks, Qwen's
+vocabulary. The images are photographs of iBims-1, enlarged. Stored as published, after the first resize (--focal=1000)
+and after both (--final). `theirs`: Pillow decodes and resizes to the focal length, transformers' image processor (its
+Pillow form) and tokenizer make patches and tokens of the same samples. Samples a second of processor time. Then how far
+the pixels that the vision tower sees are from the exact ones, by JPEG quality.
+"""
+
+import argparse
+import io
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+import numpy as np
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "data")]
+
+from qwen_reference import image_processor, tokenizer, write_qwen  # noqa: E402
+from small_data import QWEN_VISION, Opened, loader_of, write_shard  # noqa: E402
+
+from vlm3_jax import config as configs  # noqa: E402
+from vlm3_jax import records  # noqa: E402
+from vlm3_jax.builders.common import Item  # noqa: E402
+from vlm3_jax.builders.running.plan import Images  # noqa: E402
+from vlm3_jax.builders.running.prepare import prepare  # noqa: E402
+from vlm3_jax.camera import Camera, Focal  # noqa: E402
+from vlm3_jax.data.component import SampleSettings  # noqa: E402
+from vlm3_jax.data.packing import RowBudget  # noqa: E402
+from vlm3_jax.processor.chat import ChatFormat  # noqa: E402
+from vlm3_jax.processor.image import image_layout  # noqa: E402
+
+SIZE, FOCAL, ROWS = (1920, 1200), 1400.0, 4
+RULE = Focal(1000.0)
+KINDS = {
+    "as published": Images(),
+    "--focal=1000": Images("focal:1000"),
+    "--focal=1000 --final": Images("focal:1000", QWEN_VISION),
+}
+
+
+def published(count: int) -> list[records.Record]:
+    """Records of photographs, of JPEG quality 92 as cameras write them, with 100 labelled points each."""
+    folder = pathlib.Path(os.environ.get("VLM3_SAMPLES", ROOT.parent / "shared" / "data")) / "ibims1"
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".jpg"))[:count]
+    found, rng = [], np.random.default_rng(0)
+    for number in range(count):
+        photo = Image.open(paths[number % len(paths)]).convert("RGB").resize(SIZE, Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        photo.save(buffer, "JPEG", quality=92)
+        image = records.ImageRef(*SIZE, f"photo {number}", data=buffer.getvalue())
+        view = records.View(image, Camera(FOCAL, FOCAL, SIZE[0] / 2, SIZE[1] / 2, *SIZE))
+        points = records.DepthPoints(rng.integers(0, SIZE, (100, 2)), rng.uniform(1, 9, 100), "z")
+        found.append(records.Record(f"r{number}", (view,), (points,)))
+    return found
+
+
+def ours(folder: pathlib.Path, settings: SampleSettings, batches: int) -> float:
+    """Samples a second of the whole loader, without threads."""
+    with loader_of(opened(folder, settings), settings, workers=0) as loader:
+        next(loader)
+        start, samples = time.process_time(), 0
+        for _ in range(batches):
+            samples += next(loader).samples
+        return samples / (time.process_time() - start)
+
+
+def opened(folder: pathlib.Path, settings: SampleSettings) -> Opened:
+    """The mixture of one folder of records."""
+    return Opened({"stored": {"kind": "records", "path": str(folder), "task": "depth"}}, settings, ROWS)
+
+
+def theirs(source: list[records.Record], texts: list[str], folder: pathlib.Path) -> float:
+    """Samples a second of Pillow and transformers."""
+    process, tokenize = image_processor(QWEN_VISION), tokenizer(folder)
+    camera = RULE.camera(source[0].views[0].camera)
+
+    def one(number: int) -> None:
+        image = Image.open(io.BytesIO(source[number % len(source)].views[0].image.data)).convert("RGB")
+        image = image.resize((camera.width, camera.height), Image.Resampling.BICUBIC)
+        process([image], return_tensors="np")
+        tokenize(texts[number % len(texts)])
+
+    one(0)
+    start = time.process_time()
+    for number in range(len(source)):
+        one(number)
+    return len(source) / (time.process_time() - start)
+
+
+def difference(source: list[records.Record], quality: int) -> dict:
+    """How far the stored pixels are from those that the loader would have made, 0..255, and bytes an image."""
+    values, size = [], 0
+    for record in source:
+        wanted = image_layout(records.unify(record, RULE).views[0], QWEN_VISION).shown()
+        images = Images("focal:1000", QWEN_VISION, quality)
+        stored = records.from_bytes(prepare(record, Item(record.id, "", {}), images)[0]).views[0].image
+        values.append(np.abs(stored.load().astype(int) - wanted))
+        size += len(stored.data)
+    found = np.concatenate([value.ravel() for value in values])
+    psnr = 10 * np.log10(255**2 / np.square(found.astype(float)).mean())
+    row = {"quality": quality, "mean": found.mean(), "99 %": np.percentile(found, 99), "PSNR, dB": psnr}
+    return {name: round(float(value), 2) for name, value in row.items()} | {"kB": round(size / len(source) / 1e3)}
+
+
+def main() -> None:
+    """Prints one line of JSON for each way of storing, theirs, and each JPEG quality."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=8, help="batches of four rows")
+    parser.add_argument("--images", type=int, default=24)
+    args = parser.parse_args()
+    budget = RowBudget.from_config(configs.load("depth").data)
+    with tempfile.TemporaryDirectory() as root:
+        root = pathlib.Path(root)
+        write_qwen(root)
+        settings = SampleSettings(ChatFormat.from_dir(root), QWEN_VISION, budget)
+        source = published(args.images)
+        for number, images in enumerate(KINDS.values()):
+            folder = root / f"{number}"
+            folder.mkdir()
+            data = [prepare(record, Item(record.id, "", {}), images)[0] for record in source]
+            write_shard(folder / "records.array_record", data)
+        samples = [opened(root / "0", settings).mixture.sample(number) for number in range(8)]
+        reference = theirs(source, [settings.chat.decode(sample.tokens) for sample in samples], root)
+        print(json.dumps({"theirs": "Pillow + transformers", "samples/s": round(reference, 2)}), flush=True)
+        for number, name in enumerate(KINDS):
+            rate = ours(root / f"{number}", settings, args.batches)
+            print(
+                json.dumps({"stored": name, "samples/s": round(rate, 1), "ratio": round(rate / reference, 2)}),
+                flush=True,
+            )
+        for quality in (90, 95, 98):
+            print(json.dumps(difference(source[:8], quality)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
