@@ -58,7 +58,7 @@ def demo(config, scenes: int, name: str = "demo", workers: int = 2) -> bool:
         untrained = config.copy_and_resolve_references()
         untrained.eval.variants = ("model",)
         # It never ends an answer, so each costs the longest one; a part of the questions shows as much.
-        untrained.eval.records = min(64, config.eval.records)
+        untrained.eval.records = min(32, config.eval.records)
         evaluate_model(untrained, before)
     stage("training")
     if not train(config):
