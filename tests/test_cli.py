@@ -225,16 +225,17 @@ def damage_images(folder):
 
 def test_data_check_counts_broken_images(depthlm, capsys):
     folder, config = depthlm
+    # Held-out data are the training data here, which a check would tell.
+    config = (*config, "--config.eval.components.depth.weight=0")
     assert cli.main(["data", "check", *config]) == 0
     assert "depth: 20 records, 0 passed over, 0 bad" in capsys.readouterr().out
     damage_images(folder)
-    assert cli.main(["data", "check", *config]) == 2
-    out, err = capsys.readouterr()
+    assert cli.main(["data", "check", *config]) == 1
+    out = capsys.readouterr().out
     assert "depth: 20 records, 0 passed over, 2 bad, 0 labels removed" in out
     assert "depth/3: 3.png: no such image file" in out
     assert "depth/7: 7.png: cannot decode the image" in out
-    assert len(err.splitlines()) == 1
-    assert "6 of 48 samples were unusable, above data.max_bad_fraction = 0.01" in err
+    assert "FAULT: 4 of 40 samples were unusable, above data.max_bad_fraction = 0.01" in out
 
 
 def test_broken_images_below_the_limit_are_masked_and_counted(depthlm, tmp_path, fails, capsys):
@@ -392,8 +393,18 @@ def test_ask_says_how_images_are_shown(tiny_model, tmp_path, capsys):
 
 def test_check_looks_at_held_out_data_too(made, fails, capsys, tmp_path):
     config = (f"--config={made / 'records.py'}", f"--workdir={tmp_path / 'w'}")
-    assert cli.main(["data", "check", *config]) == 0
+    # Held-out data are a part of the training data here.
+    assert cli.main(["data", "check", *config, "--records=30", f"--picture={tmp_path / 'a.png'}"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines if "records" in line] == ["depth", "match", "held-out depth"]
+    assert [line.split(":")[0] for line in lines if " records, " in line] == ["depth", "match", "held-out depth"]
+    assert "image files are (held-out depth/0 (" in lines[-2]
+    with Image.open(tmp_path / "a.png") as picture:
+        assert min(picture.size) > 200
+    assert cli.main(["data", "check", *config, "--json", "--config.eval.components.depth.weight=0"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    same = "poses: both views of every pair have the same pose"
+    assert found["faults"] == [f"depth: {same}", f"match: {same}"]
+    assert found["components"]["depth"]["looked_at"] == 24
+    assert "look at 1 at least" in fails("data", "check", *config, "--records=0")
     line = fails("data", "check", *config, f"--config.eval.components.depth.path={tmp_path / 'none'}")
     assert line == f"held-out depth: no ArrayRecord shards (*.array_record*) at {tmp_path / 'none'}"

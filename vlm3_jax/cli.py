@@ -238,19 +238,25 @@ def _picture(name: str) -> pathlib.Path:
     return path
 
 
-def _data_check(args, fields) -> None:
-    from vlm3_jax.data import inspect
+def _data_check(args, fields) -> int:
+    from vlm3_jax.data import check
+    from vlm3_jax.data.drawing import contact_sheet
     from vlm3_jax.data.mixture import build_components
-    from vlm3_jax.data.quarantine import Quarantine
     from vlm3_jax.setup import Setup
 
+    if args.records < 1:
+        raise UserError(f"--records={args.records}: look at 1 at least, or give --all")
+    picture = args.picture and _picture(args.picture)
     config = read_config(args, fields)
-    quarantine = Quarantine(None, config.data.max_bad_fraction)
     held_out = {f"held-out {name}": entry for name, entry in config.eval.components.items()}
     table = {**config.data.components, **held_out}
     components = build_components(table, Setup.from_config(config).settings(), 1.0)
-    print(inspect.check(components, quarantine).text())
-    quarantine.check(final=True)
+    records = None if args.all else args.records
+    found = check.check(components, held_out, records, config.data.max_bad_fraction, progress=True)
+    print(json.dumps(found.to_json(), indent=2) if args.json else found.text())
+    if picture:
+        contact_sheet({part.name: part.pictured for part in found.components}).save(picture)
+    return 1 if found.faults() else 0
 
 
 def _data_calibrate(args, _) -> int:
@@ -417,11 +423,12 @@ def make_parser() -> argparse.ArgumentParser:
     with_config(sub)
     sub.add_argument("--index", type=int, default=0, help="which draw of the mixture, from 0")
     sub.add_argument("--picture", help="file (.png) to draw the images and labels into")
-    with_config(
-        command(
-            "check", _data_check, "read all records and images, held-out ones too; exit 2 if too many are bad", data
-        )
-    )
+    sub = command("check", _data_check, "look for what is wrong with data, held-out ones too; exit 1 if it is", data)
+    with_config(sub)
+    sub.add_argument("--records", type=int, default=200, metavar="N", help="look at N records of each component (200)")
+    sub.add_argument("--all", action="store_true", help="look at all records")
+    sub.add_argument("--json", action="store_true", help="print all figures as JSON")
+    sub.add_argument("--picture", help="file (.png) to draw a few records of each component into")
     sub = command("calibrate", _data_calibrate, "write the camera of each image of a folder beside it", data)
     sub.epilog = (
         "In this order: EXIF, --camera, the file beside the image (photo.camera.json), --calibrator. A file that is "

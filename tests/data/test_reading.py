@@ -14,7 +14,7 @@ import pytest
 from small_data import Opened, load, same, small_record, write_shard
 
 from vlm3_jax import storage
-from vlm3_jax.data import inspect
+from vlm3_jax.data import check
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.sources import make_source
 from vlm3_jax.errors import UserError
@@ -134,7 +134,7 @@ def test_what_fails_twice_is_set_aside(whole_jsonl, settings, tmp_path, caplog):
     image = opened.components[0].source[5].views[0].image
     with pytest.raises(storage.Unreadable, match=reason):
         image.load()
-    report = inspect.check(opened.components, Quarantine())
+    report = check.check(opened.components)
     assert [(item.id, item.reason.startswith("5.png: failed 2 times")) for item in report.bad] == [("x/5", True)]
     # The jsonl file itself: its descriptor is gone.
     opened.components[0].source.close()
@@ -153,7 +153,7 @@ def test_a_wrong_path_is_not_tried_again(whole_jsonl, settings, tmp_path, mended
     (tmp_path / "sub").mkdir()
     (tmp_path / "loop.png").symlink_to("loop.png")
     lines = mended(lambda: None)
-    report = inspect.check(Opened(whole_jsonl, settings, 2).components, Quarantine())
+    report = check.check(Opened(whole_jsonl, settings, 2).components)
     assert [(item.id, item.reason.partition(": ")[2]) for item in report.bad] == [
         ("x/1", "cannot read the image (Is a directory)"),
         ("x/2", "cannot read the image (Not a directory)"),

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 from small_data import Opened, load, small_record, write_shard
 
 from vlm3_jax import records
-from vlm3_jax.data import inspect
+from vlm3_jax.data import check, inspect
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.evaluate import items
@@ -122,7 +122,7 @@ def test_malformed_records_are_set_aside_everywhere(settings, tmp_path, workers)
     seen = {id.split("/")[1].split("@")[0] for batch in batches for row in batch.ids for id in row}
     assert seen <= {str(number) for number in range(20)}
     assert quarantine.bad > 0
-    report = inspect.check(opened.components, Quarantine(max_bad_fraction=1.0))
+    report = check.check(opened.components)
     assert [item.id for item in report.bad] == [f"a/{20 + n}" for n in range(len(faults))]
     for item, (_, _, why) in zip(report.bad, faults, strict=True):
         assert item.reason.startswith(str(tmp_path / "a.array_record["))
