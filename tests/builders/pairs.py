@@ -7,6 +7,7 @@ import numpy as np
 from tests.builders import truth, world
 from tests.builders.truth import Frame
 from vlm3_jax.builders.common import Builder, Skip
+from vlm3_jax.records import draw_labels, from_bytes, to_bytes
 
 WIDTH, HEIGHT = 64, 48
 WALK = (
@@ -65,6 +66,7 @@ def check(records: dict, frames: dict[str, Frame], tolerance_m=None, covered: fl
             check_maps(record, pair, tolerance_m, covered, share)
         if n == 0:
             check_mistakes(record, pair, share)
+            check_matches(record, pair)
 
 
 def names(key: str, frames: dict) -> list[str]:
@@ -84,6 +86,22 @@ def check_maps(record, pair, tolerance_m, covered, share) -> None:
         assert there[seen].mean() >= covered
         assert not (there & ~seen).any()
         truth.check_depth(record, pair[view], tolerance_m or half_step(label), view, valid=there, share=share)
+
+
+def check_matches(record, pair) -> None:
+    """What is drawn from the record as it is stored: the same surface point in both views."""
+    drawn = draw_labels(from_bytes(to_bytes(record)), np.random.default_rng(0), 40)
+    assert drawn.scene == record.scene
+    if not record.depth_maps:
+        return
+    assert len(drawn.matches.points0_px) > 5
+    assert drawn.depth or not record.metric
+    places = []
+    for frame, points in zip(pair, (drawn.matches.points0_px, drawn.matches.points1_px), strict=True):
+        local = frame.rays(points) * frame.seen(points).z[:, None]
+        places.append(local @ frame.world_T_cam[:3, :3].T + frame.world_T_cam[:3, 3])
+    # Where the second view has an edge, half a pixel may see something else.
+    assert np.median(np.linalg.norm(places[0] - places[1], axis=-1)) < 0.02
 
 
 def half_step(label) -> float:
@@ -108,3 +126,12 @@ def check_mistakes(record, pair, share) -> None:
         maps = tuple(dataclasses.replace(label, view=1 - label.view) for label in reversed(record.depth_maps))
         swapped = {"the other view's depth": dataclasses.replace(record, depth_maps=maps)}
         truth.all_fail(depth, truth.wrong_depths(record) | swapped)
+
+
+def world_frame(record, view: int, intrinsics: dict, world_T_cam) -> Frame:
+    """The frame of an undistorted view: focal lengths as stored (of COLMAP's pixels), cut at whole pixels."""
+    camera = record.views[view].camera
+    shift = np.array([intrinsics["cx"] - 0.5 - camera.cx, intrinsics["cy"] - 0.5 - camera.cy])
+    np.testing.assert_allclose(shift, np.rint(shift), atol=1e-6)
+    fx, fy = intrinsics["fl_x"], intrinsics["fl_y"]
+    return Frame(fx, fy, camera.cx, camera.cy, camera.width, camera.height, world_T_cam)
