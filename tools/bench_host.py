@@ -2,10 +2,12 @@
 
     python tools/bench_host.py          (seconds; needs the test extra)
 
-Best of many repetitions, in microseconds of one call: the questions of each task about one record, a sample of eight
-short questions built, the demo's step packed (16 samples), an interval of 2,000 scores by 1,000 replicates.
+Best of many repetitions, in microseconds of one call: the questions of each task about one record, labels of a pair
+drawn from its depth maps, a sample of eight short questions built, the demo's step packed (16 samples), an interval of
+2,000 scores by 1,000 replicates.
 """
 
+import dataclasses
 import pathlib
 import sys
 import tempfile
@@ -18,6 +20,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "tasks")]
 
 from records_for_tests import random_record  # noqa: E402
 
+from vlm3_jax import records  # noqa: E402
+from vlm3_jax.camera import Camera  # noqa: E402
 from vlm3_jax.checkpoint import tiny  # noqa: E402
 from vlm3_jax.data.packing import RowBudget, pack  # noqa: E402
 from vlm3_jax.data.samples import build_sample  # noqa: E402
@@ -34,6 +38,10 @@ def cases(folder):
     for name, task in TASKS.items():
         asked = protocol.given(name, questions=8)
         yield f"questions of {name}", lambda task=task, asked=asked: task.examples(record, rng, asked)
+    pair = depth_pair()
+    yield "labels of a pair drawn", lambda: records.draw_labels(pair, np.random.default_rng(0), 160)
+    posed = dataclasses.replace(pair, depth_maps=tuple(map(decoded, pair.depth_maps)))
+    yield "  its maps decoded before", lambda: records.draw_labels(posed, np.random.default_rng(0), 160)
     model = tiny.make(pathlib.Path(folder) / "model", "demo")
     chat, spec = ChatFormat.from_dir(model), VisionSpec.from_dir(model)
     asked = protocol.given("depth", "short", questions=8)
@@ -47,6 +55,22 @@ def cases(folder):
     yield "16 samples packed", lambda: pack(rows, pixels, budget, spec)
     scores = rng.normal(size=2000)
     yield "an interval of 2,000 scores", lambda: bootstrap_interval(scores, list(range(2000)))
+
+
+def depth_pair() -> records.Record:
+    """Two views of 640 x 480 of a rough wall, 20 cm apart, with depth maps."""
+    rng = np.random.default_rng(0)
+    camera = Camera(525.0, 525.0, 319.5, 239.5, 640, 480)
+    moved = np.eye(4)
+    moved[0, 3] = 0.2
+    views = tuple(records.View(records.ImageRef(640, 480, "a", data=b""), camera, pose) for pose in (np.eye(4), moved))
+    ripple = 3 + 0.5 * np.sin(np.arange(640) / 40) + 0.02 * rng.random((480, 640))
+    return records.Record("pair", views, depth_maps=tuple(records.encode_depth(ripple, "z", view=v) for v in (0, 1)))
+
+
+def decoded(depth: records.DepthMap) -> records.DepthMap:
+    """The map with its values at hand."""
+    return dataclasses.replace(depth, data=None, values=depth.load() / depth.scale)
 
 
 def main() -> None:

@@ -221,6 +221,18 @@ class Longest:
 
 
 @dataclasses.dataclass(frozen=True)
+class AtMost(Longest):
+    """As `Longest`, but an image that is no larger stays as it is; text form "at_most:1024"."""
+
+    def camera(self, camera: Camera) -> Camera:
+        """The camera of the resized image."""
+        return super().camera(camera) if max(camera.width, camera.height) > self.px else camera
+
+    def __str__(self):
+        return f"at_most:{self.px}"
+
+
+@dataclasses.dataclass(frozen=True)
 class AsIs:
     """No resize; text form "as_is"."""
 
@@ -243,12 +255,15 @@ def resize_rule(text: str) -> Resize:
             return Focal(float(values[0]), *values[1:])
         if kind == "longest" and len(values) == 1:
             return Longest(int(values[0]))
+        if kind == "at_most" and len(values) == 1:
+            return AtMost(int(values[0]))
         if kind == "as_is" and not values:
             return AsIs()
     except ValueError:
         pass
     raise ValueError(
-        f"resize is {text!r}; write focal:PX, focal:PX:per_axis, longest:PX or as_is (such as focal:1000, longest:1024)"
+        f"resize is {text!r}; write focal:PX, focal:PX:per_axis, longest:PX, at_most:PX or as_is (such as "
+        "focal:1000, longest:1024)"
     )
 
 

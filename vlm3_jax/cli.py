@@ -196,6 +196,22 @@ def _data_build(args, _) -> None:
     print(command.build(args))
 
 
+def _data_import(args, _) -> None:
+    from vlm3_jax.data import importing
+
+    try:
+        gaps = tuple(int(gap) for gap in args.gaps.split(",") if gap)
+    except ValueError:
+        raise UserError(f"--gaps={args.gaps}: write whole numbers of frames, such as 1,5") from None
+    names = ("task", "images", "depth_kind", "depth_scale", "camera", "mask", "held_out")
+    given = {name: getattr(args, name) for name in names}
+    entry = importing.make_entry(args.path, args.name, gaps=gaps, **given)
+    print(entry.text())
+    if args.out:
+        print(f"written: {importing.write_config(entry, args.out)}")
+        print(f"try it:  vlm3 train --config={args.out}:tiny --workdir=runs/{entry.name}-tiny")
+
+
 def _data_mix(args, fields) -> None:
     import rich.console
 
@@ -415,6 +431,19 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub = command("build", _data_build, "turn a public data set, or rendered scenes, into ArrayRecord shards", data)
     _build_arguments(sub)
+    help = "look at a folder or file of your own, say what it is, and write a config that trains on it"
+    sub = command("import", _data_import, help, data)
+    sub.add_argument("path", metavar="FOLDER", help="folder, or file of conversations (docs/own_data.md)")
+    sub.add_argument("--out", help="config file (.py) to write")
+    sub.add_argument("--name", default="", help="of the component (default: the folder's)")
+    sub.add_argument("--task", default="", choices=TASKS, help="what to train, if it has labels for several")
+    sub.add_argument("--images", default="", help="folder of the images, where they are elsewhere")
+    sub.add_argument("--depth-kind", default="", choices=("z", "distance"), help="what the depths are")
+    sub.add_argument("--depth-scale", type=float, default=0.0, help="metres a unit of depth maps, or of COLMAP's model")
+    sub.add_argument("--gaps", default="", metavar="N,N", help="pairs: how many frames their two lie apart")
+    sub.add_argument("--camera", default="", help="of images that tell none: FX,FY,CX,CY (px), fov:60 or 35mm:26")
+    sub.add_argument("--mask", default="", help="WAI: modality whose pixels above 0 have labels (-NAME: the others)")
+    sub.add_argument("--held-out", type=float, default=0.1, metavar="SHARE", help="of the scenes (default 0.1)")
     sub = command("mix", _data_mix, "print a mixture's shares, epochs, fill and attention work; propose rows", data)
     with_config(sub)
     sub.add_argument("--samples", type=int, default=1000, help="samples to draw")

@@ -12,15 +12,15 @@ from typing import Any
 
 import ml_collections
 
+from vlm3_jax import kinds
 from vlm3_jax.errors import UserError
+from vlm3_jax.kinds import KINDS
 from vlm3_jax.model import params as parameters
 from vlm3_jax.storage import local_path
 from vlm3_jax.tasks import TASKS
 from vlm3_jax.tasks import protocol as protocols
 from vlm3_jax.tasks.protocol import WORDINGS, Protocol
 
-KINDS = ("depthlm", "records")
-DEPTH_KINDS = ("distance", "z")
 # The fields whose names are those of components.
 TABLES = ("data.components", "eval.components")
 
@@ -145,15 +145,28 @@ def component_config(**fields) -> ml_collections.ConfigDict:
     UserError for a field that does not exist, naming the nearest one.
     """
     config = ml_collections.ConfigDict()
-    # "depthlm" (jsonl and an image folder) or "records" (ArrayRecord shards).
+    # What the files are (vlm3_jax/kinds.py): "records" (ArrayRecord shards), "depthlm", "rgbd", "wai", "colmap",
+    # "conversations", "realestate10k", "gta_sfm".
     config.kind = "records"
-    # The jsonl file; or a shard, a folder of shards or a glob pattern.
+    # A file (a shard, jsonl, json), a folder, or a glob pattern of shards.
     config.path = ""
-    # depthlm: the folder that the image paths are relative to; "" takes the jsonl's own folder.
+    # depthlm, conversations, colmap, realestate10k: the folder of the images; "" takes the one where the kind has them.
     config.images = ""
-    # depthlm: what the depths are, "distance" (to the camera centre) or "z"; it has no default because both occur.
+    # depthlm, rgbd: what the depths are, "distance" (to the camera centre) or "z"; no default because both occur.
     config.depth_kind = ""
-    # "depth", "objects", "correspondence" or "pose".
+    # rgbd: metres a unit of the depth maps (0: millimetres in PNG, metres in npy and EXR, TUM's 1/5000). colmap: metres
+    # a unit of the model; 0: not known, so no depths.
+    config.depth_scale = 0.0
+    # rgbd, wai (without covisibility), realestate10k, gta_sfm: how many frames the two of a pair lie apart, as (1, 5).
+    config.gaps = ()
+    # wai: a list of scenes (.txt, .json, .npy; "": all), the modality that is the depth, and that of a mask whose
+    # pixels above 0 have labels ("-" before its name: the others).
+    config.scenes, config.depth, config.mask = "", "depth", ""
+    # conversations: the camera of images that tell none: "FX,FY,CX,CY" (px), "fov:60" or "35mm:26".
+    config.camera = ""
+    # All kinds of files in place: "train" or "held_out" takes a part, cut by scene; the share that is held out.
+    config.part, config.held_out = "", 0.1
+    # "depth", "objects", "correspondence", "pose" or "conversation".
     config.task = "depth"
     # Share of the mixture, relative to the other components; 0 leaves it out.
     config.weight = 1.0
@@ -191,9 +204,7 @@ def check_component(name: str, fields) -> ml_collections.ConfigDict:
         fields = component_config(**dict(fields))
     except UserError as error:
         raise UserError(f"component {name!r}: {error}") from None
-    allowed = {"kind": KINDS, "task": tuple(TASKS), "protocol": WORDINGS}
-    if fields.kind == "depthlm":
-        allowed["depth_kind"] = DEPTH_KINDS
+    allowed = {"kind": tuple(KINDS), "task": tuple(TASKS), "protocol": WORDINGS}
     for field, choices in allowed.items():
         if fields[field] not in choices:
             raise UserError(f"component {name!r}: {field} is {fields[field]!r}; choose one of {choices}")
@@ -210,7 +221,11 @@ def check_component(name: str, fields) -> ml_collections.ConfigDict:
             raise UserError(f"component {name!r}: {field} = {fields[field]} is out of range")
     if not fields.path:
         raise UserError(f"component {name!r}: path is empty")
-    for field in ("path", "images"):
+    try:
+        kinds.check(fields)
+    except UserError as error:
+        raise UserError(f"component {name!r}: {error}") from None
+    for field in ("path", "images", "scenes"):
         local_path(fields[field], f"component {name!r}: {field}")
     try:
         protocol_of(fields)
@@ -438,7 +453,8 @@ def _parse(field: str, text: str, old):
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
         if isinstance(old, tuple):
             parts = [part for part in text.split(",") if part]
-            return tuple(map(float, parts) if field.endswith(".size") else parts)
+            kind = {"size": float, "gaps": int}.get(field.rpartition(".")[2], str)
+            return tuple(map(kind, parts))
         return type(old)(text)
     except (ValueError, KeyError) as error:
         raise UserError(f"--config.{field}={text}: not a {type(old).__name__} ({error})") from None

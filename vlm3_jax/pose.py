@@ -42,6 +42,22 @@ def relative_pose(world_T_cam1, world_T_cam2) -> Float[np.ndarray, "4 4"]:
     return relative
 
 
+def matrix_from_quaternion(w, x, y, z) -> Float[np.ndarray, "3 3"]:
+    """The rotation of a quaternion of any length above 0, float64 [3, 3]. BadRecord if it has none."""
+    q = np.array([w, x, y, z], np.float64)
+    length = np.linalg.norm(q)
+    if not 1e-9 < length < np.inf:
+        raise BadRecord(f"quaternion: {q.tolist()} is no rotation")
+    w, x, y, z = q / length
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
 def matrix_from_euler(yaw, pitch, roll) -> Float[np.ndarray, "3 3"]:
     """Degrees -> `Ry(yaw) Rx(pitch) Rz(roll)`, float64 [3, 3]."""
     (sy, sp, sr), (cy, cp, cr) = np.sin(np.radians([yaw, pitch, roll])), np.cos(np.radians([yaw, pitch, roll]))

@@ -61,6 +61,38 @@ def paper(name: str, argument: str, shares: dict[str, float] | None = None) -> m
     return config
 
 
+# What rows of the tiny model hold for whoever tries own data: long texts in a vocabulary of few words.
+TINY_ROW = (2048, 384, 1024)
+
+
+def own(task: str, argument: str = "4b") -> ml_collections.ConfigDict:
+    """The config of a run on one's own data, its components to be added: rows and rate as for the paper's task.
+
+    `argument`: a size of Qwen3-VL, or "tiny" for the tiny model. UserError for another one.
+    """
+    if argument == "tiny":
+        config = tiny()
+        config.data.mode, config.data.rows, config.train.log_every = "turns", 2, 1
+        config.data.row_tokens, config.data.row_patches, config.data.row_targets = TINY_ROW
+        return config
+    if argument not in SIZES:
+        raise UserError(f"--config=...:{argument}: choose tiny, {', '.join(SIZES)}")
+    recipe, config = PAPER.get(task, PAPER["objects"]), configs.base()
+    config.model, config.workdir = f"Qwen/Qwen3-VL-{argument.upper()}-Instruct", f"runs/own-{argument}"
+    config.data.row_tokens, config.data.row_patches, config.data.row_targets = recipe.row
+    config.data.pair_block, (config.data.pairs, config.data.patch_pairs) = 128, recipe.pairs
+    config.optimizer.learning_rate = recipe.learning_rate
+    return config
+
+
+def wording(task: str, argument: str = "4b") -> dict:
+    """The fields that say how a component is asked: as released, or short and small for the tiny model."""
+    if argument != "tiny":
+        return {}
+    whole = task in ("conversation", "objects")
+    return {"protocol": "short", "questions": 4} | ({"resize": "at_most:128"} if whole else {})
+
+
 def _parse(name: str, argument: str) -> tuple[str, tuple[str, ...]]:
     size, sets = "4b", ()
     for part in argument.split(","):

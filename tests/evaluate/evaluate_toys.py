@@ -1,4 +1,4 @@
-"""Small questions of all four tasks and answerers that need no model."""
+"""Small questions of all tasks and answerers that need no model."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from vlm3_jax import pose
 from vlm3_jax.camera import Camera
 from vlm3_jax.evaluate.items import Questions
 from vlm3_jax.processor.image import VisionSpec, image_layout
-from vlm3_jax.records import DepthPoints, Matches, Objects, Record, View, encode_image
+from vlm3_jax.records import Conversation, DepthPoints, Matches, Objects, Record, Turn, View, encode_image
 from vlm3_jax.tasks import TASKS
 from vlm3_jax.tasks.protocol import given
 
@@ -39,6 +39,7 @@ def make_record(rng, name: str, width: int = 96, height: int = 64) -> Record:
             ),
         ),
         matches=Matches(points, rng.uniform(0, [width, height], (12, 2))),
+        conversation=Conversation((Turn("user", f"What is {name}?", (0,)), Turn("assistant", f"It is {name}."))),
     )
 
 
@@ -50,7 +51,8 @@ def make_questions(
     found = []
     for k in range(records):
         record = make_record(rng, f"scene/{k}", 96 + 32 * (k % 2), 64)
-        examples = TASKS[task_name].examples(record, np.random.default_rng(k), given(task_name, wording, questions=8))
+        task = TASKS[task_name]
+        examples = task.alone(task.examples(record, np.random.default_rng(k), given(task_name, wording, questions=8)))
         layouts = tuple(image_layout(record.views[v], SPEC) for v in examples[0].views)
         found.append(Questions(component or f"toy-{task_name}", record.id, task_name, layouts, tuple(examples)))
     return found

@@ -1,6 +1,7 @@
 """Chat tokens against transformers' own template rendering, with the tiny and the real Qwen vocabulary."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -177,3 +178,45 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="no chat template"):
         ChatFormat.from_dir(tmp_path)
+
+
+@pytest.mark.parametrize("system", ["", "You are <|im_start|> brief."])
+def test_a_dialogue_shows_images_where_they_stand(model_dir, system):
+    """Images between texts and in later turns, a system text: transformers' rendering, special tokens as text."""
+    chat = ChatFormat.from_dir(model_dir)
+    turns = [((None, "What is this?"), "A wall."), (("Compare ", None, " with ", None), "Both."), (("Why?",), "So.")]
+    sizes = (3, 5, 2)
+    encoding = chat.encode_dialogue(sizes, turns, system)
+    messages = [{"role": "system", "content": "\ue100"}] if system else []
+    for question, answer in turns:
+        content = [{"type": "image"} if p is None else {"type": "text", "text": p} for p in question]
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    rendered = reference_tokenizer(model_dir).apply_chat_template(
+        messages, chat_template=tiny_tokenizer.CHAT_TEMPLATE, tokenize=False
+    )
+    expected, counts = [], iter(sizes)
+    for piece in re.split(f"({chat.special_pattern().pattern})", rendered):
+        number = chat.specials.get(piece)
+        repeats = next(counts) if number == chat.image_id else 1
+        expected += chat.encode_text(piece.replace("\ue100", system)) if number is None else [number] * repeats
+    found = encoding.tokens.tolist()
+    # Answers start on a token of their own (see the module); with these texts the reference has them so too.
+    assert chat.decode(found) == chat.decode(expected)
+    assert [t for t in found if t in chat.specials.values()] == [t for t in expected if t in chat.specials.values()]
+    assert len(found) - len(expected) <= 3
+    assert [count for _, count in encoding.images] == list(sizes)
+    said = [chat.decode(encoding.tokens[first:stop]).strip() for first, stop in encoding.answers]
+    assert said == ["A wall.", "Both.", "So."]
+
+
+def test_a_dialogue_of_plain_turns_is_the_same_conversation(model_dir):
+    chat = ChatFormat.from_dir(model_dir)
+    plain = chat.encode_turns([4, 2], TURNS)
+    parts = [((None, None, TURNS[0][0]), TURNS[0][1]), *(((q,), a) for q, a in TURNS[1:])]
+    dialogue = chat.encode_dialogue([4, 2], parts)
+    np.testing.assert_array_equal(plain.tokens, dialogue.tokens)
+    assert (plain.images, plain.answers) == (dialogue.images, dialogue.answers)
+    # Neighbouring pieces of text are one text.
+    split = chat.encode_dialogue([4, 2], [((None, None, TURNS[0][0][:3], TURNS[0][0][3:]), TURNS[0][1]), *parts[1:]])
+    np.testing.assert_array_equal(split.tokens, dialogue.tokens)

@@ -59,7 +59,7 @@ def test_maps_in_place(tmp_path, rng):
         assert np.isnan(found[2, 3])
         np.testing.assert_allclose(np.nan_to_num(found), metres, atol=error)
     other = records.DepthMap(6, 8, 1.0, "z", path=tmp_path / "a.npy", name="a")
-    with pytest.raises(BadRecord, match="a: the depth map is 8 x 6, expected 6 x 8"):
+    with pytest.raises(BadRecord, match="a: the map is 8 x 6, expected 6 x 8"):
         other.load()
 
 
@@ -80,10 +80,10 @@ def test_exr_in_place(tmp_path, rng):
     [
         ("a.npy", b"\x93NUMPY\x01\x00", "not a readable npy file"),
         ("a.npy", b"", "not a readable npy file"),
-        ("a.png", b"\x89PNG\r\n\x1a\n", "cannot decode"),
+        ("a.png", b"\x89PNG\r\n\x1a\n", "cannot decode the map"),
         ("a.exr", b"v/1\x01", "a.exr: "),
-        ("a.tiff", b"", "a depth map is a file that ends in .png, .npy, .exr"),
-        ("gone.png", None, "no such depth map"),
+        ("a.tiff", b"", "a map is a file that ends in .png, .npy, .exr"),
+        ("gone.png", None, "no such file"),
     ],
 )
 def test_damaged_maps_say_what_is_wrong(tmp_path, name, data, why):

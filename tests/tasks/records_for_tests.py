@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from vlm3_jax.camera import Camera
-from vlm3_jax.records import DepthPoints, ImageRef, Matches, Objects, Record, View
+from vlm3_jax.records import Conversation, DepthPoints, ImageRef, Matches, Objects, Record, Turn, View
 
 
 def view(camera: Camera, pose=None) -> View:
@@ -32,4 +32,14 @@ def random_record(rng: np.random.Generator, metric: bool = True) -> Record:
         objects=(Objects(boxes, ("thing",) * 5, clouds, 1),),
         matches=Matches(pixels[:40], (pixels[20:] * 0.99).astype(np.float32)),
         metric=metric,
+        conversation=Conversation(
+            (
+                Turn("system", "Be brief."),
+                Turn("user", "<image>\nWhat is <mask>?", (0,), (0,)),
+                Turn("assistant", f"Region [0] is a {rng.choice(['chair', 'table', 'lamp'])}."),
+                Turn("user", "And in <image>?", (1,)),
+                Turn("assistant", "Nothing."),
+            ),
+            boxes[:1],
+        ),
     )

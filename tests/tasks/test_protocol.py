@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlm3_jax import records
-from vlm3_jax.camera import AsIs, Camera, Focal, Longest, resize_rule
+from vlm3_jax.camera import AsIs, AtMost, Camera, Focal, Longest, resize_rule
 from vlm3_jax.errors import UserError
 from vlm3_jax.tasks import TASKS, protocol
 from vlm3_jax.tasks.correspondence import CorrespondenceTask
@@ -35,10 +35,14 @@ def test_the_longest_side_scales_both_axes_alike_and_rounds_the_other():
     assert Longest(1024).camera(PHOTO).width == 1024
     assert Longest(1024).camera(Camera(700, 700, 213, 320, 427, 640)).height == 1024
     assert AsIs().camera(PHOTO) is PHOTO
+    assert AtMost(1024).camera(PHOTO) == Longest(1024).camera(PHOTO)
+    assert AtMost(2016).camera(PHOTO) is PHOTO
     assert Focal(750, "per_axis").camera(PHOTO) == PHOTO.unify(750, "per_axis")
 
 
-@pytest.mark.parametrize("text", ["focal:1000", "focal:750:per_axis", "focal:333.5", "longest:1024", "as_is"])
+@pytest.mark.parametrize(
+    "text", ["focal:1000", "focal:750:per_axis", "focal:333.5", "longest:1024", "at_most:800", "as_is"]
+)
 def test_a_rule_is_read_as_it_is_written(text):
     assert str(resize_rule(text)) == text
 
@@ -48,7 +52,9 @@ def test_a_rule_is_read_as_it_is_written(text):
     ["", "1000", "focal", "focal:0", "focal:nan", "focal:inf", "focal:9:both", "longest:1.5", "longest:-2", "as"],
 )
 def test_no_rule(text):
-    with pytest.raises(ValueError, match=r"resize is .*write focal:PX, focal:PX:per_axis, longest:PX or as_is"):
+    with pytest.raises(
+        ValueError, match=r"resize is .*write focal:PX, focal:PX:per_axis, longest:PX, at_most:PX or as"
+    ):
         resize_rule(text)
 
 

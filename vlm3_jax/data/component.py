@@ -87,10 +87,10 @@ class Component:
         record, least = self.source[index], self.fields.covisibility_min
         if record is None:
             return PassedOver("its line was set aside when the file was opened (vlm3 data check says why)")
-        if self.task.asks_depth or (record.covisibility is None and least > 0):
+        if self.task.draws or (record.covisibility is None and least > 0):
             record = records.draw_labels(record, np.random.default_rng([*key, 2]), SPARE * self.protocol.questions)
         else:
-            record = dataclasses.replace(record, depth_maps=())
+            record = dataclasses.replace(record, depth_maps=(), masks=())
         if record.covisibility is not None and record.covisibility < least:
             return PassedOver(f"its covisibility, {record.covisibility:.3g}, is below covisibility_min = {least:g}")
         if mirror:
@@ -118,6 +118,9 @@ class Component:
         UserError, with numbers that would do for the whole sample, if it may not be cropped or no crop helps.
         """
         s, record = self.settings, sample.record
+        if record.conversation is not None and (sample.examples[0].parts is not None or not sample.images):
+            # Nothing of it can be left out: it is as long as somebody wrote it.
+            raise BadRecord(f"record {record.id} is larger than a row ({'; '.join(excess([sample], s.budget))})")
         patches = self._room(sample)
         if s.oversize == "error" or not patches:
             wanted = enough([sample], s.budget, s.vision.merge_size)

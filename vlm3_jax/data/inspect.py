@@ -30,7 +30,7 @@ def show(mixture: Mixture, index: int, picture: pathlib.Path | str | None = None
         )
     lines.append(f"{len(sample.tokens)} tokens, {len(sample.target_tokens)} supervised; answers in [brackets]:")
     lines.append(conversation(sample, component))
-    if picture is not None:
+    if picture is not None and sample.images:
         maps = component.source[draw.record].depth_maps
         draw_sample(sample, component.settings.vision, maps).save(picture)
     return "\n".join(lines)

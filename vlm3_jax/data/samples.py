@@ -97,11 +97,17 @@ def build_sample(
     """The sample of a unified record and its examples, in their order; all examples show the same views.
 
     `mode`: "turns" (one conversation) or "independent" (every question sees the images and itself only, and its
-    positions go on right after them). The first token of every answer weighs `first_answer_weight`, all others 1.
+    positions go on right after them); examples with `parts` are one conversation in either. The first token of every
+    answer weighs `first_answer_weight`, all others 1.
     """
     layouts = tuple(image_layout(record.views[v], spec) for v in examples[0].views)
-    encode = chat.encode_turns if mode == "turns" else chat.encode_independent
-    encoding = encode([layout.n_visual for layout in layouts], [(e.question, e.answer) for e in examples])
+    shown = [layout.n_visual for layout in layouts]
+    if examples[0].parts is not None:
+        mode, turns = "turns", [(e.parts, e.answer) for e in examples]
+        encoding = chat.encode_dialogue(shown, turns, examples[0].system)
+    else:
+        encode = chat.encode_turns if mode == "turns" else chat.encode_independent
+        encoding = encode(shown, [(e.question, e.answer) for e in examples])
     lengths = [stop - first for first, stop in encoding.answers]
     targets = span_indices(encoding.answers)
     weight = np.ones(len(targets), np.float32)

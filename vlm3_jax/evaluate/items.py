@@ -40,9 +40,10 @@ def component_questions(
     for index in range(len(component) if limit is None else min(limit, len(component))):
         sample = component.sample(index, (seed, index), f"{component.name}/{index}", training=False)
         quarantine.add(not isinstance(sample, PassedOver), [sample] if isinstance(sample, Bad) else [])
-        if isinstance(sample, Sample):
-            task, record = component.task.name, sample.record.id
-            found.append(Questions(component.name, record, task, sample.images, sample.examples))
+        asked = component.task.alone(sample.examples) if isinstance(sample, Sample) else []
+        if asked:
+            images = sample.images[: len(asked[0].views)]
+            found.append(Questions(component.name, sample.record.id, component.task.name, images, tuple(asked)))
     quarantine.check(final=True)
     return found
 

@@ -34,7 +34,7 @@ TEXT = {
     ("pose", "paper"): (90, 23),
 }
 SHORT = (16, 6)
-IMAGES = {"depth": 1, "objects": 1, "correspondence": 2, "pose": 2}
+IMAGES = {"depth": 1, "objects": 1, "correspondence": 2, "pose": 2, "conversation": 1}
 STREAMS = 8
 
 

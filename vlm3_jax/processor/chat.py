@@ -9,6 +9,7 @@ them, and the tokens of an answer never merge with the template's newline before
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -39,9 +40,12 @@ class _Shown:
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
-    """A user text with the template's text on both sides up to the next special token: they are one piece of text."""
+    """A user (or system) text with the template's on both sides up to the next special token: one piece of text.
 
-    turn: int
+    `number`: which of the conversation's texts it is, answers not counted.
+    """
+
+    number: int
     before: str
     after: str
 
@@ -57,6 +61,8 @@ class _Answer:
 # Any of these is a tokenizer; the second is what older checkpoints have in place of the first.
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _Part = tuple[int, ...] | _Shown | _Question | _Answer
+# Of every user turn the kinds of what it holds: "image", "video", "text".
+_Layout = tuple[tuple[str, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,18 +140,33 @@ class ChatFormat:
         `shown`: what the first user turn shows before its question: the number of tokens of an image, `Frames` of a
         video.
         """
+        questions, answers = zip(*turns, strict=True)
         writer = _Writer(self)
-        writer.add(self._skeleton(_kinds(shown), len(turns), False), shown, turns)
+        writer.add(self._skeleton(_layout(shown, len(turns)), False), shown, questions, answers)
+        return writer.finish()
+
+    def encode_dialogue(
+        self, shown: Sequence[int], turns: Sequence[tuple[Sequence[str | None], str]], system: str = ""
+    ) -> Encoding:
+        """One conversation of (question, answer) turns, each question in pieces: None where the next image is shown.
+
+        `shown`: the number of tokens of each image. A `system` text goes first.
+        """
+        pieces = [_joined(question) for question, _ in turns]
+        layout = tuple(tuple("image" if piece is None else "text" for piece in question) for question in pieces)
+        texts = [system] * bool(system) + [piece for question in pieces for piece in question if piece is not None]
+        writer = _Writer(self)
+        writer.add(self._skeleton(layout, False, bool(system)), shown, texts, [answer for _, answer in turns])
         return writer.finish()
 
     def encode_independent(self, shown: Sequence[int | Frames], turns: Sequence[tuple[str, str]]) -> Encoding:
         """The images once, then every (question, answer) as if it were the only one; marked in `questions`."""
-        skeleton = self._skeleton(_kinds(shown), 1, False)
+        skeleton = self._skeleton(_layout(shown), False)
         cut = _prefix_length(skeleton)
         writer = _Writer(self)
-        writer.add(skeleton[:cut], shown, ())
-        for number, turn in enumerate(turns, 1):
-            writer.add(skeleton[cut:], shown, (turn,), number)
+        writer.add(skeleton[:cut], shown)
+        for number, (question, answer) in enumerate(turns, 1):
+            writer.add(skeleton[cut:], shown, (question,), (answer,), number)
         return writer.finish()
 
     def prompt(self, shown: Sequence[int | Frames], question: str) -> tuple[np.ndarray, np.ndarray]:
@@ -154,16 +175,16 @@ class ChatFormat:
 
     def prompt_prefix(self, shown: Sequence[int | Frames]) -> Encoding:
         """What all questions about the same images share: everything up to the end of the last image."""
-        skeleton = self._skeleton(_kinds(shown), 1, True)
+        skeleton = self._skeleton(_layout(shown), True)
         writer = _Writer(self)
-        writer.add(skeleton[: _prefix_length(skeleton)], shown, ())
+        writer.add(skeleton[: _prefix_length(skeleton)], shown)
         return writer.finish()
 
     def prompt_suffix(self, shown: Sequence[int | Frames], question: str) -> np.ndarray:
         """The tokens from the end of the last image to where the answer starts, int32."""
-        skeleton = self._skeleton(_kinds(shown), 1, True)
+        skeleton = self._skeleton(_layout(shown), True)
         writer = _Writer(self)
-        writer.add(skeleton[_prefix_length(skeleton) :], (), ((question, ""),))
+        writer.add(skeleton[_prefix_length(skeleton) :], (), (question,))
         return writer.finish().tokens
 
     def _find_turn_end(self) -> int:
@@ -199,12 +220,16 @@ class ChatFormat:
         except jinja2.TemplateError as error:
             raise UserError(f"{self.model_dir}: the chat template cannot be rendered ({error})") from None
 
-    def _parts(self, kinds: tuple[str, ...], n_turns: int, generation: bool) -> tuple[_Part, ...]:
+    def _parts(self, layout: _Layout, generation: bool, system: bool = False) -> tuple[_Part, ...]:
         """The parts of a conversation; with `generation` the last turn is a question that waits for its answer."""
-        messages = []
-        for turn in range(n_turns):
-            visual = [{"type": kind} for kind in kinds] if turn == 0 else []
-            messages.append({"role": "user", "content": [*visual, {"type": "text", "text": f"\ue000{turn}\ue001"}]})
+        numbers = itertools.count()
+        messages: list[dict] = [{"role": "system", "content": f"\ue000{next(numbers)}\ue001"}] if system else []
+        for turn, kinds in enumerate(layout):
+            content = [
+                {"type": "text", "text": f"\ue000{next(numbers)}\ue001"} if kind == "text" else {"type": kind}
+                for kind in kinds
+            ]
+            messages.append({"role": "user", "content": content})
             messages.append({"role": "assistant", "content": [{"type": "text", "text": f"\ue002{turn}\ue001"}]})
         rendered = self.render(messages[:-1] if generation else messages, generation)
         parts, found, pads = [], [], {self.image_id: "image", self.video_id: "video"}
@@ -214,10 +239,11 @@ class ChatFormat:
                 found += [pads[special]] if special in pads else []
             elif piece:
                 parts.extend(self._text_parts(piece))
-        if tuple(found) != kinds:
+        kinds = [kind for turn in layout for kind in turn if kind != "text"]
+        if found != kinds:
+            given, shown = (", ".join(names) or "nothing" for names in (kinds, found))
             raise UserError(
-                f"{self.model_dir}: given {', '.join(kinds)} the chat template shows {', '.join(found) or 'nothing'}; "
-                "it is not a Qwen3-VL template"
+                f"{self.model_dir}: given {given} the chat template shows {shown}; it is not a Qwen3-VL template"
             )
         return _merge_fixed(_supervise(parts, self._turn_end_id, self._backend))
 
@@ -252,8 +278,21 @@ def _chat_template(model_dir: pathlib.Path, tokenizer) -> str:
         ) from None
 
 
-def _kinds(shown: Sequence[int | Frames]) -> tuple[str, ...]:
-    return tuple("video" if isinstance(item, Frames) else "image" for item in shown)
+def _layout(shown: Sequence[int | Frames], n_turns: int = 1) -> _Layout:
+    """All that is shown before the first of so many questions."""
+    kinds = ("video" if isinstance(item, Frames) else "image" for item in shown)
+    return ((*kinds, "text"), *[("text",)] * (n_turns - 1))
+
+
+def _joined(question: Sequence[str | None]) -> list[str | None]:
+    """The pieces of a question, neighbouring texts as one, and one at least."""
+    pieces: list[str | None] = []
+    for piece in question:
+        if piece is not None and pieces and pieces[-1] is not None:
+            pieces[-1] += piece
+        else:
+            pieces.append(piece)
+    return pieces or [""]
 
 
 def _supervise(parts: list[_Part], turn_end_id: int, backend) -> list[_Part]:
@@ -297,18 +336,18 @@ class _Writer:
         self.images: list[tuple[int, int]] = []
         self.answers: list[tuple[int, int]] = []
 
-    def add(self, parts: Sequence[_Part], shown, turns, question: int = 0) -> None:
+    def add(self, parts: Sequence[_Part], shown, texts=(), answers=(), question: int = 0) -> None:
         start = len(self.tokens)
         for part in parts:
             if isinstance(part, tuple):
                 self.tokens.extend(part)
             elif isinstance(part, _Question):
-                self.tokens.extend(self.chat.encode_text(part.before + turns[part.turn][0] + part.after))
+                self.tokens.extend(self.chat.encode_text(part.before + texts[part.number] + part.after))
             elif isinstance(part, _Shown):
                 self._show(shown[part.number])
             else:
                 first = len(self.tokens)
-                self.tokens.extend(self.chat.encode_text(turns[part.turn][1]))
+                self.tokens.extend(self.chat.encode_text(answers[part.turn]))
                 self.tokens.extend(part.closing)
                 self.answers.append((first, len(self.tokens)))
         self.bounds.append((len(self.tokens) - start, question))

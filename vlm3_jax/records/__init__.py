@@ -2,7 +2,7 @@
 
 from vlm3_jax.records.codec import from_bytes, to_bytes
 from vlm3_jax.records.conversation import Conversation, Turn
-from vlm3_jax.records.dense import DepthMap, encode_depth
+from vlm3_jax.records.dense import DepthMap, Mask, encode_depth, encode_mask, place_depth, place_mask
 from vlm3_jax.records.labels import MAX_DEPTH_M, DepthPoints, Matches, Objects
 from vlm3_jax.records.pairs import draw_labels
 from vlm3_jax.records.record import (
@@ -32,6 +32,7 @@ __all__ = [
     "DepthMap",
     "DepthPoints",
     "ImageRef",
+    "Mask",
     "Matches",
     "Objects",
     "Record",
@@ -40,11 +41,14 @@ __all__ = [
     "draw_labels",
     "encode_depth",
     "encode_image",
+    "encode_mask",
     "flip",
     "from_bytes",
     "keep_inside",
     "keep_sound",
     "orientation",
+    "place_depth",
+    "place_mask",
     "to_bytes",
     "unify",
     "with_cameras",

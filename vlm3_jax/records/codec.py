@@ -8,7 +8,7 @@ import numpy as np
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records.checks import array, need
-from vlm3_jax.records.dense import DepthMap
+from vlm3_jax.records.dense import DepthMap, Mask
 from vlm3_jax.records.record import LABELS, ImageRef, Record, View
 
 
@@ -22,11 +22,11 @@ def to_bytes(record: Record) -> bytes:
                 "shape": list(value.shape),
                 "bytes": np.ascontiguousarray(value).tobytes(),
             }
-        if isinstance(value, ImageRef | DepthMap):
+        if isinstance(value, ImageRef | DepthMap | Mask):
             if value.data is None:
-                what = "an image" if isinstance(value, ImageRef) else "a depth map"
+                what = _NAMES[type(value)]
                 raise ValueError(f"{value.name}: only {what} with its bytes can be written")
-            names = (f.name for f in dataclasses.fields(value) if f.name not in ("path", "pixels"))
+            names = (f.name for f in dataclasses.fields(value) if f.name not in ("path", "pixels", "values"))
             return {name: plain(getattr(value, name)) for name in names}
         if dataclasses.is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -45,13 +45,12 @@ def from_bytes(data: bytes) -> Record:
     try:
         tree = msgpack.unpackb(data)
         views = tuple(_view(v, f"views[{n}]") for n, v in enumerate(tree["views"]))
-        maps = enumerate(tree.get("depth_maps", ()))
         record = Record(
             id=str(tree["id"]),
             views=views,
             **{name: _labels(name, tree[name], len(views)) for name in LABELS if name in tree},
             **{name: tree[name] for name in ("covisibility", "metric", "scene") if name in tree},
-            depth_maps=tuple(DepthMap.read(one, f"depth_maps[{n}]", len(views)) for n, one in maps),
+            **{name: _maps(name, tree[name], len(views)) for name in _MAPS if name in tree},
         )
     except BadRecord:
         raise
@@ -64,6 +63,14 @@ def from_bytes(data: bytes) -> Record:
     need(isinstance(record.metric, bool), "metric", f"expected true or false, got {record.metric!r}")
     need(isinstance(record.scene, str), "scene", "expected text")
     return record
+
+
+_NAMES = {ImageRef: "an image", DepthMap: "a depth map", Mask: "a mask"}
+_MAPS = {"depth_maps": DepthMap, "masks": Mask}
+
+
+def _maps(name: str, stored, views: int) -> tuple:
+    return tuple(_MAPS[name].read(one, f"{name}[{n}]", views) for n, one in enumerate(stored))
 
 
 def _labels(name: str, stored, views: int):

@@ -11,6 +11,7 @@ import numpy as np
 from vlm3_jax.camera import Camera
 from vlm3_jax.records.dense import DepthMap
 from vlm3_jax.records.labels import DepthPoints, Matches
+from vlm3_jax.records.mask_objects import mask_objects
 from vlm3_jax.records.record import Record
 
 # Where the scale is not metric, metres mean nothing: the same part of the distance as the rule allows at 4.5 m.
@@ -131,30 +132,54 @@ def depth_points(depth: DepthMap, values, camera: Camera, rng: np.random.Generat
 
 
 def draw_labels(record: Record, rng: np.random.Generator, count: int) -> Record:
-    """The stored record with labels drawn from its depth maps, which it has no more: up to `count` points of each.
+    """The stored record with labels drawn from its depth maps and masks, which it has no more.
 
-    Two views with maps and poses give `count` matches and their covisibility too, unless these are stored. Equal
-    generators draw equal labels. BadRecord if a map cannot be read.
+    Up to `count` points of each map where the record is metric; of two views with maps and poses `count` matches and
+    their covisibility, unless these are stored; objects with boxes and surface points of each mask of objects whose
+    view has depth. Nothing is drawn where a mask says so. Equal generators draw equal labels. BadRecord if a map or
+    mask cannot be read.
     """
-    if not record.depth_maps:
+    if not (record.depth_maps or record.masks):
         return record
-    values = [depth.load() for depth in record.depth_maps]
-    points = [
-        depth_points(depth, metres, record.views[depth.view].camera, rng, count)
-        for depth, metres in zip(record.depth_maps, values, strict=True)
-    ]
-    changes: dict = {"depth": (*record.depth, *(label for label in points if len(label.points_px))), "depth_maps": ()}
-    posed = _posed(record, values)
+    values = [_masked(depth, record) for depth in record.depth_maps]
+    maps = {depth.view: (depth, metres) for depth, metres in zip(record.depth_maps, values, strict=True)}
+    changes: dict = {"depth_maps": (), "masks": ()}
+    if record.metric:
+        drawn = (depth_points(*maps[view], record.views[view].camera, rng, count) for view in sorted(maps))
+        changes["depth"] = (*record.depth, *(label for label in drawn if len(label.points_px)))
+    posed = _posed(record, maps)
     if posed and record.matches is None:
         changes["matches"] = matches(*posed, rng, count, record.metric)
     if posed and record.covisibility is None:
         changes["covisibility"] = covisibility(*posed, record.metric)
+    masks = [mask for mask in record.masks if mask.use == "objects" and mask.view in maps]
+    found = (mask_objects(mask, *maps[mask.view], record.views[mask.view].camera, rng) for mask in masks)
+    changes["objects"] = (*record.objects, *(label for label in found if len(label.names)))
     return dataclasses.replace(record, **changes)
 
 
-def _posed(record: Record, values) -> list[DepthView]:
+def _masked(depth: DepthMap, record: Record) -> np.ndarray:
+    """The map's metres, NaN where a mask of its view allows no labels."""
+    metres = depth.load()
+    for mask in record.masks:
+        if mask.view == depth.view and mask.use != "objects":
+            rows, columns = (_nearest(theirs, ours) for theirs, ours in zip(_shape(mask), metres.shape))
+            there = mask.load()[rows[:, None], columns] > 0
+            metres[there != (mask.use == "keep")] = np.nan
+    return metres
+
+
+def _shape(grid) -> tuple[int, int]:
+    return grid.height, grid.width
+
+
+def _nearest(theirs: int, ours: int) -> np.ndarray:
+    """Of `ours` pixels side by side, in which of `theirs` the centre of each lies."""
+    return ((np.arange(ours) + 0.5) * theirs / ours).astype(np.int64)
+
+
+def _posed(record: Record, maps) -> list[DepthView]:
     """Both views with pose and depth; [] unless there are both."""
-    maps = {depth.view: (depth, metres) for depth, metres in zip(record.depth_maps, values, strict=True)}
     views = record.views[:2]
     if len(views) < 2 or not all(n in maps and view.world_T_cam is not None for n, view in enumerate(views)):
         return []

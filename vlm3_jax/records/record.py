@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vlm3_jax.camera import Camera, Resize
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records.conversation import Conversation
-from vlm3_jax.records.dense import DepthMap
+from vlm3_jax.records.dense import DepthMap, Mask
 from vlm3_jax.records.labels import DepthPoints, Matches, Objects
 from vlm3_jax.shapes import UInt8
 from vlm3_jax.storage import patiently
@@ -152,7 +152,8 @@ class Record:
     """One item of a source. `id` is unique within the source; `metric` says whether poses are in metres.
 
     `scene`: the scene, log, house or sequence that it was taken in; held-out data and looks for leaks go by it.
-    `depth_maps` are no labels yet: `draw_labels` draws points and matches from them when the record is read.
+    `depth_maps` and `masks` are no labels yet: `draw_labels` draws points, matches and objects from them when the
+    record is read.
     """
 
     id: str
@@ -165,6 +166,7 @@ class Record:
     scene: str = ""
     depth_maps: tuple[DepthMap, ...] = ()
     conversation: Conversation | None = None
+    masks: tuple[Mask, ...] = ()
 
     @property
     def cameras(self) -> list[Camera]:
@@ -222,7 +224,7 @@ def flip(record: Record) -> Record:
 
 def _need_drawn(record: Record) -> None:
     """Maps belong to the stored images, and would be left behind."""
-    if record.depth_maps:
+    if record.depth_maps or record.masks:
         raise ValueError(f"{record.id}: draw_labels comes before anything is done to the images")
 
 
@@ -240,7 +242,7 @@ def keep_sound(record: Record) -> tuple[Record, int]:
     removed = sum(int((~mask).sum()) for mask in masks)
     if not removed:
         return record, 0
-    if not any(mask.any() for mask in masks) and not record.depth_maps:
+    if not any(mask.any() for mask in masks) and not (record.depth_maps or record.masks):
         rules = dict.fromkeys(label.RULE for label, mask in zip(record.labels, masks, strict=True) if len(mask))
         raise BadRecord(f"none of its {removed} labels is {', or '.join(rules)}")
     return record.map_labels(lambda label: label.kept(label.sound(record.cameras))), removed

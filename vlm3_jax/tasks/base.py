@@ -22,19 +22,23 @@ RULES = ("vlm3", "release")
 class Example:
     """One question with its answer. `views`: the record's views shown, in order (equal for all examples of a call).
 
-    `target` is JSON-able and holds all that scoring needs; `target["kind"]` names the question's family.
+    `target` is JSON-able and holds all that scoring needs; `target["kind"]` names the question's family. `parts`: the
+    question as pieces of text and, None each, the places of the `views` in their order, over all examples of a call;
+    where no example has parts, the views stand before the first question. `system`: what the system says first.
     """
 
     question: str
     answer: str
     target: dict[str, Any]
     views: tuple[int, ...] = (0,)
+    parts: tuple[str | None, ...] | None = None
+    system: str = ""
 
 
 class Task(abc.ABC):
     """One task. `higher_is_better` tells how to read the headline; `headline` names it (for example "delta1").
 
-    `asks_depth`: whether labels drawn from dense depth maps are of use to it.
+    `draws`: whether labels drawn from depth maps and masks are of use to it.
 
     `target_fields`: what a target of each kind must hold, `{kind: {field: form}}`, a form being a name in
     `tasks.score.FORMS` or a tuple of the values allowed.
@@ -43,7 +47,7 @@ class Task(abc.ABC):
     name: str
     headline: str
     higher_is_better: bool
-    asks_depth: bool = False
+    draws: bool = False
     target_fields: dict[str, dict[str, Any]]
 
     @abc.abstractmethod
@@ -55,6 +59,10 @@ class Task(abc.ABC):
         `vary`: training draws the wording (and, where there are more questions than asked for, which ones) from the
         rng; evaluation keeps it off and always gets the published wording.
         """
+
+    def alone(self, examples: Sequence[Example]) -> list[Example]:
+        """Those of a record's examples that can be asked by themselves, right after the images that they show."""
+        return list(examples)
 
     def parse(self, text: str, target: dict[str, Any] | None = None, rules: str = "vlm3") -> Any | None:
         """What the answer says by these `RULES`, or None if it cannot be read. `target` tells the question's family."""

@@ -43,7 +43,7 @@ class CorrespondenceTask(Task):
     name = "correspondence"
     headline = "epe"
     higher_is_better = False
-    asks_depth = True
+    draws = True
     target_fields = {"match": {"coords": "numbers2", "truth": "numbers2", "coord_range": "positive"}}  # noqa: RUF012
 
     def examples(

@@ -38,7 +38,7 @@ class DepthTask(Task):
     name = "depth"
     headline = "delta1"
     higher_is_better = True
-    asks_depth = True
+    draws = True
     target_fields = {"depth": {"depth_m": "positive"}}  # noqa: RUF012
 
     def examples(

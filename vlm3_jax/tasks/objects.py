@@ -13,7 +13,7 @@ import numpy as np
 from vlm3_jax.camera import normalize_points
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import Objects, Record
-from vlm3_jax.tasks import measures, release_rules
+from vlm3_jax.tasks import measures, release_rules, stored
 from vlm3_jax.tasks import objects_answers as answers
 from vlm3_jax.tasks import objects_words as words
 from vlm3_jax.tasks.base import Example, Task
@@ -42,11 +42,13 @@ class ObjectsTask(Task):
     name = "objects"
     headline = "success"
     higher_is_better = True
+    draws = True
     target_fields = {  # noqa: RUF012
         "predicate": {"family": GROUPS, "word": tuple(words.OPPOSITE), "truth": "bool", "boxes": "boxes2"},
         "choice": {"family": GROUPS, "word": tuple(words.OPPOSITE), "truth": "index", "boxes": "boxes2"},
         "quantity": {"family": QUANTITIES, "truth": "positive"},
         "direction": {"family": ("direction",), "truth": "hour"},
+        "stored": {"family": (stored.FAMILY,), "truth": "text"},
     }
 
     def examples(
@@ -57,7 +59,15 @@ class ObjectsTask(Task):
         Yes and no, and both words of a group, are equally likely. Comparisons within 10 %, quantities below 0.05 m or
         too small for the answer's decimals, and pairs with equal boxes are not asked; distances and sizes only where
         `record.metric`. BadRecord if boxes, names and points disagree in number or an object has no finite points.
+
+        A record that has a conversation alone (OpenSpatialDataset) gives its turns instead, as many of them and drawn
+        too: each asks about its own regions of the same image.
         """
+        if record.conversation is not None and not record.objects:
+            found = stored.examples(record, protocol, alone=True)
+            if vary and len(found) > 1:
+                found = [found[i] for i in rng.permutation(len(found))]
+            return found[: protocol.questions]
         labelled = [o for o in record.objects if len(o.names)]
         if not labelled:
             return []
@@ -85,6 +95,8 @@ class ObjectsTask(Task):
                 measures.read(text, lambda part, _: answers.polarity(part)),
             )
             return next((value for value in found if value is not None), None)
+        if target["kind"] == stored.FAMILY:
+            return stored.read(text, target["truth"])
         if target["kind"] in ("quantity", "direction"):
             return (answers.metres if target["kind"] == "quantity" else answers.hour)(text)
         return measures.read(text, lambda part, _: _judge(part, target))
@@ -95,6 +107,8 @@ class ObjectsTask(Task):
             prepared = release_rules.prepared(text)
             found = (release_rules.hour(text), release_rules.length(text), answers.polarity(prepared))
             return next((value for value in found if value is not None), None)
+        if target["kind"] == stored.FAMILY:
+            return stored.read(text, target["truth"])
         if target["kind"] in ("quantity", "direction"):
             return (release_rules.length if target["kind"] == "quantity" else release_rules.hour)(text)
         return _judge(release_rules.prepared(text), target)
@@ -122,6 +136,7 @@ class ObjectsTask(Task):
             "abs_rel": mean_or_nan(metric_errors),
             **{f if f in GROUPS else f"{f}_success": rates[f] for f in asked},
             **{"direction_error_deg" if f == "direction" else f"{f}_abs_rel": errors[f] for f in errors},
+            **({"stored": mean_or_nan(scores[told])} if (told := families == stored.FAMILY).any() else {}),
             "count": len(targets),
             "parse_failures": sum(p is None for p in parsed),
         }
@@ -271,6 +286,8 @@ def _judge(text: str, target) -> bool | int | None:
 def _correct(answer, target) -> bool:
     if answer is None:
         return False
+    if target["kind"] == stored.FAMILY:
+        return stored.same(answer, target["truth"])
     if target["kind"] == "quantity":
         return SUCCESS[0] * target["truth"] <= answer <= SUCCESS[1] * target["truth"]
     if target["kind"] == "direction":
@@ -297,6 +314,8 @@ def _sort(target) -> tuple[str, str]:
 def _best_constant(kind: str, truths):
     if kind == "quantity":
         return best_ratio_constant(truths, *SUCCESS)
+    if kind == stored.FAMILY:
+        return stored.commonest(truths)
     if kind == "direction":
         return max(range(1, 13), key=lambda hour: sum(_hours_apart(hour, t) <= 1 for t in truths))
     return collections.Counter(truths).most_common(1)[0][0]

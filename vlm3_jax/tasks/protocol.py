@@ -9,7 +9,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-from vlm3_jax.camera import AsIs, Focal, Longest, Resize, resize_rule
+from vlm3_jax.camera import AsIs, AtMost, Focal, Longest, Resize, resize_rule
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import read_json, write_text
 
@@ -53,6 +53,10 @@ class Protocol:
         return fields
 
 
+# Conversations are as they are stored, whatever the wording; most of the other models' data show images of this size.
+_STORED = (1000, AtMost(1024), False, 64)
+
+
 def _table(wording: str, **fields: tuple) -> dict[str, Protocol]:
     return {task: Protocol(task, wording, *values) for task, values in fields.items()}
 
@@ -64,6 +68,7 @@ RELEASE = _table(
     objects=(1000, Focal(1000.0)),
     correspondence=(1000, Longest(1024)),
     pose=(1000, Focal(750.0, "per_axis")),
+    conversation=_STORED,
 )
 # The paper's text (arXiv 2605.30561); three of the pose questions are packed in one sample.
 PAPER = _table(
@@ -72,8 +77,9 @@ PAPER = _table(
     objects=(2000, Focal(1000.0)),
     correspondence=(2000, Focal(1000.0, "per_axis")),
     pose=(2000, Focal(750.0, "per_axis"), False, 3),
+    conversation=(2000, *_STORED[1:]),
 )
-SHORT = _table("short", **dict.fromkeys(RELEASE, (100, Focal(128.0))))
+SHORT = _table("short", **(dict.fromkeys(RELEASE, (100, Focal(128.0))) | {"conversation": (100, *_STORED[1:])}))
 NAMED = {"release": RELEASE, "paper": PAPER, "short": SHORT}
 
 

@@ -131,6 +131,7 @@ FORMS = {
     "boxes2": lambda v: isinstance(v, list) and len(v) == 2 and all(_numbers(box, 4) for box in v),
     "index": lambda v: _integer(v, 0, 1),
     "hour": lambda v: _integer(v, 1, 12),
+    "text": lambda v: isinstance(v, str),
 }
 _DESCRIPTIONS = {
     "id": "a string or an integer",
@@ -143,4 +144,5 @@ _DESCRIPTIONS = {
     "boxes2": "a list of 2 boxes of 4 numbers",
     "index": "0 or 1",
     "hour": "an hour from 1 to 12",
+    "text": "a text",
 }

@@ -1,11 +1,19 @@
 """Sources: random access to records, whatever their files look like. `make_source` opens that of a component."""
 
 import os
+import pathlib
 import typing
 
 from vlm3_jax.config import check_component
 from vlm3_jax.data.sources.array_record import ArrayRecordSource
+from vlm3_jax.data.sources.colmap import ColmapSource
+from vlm3_jax.data.sources.conversations import ConversationSource
 from vlm3_jax.data.sources.depthlm import BadLine, DepthLMSource
+from vlm3_jax.data.sources.gta_sfm import GTASfMSource
+from vlm3_jax.data.sources.realestate10k import RealEstate10KSource
+from vlm3_jax.data.sources.rgbd import RGBDSource
+from vlm3_jax.data.sources.wai import WAISource
+from vlm3_jax.kinds import PAIRS
 from vlm3_jax.records import Record
 
 
@@ -29,5 +37,34 @@ def make_source(name: str, fields, max_bad_fraction: float = 0.01) -> Source:
     limit = fields.limit or None
     if fields.kind == "records":
         return ArrayRecordSource(name, fields.path, fields.first, limit)
-    images = fields.images or os.path.dirname(fields.path) or "."
-    return DepthLMSource(name, fields.path, images, fields.depth_kind, fields.first, limit, max_bad_fraction)
+    if fields.kind == "depthlm":
+        images = fields.images or os.path.dirname(fields.path) or "."
+        return DepthLMSource(name, fields.path, images, fields.depth_kind, fields.first, limit, max_bad_fraction)
+    return _IN_PLACE[fields.kind](
+        name,
+        pathlib.Path(fields.path),
+        fields,
+        part=fields.part,
+        share=fields.held_out,
+        first=fields.first,
+        limit=limit,
+    )
+
+
+def _pairs(fields) -> bool:
+    return fields.task in PAIRS
+
+
+# Of every kind of files in place: its source, with the fields that are its own.
+_IN_PLACE = {
+    "rgbd": lambda name, path, f, **same: RGBDSource(name, path, f.depth_kind, f.depth_scale, f.gaps, **same),
+    "wai": lambda name, path, f, **same: WAISource(
+        name, path, _pairs(f), f.covisibility_min, f.scenes, f.depth, f.mask, f.gaps, **same
+    ),
+    "colmap": lambda name, path, f, **same: ColmapSource(
+        name, path, _pairs(f), f.images, f.depth_scale, f.covisibility_min, **same
+    ),
+    "conversations": lambda name, path, f, **same: ConversationSource(name, path, f.images, f.camera, **same),
+    "realestate10k": lambda name, path, f, **same: RealEstate10KSource(name, path, f.gaps, f.images, **same),
+    "gta_sfm": lambda name, path, f, **same: GTASfMSource(name, path, f.gaps, **same),
+}

@@ -16,6 +16,7 @@ from typing import ClassVar
 from array_record.python.array_record_module import ArrayRecordReader
 
 from vlm3_jax import records
+from vlm3_jax.data.sources.tfds_example import is_wrapped, unwrapped
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.storage import Unreadable, patiently
 
@@ -56,6 +57,7 @@ class ArrayRecordSource:
         name = f"{self.shards[shard]}[{position}]"
         data = patiently(lambda: self._open.read(shard, position, name), name)
         try:
+            data = unwrapped(data) if is_wrapped(data) else data
             record, removed = records.keep_sound(records.from_bytes(data))
         except BadRecord as error:
             raise BadRecord(f"{name}: {error}") from None

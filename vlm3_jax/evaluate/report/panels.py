@@ -104,9 +104,9 @@ def _objects(task: Task, answers: Answers, images, title: str) -> Panel:
     numbers: dict[tuple[float, ...], int] = {}
     lines = []
     for target, line in zip(answers.targets, _answer_lines(answers)):
-        regions = [tuple(np.divide(box, target["coord_range"])) for box in target["boxes"]]
+        regions = [tuple(np.divide(box, target.get("coord_range", 1))) for box in target.get("boxes", ())]
         lines.append(f"{[numbers.setdefault(region, len(numbers) + 1) for region in regions]} {line}")
-    return Panel(title, pictures.boxes(images[0], np.array(list(numbers))), tuple(lines))
+    return Panel(title, pictures.boxes(images[0], np.array(list(numbers)).reshape(-1, 4)), tuple(lines))
 
 
 def _pose(task: Task, answers: Answers, images, title: str) -> Panel:
@@ -129,9 +129,10 @@ _DRAWERS: dict[str, Callable[[Task, Answers, list[np.ndarray], str], Panel]] = {
     "correspondence": _correspondence,
     "objects": _objects,
     "pose": _pose,
+    "conversation": _objects,
 }
 # How many images a drawing needs.
-_IMAGES = {"depth": 1, "correspondence": 2, "objects": 1, "pose": 2}
+_IMAGES = {"depth": 1, "correspondence": 2, "objects": 1, "pose": 2, "conversation": 1}
 
 
 def _answer_lines(answers: Answers) -> tuple[str, ...]:

@@ -1,0 +1,112 @@
+"""Files of conversations: a JSON list or a jsonl of rows (`chat_rows`), and a folder of images."""
+
+import json
+import logging
+import os
+import pathlib
+import weakref
+
+import numpy as np
+from PIL import Image
+
+from vlm3_jax.camera import Camera
+from vlm3_jax.data.sources.chat_rows import Row, parse_row
+from vlm3_jax.data.sources.items import ItemSource, header, image_ref, inside, part_of
+from vlm3_jax.data.sources.json_items import item_spans
+from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.processor import intrinsics
+from vlm3_jax.records import Record, View
+from vlm3_jax.storage import patiently
+
+# Where nothing tells an image's camera; only resizing by focal length goes by it.
+ASSUMED_FOV_DEG = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class ConversationSource(ItemSource):
+    """Random access to the rows of a file of conversations; only byte offsets are kept in memory.
+
+    `images`: the folder that their images are in. `camera`: of images without one (`intrinsics.rule`); else EXIF, a
+    file beside the image, and at last an assumed field of view, which is said once. `part`, `share`: `part_of`, by the
+    first image of a row, so that no image is in both parts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: pathlib.Path,
+        images: str = "",
+        camera: str = "",
+        part: str = "",
+        share: float = 0.1,
+        first: int = 0,
+        limit: int | None = None,
+    ):
+        if not path.is_file():
+            raise UserError(f"{name}: no such file {path}")
+        self._root = pathlib.Path(images or path.parent).resolve()
+        self._rule = intrinsics.rule(camera) if camera else None
+        self._assumed = False
+        self._file = os.open(path, os.O_RDONLY)
+        self.close = weakref.finalize(self, os.close, self._file)
+        spans = item_spans(path)
+        self.path = path
+        items = np.column_stack([np.arange(len(spans)), spans])
+        try:
+            self._row(items[0])
+        except BadRecord as error:
+            raise UserError(f"{path}: {error}; docs/own_data.md shows the rows that are read") from None
+        if part:
+            items = items[part_of([self._scene(item) for item in items], part, share, name)]
+        super().__init__(name, path, items, first, limit)
+
+    def _row(self, item) -> Row:
+        number, offset, length = (int(n) for n in item)
+        # pread has no file position, so threads can share the descriptor.
+        data = patiently(lambda: os.pread(self._file, length, offset), f"{self.path}: item {number}")
+        try:
+            return parse_row(json.loads(data.decode("utf-8")), number)
+        except BadRecord as error:
+            raise BadRecord(f"item {number}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise BadRecord(f"item {number}: not JSON ({str(error).splitlines()[0]})") from None
+
+    def _scene(self, item) -> str:
+        """What decides which part a row is in: its first image; for a broken row or one in words alone its number."""
+        try:
+            row = self._row(item)
+            return row.images[0] if row.images else row.id
+        except BadRecord:
+            return str(item[0])
+
+    def _record(self, item) -> Record:
+        row = self._row(item)
+        views = tuple(self._view(file, f"item {int(item[0])}") for file in row.images)
+        scene = row.images[0] if row.images else ""
+        return Record(row.id, views, conversation=row.conversation, scene=scene)
+
+    def _view(self, file: str, name: str) -> View:
+        path = inside(self._root, file, f"{self.path}: {name}")
+        image = header(path, f"{name}: {file}")
+        width, height = image.size
+        # What a PNG may tell stands behind its pixels, which are not decoded here.
+        known = image if image.format != "PNG" else Image.new("1", image.size)
+        found = intrinsics.find(known, path, self._rule)
+        if found is None:
+            camera = Camera.from_fov(width, height, ASSUMED_FOV_DEG)
+            self._say_assumed(file)
+        else:
+            camera = found[0]
+        return View(image_ref(path, (width, height), file), camera)
+
+    def _say_assumed(self, file: str) -> None:
+        if not self._assumed:
+            self._assumed = True
+            _log.warning(
+                "data: %s: nothing tells the camera of %s (and perhaps of others): a field of view of %g degrees is "
+                "assumed; set camera, or write cameras by vlm3 data calibrate",
+                self.name,
+                file,
+                ASSUMED_FOV_DEG,
+            )

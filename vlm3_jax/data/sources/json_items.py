@@ -1,0 +1,95 @@
+"""Where the items of a large JSON list or jsonl file lie, found in one pass without parsing them."""
+
+import array
+import codecs
+import pathlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from vlm3_jax.errors import UserError
+
+MAX_ITEM_BYTES = 16 * 2**20
+CHUNK_BYTES = 4 * 2**20
+# A text, closed or running on beyond what was read; or a bracket. What lies between is of no interest.
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_OPENING, _CLOSING = b"[{", b"]}"
+
+
+def item_spans(path: pathlib.Path) -> np.ndarray:
+    """(offset, length) int64 [N, 2] of the items of a JSON list, or of the lines of a jsonl file that are not empty.
+
+    UserError if the file is neither, or an item is longer than 16 MiB.
+    """
+    with path.open("rb") as file:
+        start = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+        file.seek(start)
+        first = b""
+        while not first.strip() and (block := file.read(CHUNK_BYTES)):
+            start, first = start + len(block) - len(block.lstrip()), block.lstrip()
+        file.seek(start)
+        if first[:1] not in (b"[", b"{"):
+            raise UserError(f"{path}: expected a JSON list, or a JSON object a line")
+        spans = array.array("q")
+        for offset, length in _elements(path, file, start) if first[:1] == b"[" else _lines(path, file, start):
+            spans.extend((offset, length))
+    if not spans:
+        raise UserError(f"{path}: there are no items in it")
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
+def _lines(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, int]]:
+    for line in iter(lambda: file.readline(MAX_ITEM_BYTES + 1), b""):
+        if len(line) > MAX_ITEM_BYTES:
+            raise _too_long(path, offset)
+        if line.strip():
+            yield offset, len(line)
+        offset += len(line)
+
+
+def _elements(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, int]]:
+    """The objects of a list; `depth` counts brackets, the list's own among them."""
+    data, depth, start, place = b"", 0, -1, 0
+    while chunk := file.read(CHUNK_BYTES):
+        data += chunk
+        last = len(data)
+        for match in _TOKEN.finditer(data, place):
+            token, here = match[0], match.start()
+            if token[:1] == b'"':
+                if match.end() == len(data) and (len(token) == 1 or not _closed(token)):
+                    last = here
+                    break
+                if depth < 2:
+                    raise UserError(f"{path}: byte {offset + here}: expected a list of JSON objects")
+            elif token in _OPENING:
+                depth += 1
+                if depth == 2:
+                    start = here
+            elif token in _CLOSING:
+                depth -= 1
+                if depth == 1:
+                    if match.end() - start > MAX_ITEM_BYTES:
+                        raise _too_long(path, offset + start)
+                    yield offset + start, match.end() - start
+                    start = -1
+                elif depth == 0:
+                    return
+        # What was read is kept from the item on that is not complete.
+        keep = start if start >= 0 else last
+        if len(data) - keep > MAX_ITEM_BYTES + CHUNK_BYTES:
+            raise _too_long(path, offset + keep)
+        data, offset, place = data[keep:], offset + keep, last - keep
+        start = 0 if start >= 0 else -1
+    raise UserError(f"{path}: the list is cut off before its end")
+
+
+def _closed(token: bytes) -> bool:
+    """Whether a text that ends where the data end is complete: it ends with a quote that no backslash takes."""
+    body = token[1:-1]
+    backslashes = len(body) - len(body.rstrip(b"\\"))
+    return token[-1:] == b'"' and backslashes % 2 == 0
+
+
+def _too_long(path: pathlib.Path, offset: int) -> UserError:
+    return UserError(f"{path}: the item at byte {offset} is longer than {MAX_ITEM_BYTES} bytes")
