@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlm3_jax.builders.running.plan import Job
 from vlm3_jax.builders.running.shards import write_shard
@@ -103,7 +102,9 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 def progress(total: int) -> Iterator[Callable[..., None]]:
     """Gives `advance(n=1)`: a bar on a terminal, else a line on stderr now and then, with the time that is left."""
     if sys.stderr.isatty():
+        # Not at the top: every process would import it.
         from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = TextColumn("building"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
