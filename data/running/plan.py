@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm3_jax.builders import registry
 from vlm3_jax.builders.common import JPEG_QUALITY, Builder, Item, Options
-from vlm3_jax.camera import resize_rule
+from vlm3_jax.camera import Resize, resize_rule
 from vlm3_jax.errors import UserError
 from vlm3_jax.processor.image import VisionSpec
 from vlm3_jax.storage import local_path
@@ -45,6 +45,11 @@ class Images:
                 resize_rule(self.resize)
             except ValueError as error:
                 raise UserError(f"--focal: {error}") from None
+
+    @property
+    def rule(self) -> Resize | None:
+        """The resize rule; None for images as they are."""
+        return resize_rule(self.resize) if self.resize else None
 
     @property
     def lossy(self) -> bool:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-
 from vlm3_jax.builders.running.plan import Job
 from vlm3_jax.builders.running.shards import write_shard
 from vlm3_jax.errors import UserError

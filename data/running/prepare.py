@@ -8,7 +8,7 @@ from vlm3_jax import records
 from vlm3_jax.builders import common
 from vlm3_jax.builders.common import Item
 from vlm3_jax.builders.running.plan import Images
-from vlm3_jax.camera import Camera, Focal, resize_rule
+from vlm3_jax.camera import Camera, Focal
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.processor.image import ImageLayout, image_layout
 from vlm3_jax.records import DepthMap, ImageRef, Record, View, encode_depth
@@ -82,8 +82,7 @@ def _with_stored_images(record: Record, images: Images) -> Record:
         return dataclasses.replace(record, views=tuple(views))
     views = [dataclasses.replace(view, image=ref) for view, ref in zip(views, decoded, strict=True)]
     record = dataclasses.replace(record, views=tuple(views))
-    if images.resize:
-        rule = resize_rule(images.resize)
+    if rule := images.rule:
         record = records.with_cameras(record, [_exact(rule, view.camera) for view in views])
     return dataclasses.replace(record, views=tuple(_resized(view, images) for view in record.views))
 
