@@ -7,7 +7,7 @@ from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import encode, module, subfolders
 from vlm3_jax.builders.readers.numbers import read_npz
 from vlm3_jax.errors import BadRecord
-from vlm3_jax.records.dense import read_npy
+from vlm3_jax.records.map_files import read_npy
 
 SKY = 24e-5
 """The stored depth of the sky; 1e-9 of it is not rounding."""

@@ -6,7 +6,7 @@ from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import image, subfolders
 from vlm3_jax.builders.readers.numbers import read_rows
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.records.dense import read_npy
+from vlm3_jax.records.map_files import read_npy
 
 OPEN_M = 10_000.0
 """Depth from here on is the open sky."""

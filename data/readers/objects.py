@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 from vlm3_jax.errors import BadRecord
-from vlm3_jax.records.dense import read_npy
+from vlm3_jax.records.map_files import read_npy
 
 MAX_BYTES = 2**30
 _MARK = object()

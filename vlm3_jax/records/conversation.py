@@ -114,7 +114,14 @@ class Conversation:
         turns = tuple(_turn(turn, f"{field}.turns[{n}]", views, len(boxes)) for n, turn in enumerate(stored))
         check_order([turn.role for turn in turns], f"{field}.turns")
         view = checks.view_number(tree, field, views) if len(boxes) else 0
-        return cls(turns, boxes, view)
+        size = tree.get("size")
+        right = size is None or (isinstance(size, list) and len(size) == 2 and all(_is_side(n) for n in size))
+        checks.need(right, f"{field}.size", f"expected a width and a height, got {size!r}")
+        return cls(turns, boxes, view, size and tuple(size))
+
+
+def _is_side(value) -> bool:
+    return type(value) in (int, float) and 0 < value < np.inf
 
 
 def check_order(roles, name: str) -> None:
