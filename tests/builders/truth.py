@@ -43,13 +43,20 @@ def check_camera(record, frame: Frame, view: int = 0, tolerance_px: float = 1e-3
 
 
 def check_depth(
-    record, frame: Frame, tolerance_m: float, view: int = 0, spread_px: float = 0.0, share: float = 1.0, valid=None
+    record,
+    frame: Frame,
+    tolerance_m: float,
+    view: int = 0,
+    spread_px: float = 0.0,
+    share: float = 1.0,
+    valid=None,
+    least: float | None = None,
 ) -> int:
     """Depth labels of a view are what the world shows through the record's own camera; returns how many there are.
 
     `tolerance_m`: the quantisation. `spread_px`: labels may belong to any place this near (lidar points are moved to
     whole pixels). `share` of them must be right (a lidar sees behind edges). `valid` bool [H, W]: which pixels of a
-    depth map have a label; by default all where the world is not open.
+    depth map have a label; by default all where the world is not open, or with `least` that share of all pixels.
     """
     camera = record.views[view].camera
     through = Frame(camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height, frame.world_T_cam)
@@ -61,9 +68,12 @@ def check_depth(
         if label.view == view:
             depth = label.load()
             points = _places(depth.shape, camera)
-            open_sky = ~np.isfinite(through.seen(points).z)
-            wanted = ~open_sky if valid is None else valid
-            np.testing.assert_array_equal(np.isfinite(depth), wanted, "which pixels have a depth")
+            wanted = np.isfinite(depth)
+            if least is not None:
+                assert wanted.mean() >= least, f"{wanted.mean():.0%} of the pixels have a depth"
+            else:
+                right = np.isfinite(through.seen(points).z) if valid is None else valid
+                np.testing.assert_array_equal(wanted, right, "which pixels have a depth")
             count += _compare(through, points[wanted], depth[wanted], label.kind, tolerance_m, spread_px, share)
     assert count, "no depth label"
     check_camera(record, frame, view)
@@ -78,7 +88,8 @@ def _places(shape, camera) -> np.ndarray:
 
 
 def _compare(frame: Frame, points, depth, kind: str, tolerance_m, spread_px, share) -> int:
-    offsets = np.linspace(-spread_px, spread_px, 7) if spread_px else np.zeros(1)
+    assert len(depth), "a label without depth"
+    offsets = np.linspace(-spread_px, spread_px, 3) if spread_px else np.zeros(1)
     around = np.stack(np.meshgrid(offsets, offsets), -1).reshape(-1, 1, 2)
     truth = getattr(frame.seen(np.asarray(points, np.float64)[None] + around), kind)
     low, high = truth.min(0), truth.max(0)

@@ -42,7 +42,7 @@ def pose(x: float = 0, y: float = 0, z: float = 0, yaw: float = 0, pitch: float 
     return matrix
 
 
-_GROUND, _TOP = 1.5, -2.5
+_GROUND, _TOP = 1.5, -0.9
 _CORNERS = np.array([[-4.0, 6.5], [5.0, 7.5], [5.5, -5.0], [-3.5, -6.0]])
 
 
@@ -60,6 +60,8 @@ def _faces():
 _CORNER, _EDGE_A, _EDGE_B = (np.array(parts) for parts in zip(*_faces(), strict=True))
 _NORMAL = np.cross(_EDGE_A, _EDGE_B)
 _WAVES = np.random.default_rng(7).uniform(-1, 1, (2, 3, 3)) * np.array([4.0, 11.0])[:, None, None]
+# Rays worked on at once.
+_BLOCK = 8192
 _SHADES = np.random.default_rng(8).uniform(-40, 40, (len(_CORNER), 3))
 
 
@@ -68,6 +70,12 @@ def render(rays_cam, world_T_cam=None) -> Seen:
     matrix = np.eye(4) if world_T_cam is None else np.asarray(world_T_cam, np.float64)
     rays = np.asarray(rays_cam, np.float64)
     shape, flat = rays.shape[:-1], np.nan_to_num(rays.reshape(-1, 3))
+    parts = [_render(flat[at : at + _BLOCK], matrix) for at in range(0, max(len(flat), 1), _BLOCK)]
+    rgb, z, distance = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return Seen(rgb.reshape(*shape, 3), z.reshape(shape), distance.reshape(shape))
+
+
+def _render(flat, matrix) -> Seen:
     origin, directions = matrix[:3, 3], flat @ matrix[:3, :3].T
     with np.errstate(divide="ignore", invalid="ignore"):
         t = ((_CORNER - origin) * _NORMAL).sum(-1) / (directions @ _NORMAL.T)
@@ -82,7 +90,7 @@ def render(rays_cam, world_T_cam=None) -> Seen:
     z = np.where(hit, np.where(hit, t, 0) * flat[:, 2], np.inf)
     distance = np.where(hit, np.where(hit, t, 0) * np.linalg.norm(flat, axis=-1), np.inf)
     rgb = np.where(hit[:, None], _colours(points, face), [120, 160, 220])
-    return Seen(rgb.astype(np.uint8).reshape(*shape, 3), z.reshape(shape), distance.reshape(shape))
+    return Seen(rgb.astype(np.uint8), z, distance)
 
 
 def _colours(points, face) -> np.ndarray:
@@ -145,6 +153,16 @@ def fisheye(k1=0.0, k2=0.0, k3=0.0, k4=0.0):
         return points * (bent / r)[..., None]
 
     return distort
+
+
+def fisheye_angles(distort):
+    """A fisheye's `distort` of points x / z, y / z as one of angles to the axis [N, 2], which reach any direction."""
+
+    def bend(angles):
+        theta = np.maximum(np.linalg.norm(angles, axis=-1, keepdims=True), 1e-12)
+        return distort(angles / theta * np.tan(theta))
+
+    return bend
 
 
 def thin_prism_fisheye(k1=0.0, k2=0.0, p1=0.0, p2=0.0, k3=0.0, k4=0.0, sx1=0.0, sy1=0.0):
