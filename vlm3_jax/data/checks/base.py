@@ -1,13 +1,14 @@
 """What every check offers, and the depths of a record whatever form they are stored in."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
 from vlm3_jax.camera import Camera
-from vlm3_jax.records import Record
+from vlm3_jax.records import DepthMap, Record
 
 # Of a dense map so many pixels are looked at.
 MAP_POINTS = 400
@@ -53,21 +54,49 @@ class Depths:
         return self.camera.z_from_distance(self.points_px, self.depth_m)
 
 
-def depths(record: Record, most: int = MAP_POINTS) -> Iterator[Depths]:
-    """The labelled points of a record, and the pixels of its dense maps."""
-    for label in record.depth:
-        points = np.asarray(label.points_px, np.float64)
-        yield Depths(label.view, record.cameras[label.view], points, np.asarray(label.depth_m, np.float64), label.kind)
-    for stored in record.depth_maps:
-        values = stored.load()
+@functools.lru_cache(maxsize=4)
+def dense_maps(record: Record) -> tuple[tuple[DepthMap, np.ndarray], ...]:
+    """The dense maps of a record with their depths, float32 [height, width]; decoded once for all checks."""
+    return tuple((stored, stored.load()) for stored in record.depth_maps)
+
+
+def dense_depths(record: Record, most: int = MAP_POINTS) -> Iterator[Depths]:
+    """At most so many pixels of each dense map, at random."""
+    for stored, values in dense_maps(record):
         camera = record.cameras[stored.view]
-        rows, columns = np.nonzero(np.isfinite(values) & (values > 0))
+        rows, columns = np.nonzero(np.isfinite(values))
         if len(rows) > most:
-            # Evenly spaced numbers, row by row, would lie on a few columns.
             chosen = np.random.default_rng(0).choice(len(rows), most, replace=False)
             rows, columns = rows[chosen], columns[chosen]
         points = image_pixels(np.stack([columns, rows], -1), values.shape, camera)
         yield Depths(stored.view, camera, points, values[rows, columns].astype(np.float64), stored.kind)
+
+
+def depths(record: Record) -> Iterator[Depths]:
+    """The labelled points of a record, and pixels of its dense maps."""
+    for label in record.depth:
+        points = np.asarray(label.points_px, np.float64)
+        yield Depths(label.view, record.cameras[label.view], points, np.asarray(label.depth_m, np.float64), label.kind)
+    yield from dense_depths(record)
+
+
+class Thinning:
+    """What is slow looks at `most` records, then at half of those that follow, then at a quarter, and so on.
+
+    Neighbours stay together.
+    """
+
+    def __init__(self, most: int = 512):
+        self._most, self._taken, self._stride = most, 0, 1
+
+    def takes(self, index: int) -> bool:
+        """Whether record `index` is looked at."""
+        if index // 2 % self._stride:
+            return False
+        self._taken += 1
+        if self._taken % self._most == 0:
+            self._stride *= 2
+        return True
 
 
 def image_pixels(points, shape, camera: Camera) -> np.ndarray:

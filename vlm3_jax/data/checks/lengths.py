@@ -1,5 +1,6 @@
 """Lengths and their units, and cameras that are not those of their images."""
 
+import array
 import collections
 
 import numpy as np
@@ -15,38 +16,64 @@ FAR_MEDIAN_M = 100.0
 OFF_CENTRE = 0.1
 # Fewer labels, or views, say little.
 MIN_LABELS, MIN_VIEWS = 50, 5
+# So many lengths of a record and a kind are kept for the median.
+KEPT = 64
+
+
+class _Range:
+    """Lengths of one kind: how many, the smallest and the largest, and some of each record for the rest."""
+
+    def __init__(self):
+        self.count, self.low, self.high = 0, np.inf, -np.inf
+        self._some = []
+
+    def add(self, values: np.ndarray) -> None:
+        """More lengths; those that are not finite are counted elsewhere."""
+        values = values[np.isfinite(values)]
+        if len(values):
+            self.count += len(values)
+            self.low, self.high = min(self.low, values.min()), max(self.high, values.max())
+            self._some.append(values[:: -(-len(values) // KEPT)].astype(np.float32))
+
+    @property
+    def some(self) -> np.ndarray:
+        """Lengths of all records, float32 [N]."""
+        return np.concatenate(self._some)
+
+    def spread(self) -> dict[str, float]:
+        """Smallest, median and largest."""
+        return {"min": float(self.low), "median": float(np.median(self.some)), "max": float(self.high)}
 
 
 class Lengths:
     """Depths, distances of objects and baselines: their range, and whether they can be metres."""
 
     def __init__(self):
-        self._values = collections.defaultdict(list)
+        self._ranges = collections.defaultdict(_Range)
         self._metric = True
 
     def add(self, index: int, record: Record) -> None:
-        """Takes its lengths; those that cannot be used are counted elsewhere."""
+        """Takes its lengths."""
         for found in depths(record):
-            self._values["depth"].append(found.depth_m)
+            self._ranges["depth"].add(found.depth_m)
         for name in LABELS:
             if name != "depth":
-                labels = (label for label in record.labels if isinstance(label, LABELS[name]))
-                self._values[name] += [label.metres() for label in labels]
+                for label in record.labels:
+                    if isinstance(label, LABELS[name]):
+                        self._ranges[name].add(label.metres())
         poses = [view.world_T_cam for view in record.views[:2] if view.world_T_cam is not None]
         if len(poses) == 2:
-            self._values["baseline"].append(np.linalg.norm(poses[1][:3, 3] - poses[0][:3, 3], keepdims=True))
+            self._ranges["baseline"].add(np.linalg.norm(poses[1][:3, 3] - poses[0][:3, 3], keepdims=True))
         self._metric &= record.metric
 
     def facts(self) -> Facts:
         """Ranges; a fault where lengths can hardly be metres."""
         lines, values, faults, warnings = [], {}, [], []
         unit = "m" if self._metric else "units of unknown size"
-        for kind, parts in self._values.items():
-            found = np.concatenate([np.zeros(0), *parts])
-            found = found[np.isfinite(found)]
-            if not len(found):
+        for kind, found in self._ranges.items():
+            if not found.count:
                 continue
-            values[kind] = spread(found)
+            values[kind] = found.spread()
             low, middle, high = values[kind].values()
             lines.append(f"{kind}: {low:.4g} to {high:.4g} {unit}, median {middle:.4g} {unit}")
             if self._metric:
@@ -56,16 +83,17 @@ class Lengths:
         return Facts(tuple(lines), values, tuple(faults), tuple(warnings))
 
 
-def _doubts(kind: str, found: np.ndarray) -> tuple[str, str]:
+def _doubts(kind: str, found: _Range) -> tuple[str, str]:
     """What is off with lengths that should be metres, and what is odd."""
-    middle, high = np.median(found), found.max()
-    if len(found) >= MIN_LABELS and middle > FAR_MEDIAN_M:
+    some, high, enough = found.some, found.high, found.count >= MIN_LABELS
+    middle = np.median(some)
+    if enough and middle > FAR_MEDIAN_M:
         return f"{kind}: the median is {middle:.4g} m; are these millimetres? Lengths must be in metres", ""
-    if len(found) >= MIN_LABELS and middle > 20 and len(np.unique(found)) > 20 and (found == np.rint(found)).all():
+    if enough and middle > 20 and len(np.unique(some)) > 20 and (some == np.rint(some)).all():
         return f"{kind}: all lengths are whole numbers, up to {high:.4g}; are these millimetres?", ""
     if high > FAR_M:
         return "", f"{kind} above {FAR_M:g} m; are these millimetres? Lengths must be in metres"
-    if kind == "depth" and len(found) >= MIN_LABELS and high <= 1:
+    if kind == "depth" and enough and high <= 1:
         return "", "depth: nothing is farther than 1 m; are these shares of a range, or disparities?"
     return "", ""
 
@@ -75,22 +103,24 @@ class Cameras:
 
     def __init__(self):
         # fx, fy, cx, cy, width, height of each view.
-        self._cameras = []
+        self._numbers = array.array("d")
 
     def add(self, index: int, record: Record) -> None:
         """Takes its cameras."""
-        self._cameras += [(c.fx, c.fy, c.cx, c.cy, c.width, c.height) for c in record.cameras]
+        for c in record.cameras:
+            self._numbers.extend((c.fx, c.fy, c.cx, c.cy, c.width, c.height))
 
     def facts(self) -> Facts:
         """Ranges; a fault where most principal points tell of an image of another size or orientation."""
-        if not self._cameras:
+        if not self._numbers:
             return Facts()
-        focal, centre, size = np.split(np.array(self._cameras, np.float64), 3, axis=1)
+        cameras = np.array(self._numbers).reshape(-1, 6)
+        focal, centre, size = np.split(cameras, 3, axis=1)
         fov = np.degrees(2 * np.arctan(size / 2 / focal))
         middle = (size - 1) / 2
         values = {
             "views": len(size),
-            "different_cameras": len(set(self._cameras)),
+            "different_cameras": len(np.unique(cameras, axis=0)),
             "fov_across_deg": spread(fov[:, 0]),
             "fov_down_deg": spread(fov[:, 1]),
             "principal_point_off_by": float(np.abs((centre - middle) / size).max()),

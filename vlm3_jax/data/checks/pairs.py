@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from vlm3_jax.data.checks import features, readings
-from vlm3_jax.data.checks.base import Facts, depths, spread
+from vlm3_jax.data.checks.base import Facts, Thinning, dense_depths, dense_maps, spread
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.pose import check_pose
 from vlm3_jax.records import Record
@@ -63,10 +63,11 @@ class Pairs:
         self._looked = 0
         self._waiting: Record | None = None
         self._last = -1
+        self._thinning = Thinning()
 
     def add(self, index: int, record: Record) -> None:
         """Judges the pair before this one, which may be its neighbour."""
-        record = record if _sound(record) else None
+        record = record if self._thinning.takes(index) and _sound(record) else None
         self._judge(record if index == self._last + 1 else None)
         self._waiting, self._last = record, index
 
@@ -153,15 +154,16 @@ def _epipolar(points0_px, points1_px, ways) -> dict[str, np.ndarray]:
 
 def _met(record: Record, ways) -> dict[str, float]:
     """The share of dense depth that is met, both ways, by reading; nothing if there is too little of it."""
-    maps = {stored.view: stored for stored in record.depth_maps}
-    labels = {found.view: found for found in depths(dataclasses.replace(record, depth=()))}
+    maps = {stored.view: (stored, values) for stored, values in dense_maps(record)}
+    labels = {found.view: found for found in dense_depths(record)}
     if min(len(labels[view].depth_m) for view in (0, 1)) < MIN_PIXELS:
         return {}
-    loaded = [maps[view].load() for view in (0, 1)]
-    return {
-        name: float(np.mean([readings.met(labels[v], loaded[1 - v], maps[1 - v].kind, way) for v in (0, 1)]))
-        for name, way in ways
-    }
+
+    def share(view: int, way) -> float:
+        stored, values = maps[1 - view]
+        return readings.met(labels[view], values, stored.kind, way)
+
+    return {name: (share(0, way) + share(1, way)) / 2 for name, way in ways}
 
 
 def _photographed(record: Record, ways) -> dict[str, float]:

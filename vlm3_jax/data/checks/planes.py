@@ -7,7 +7,7 @@ Depths along a ray are compared, so that far and near points count alike.
 
 import numpy as np
 
-from vlm3_jax.data.checks.base import Depths, Facts, depths
+from vlm3_jax.data.checks.base import Depths, Facts, Thinning, depths
 from vlm3_jax.records import Record
 
 KINDS = ("z", "distance")
@@ -29,9 +29,12 @@ class DepthKind:
         self._told = set()
         # Points on planes as z and as distance, one row a view.
         self._counts = []
+        self._thinning = Thinning()
 
     def add(self, index: int, record: Record) -> None:
         """Fits planes to the points of each of its views."""
+        if not self._thinning.takes(index):
+            return
         for labels in depths(record):
             self._told.add(labels.kind)
             counts = count(labels)
