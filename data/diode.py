@@ -9,7 +9,7 @@ from vlm3_jax.builders.readers.raster import same_size
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import Record, View, encode_depth
-from vlm3_jax.records.dense import read_npy
+from vlm3_jax.records.map_files import read_npy
 
 # Of all images (1024 x 768 px), from the set's devkit.
 INTRINSICS = (886.81, 927.06, 512.0, 384.0)
