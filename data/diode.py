@@ -50,7 +50,9 @@ class Diode(common.Builder):
 
 
 def _array(path: pathlib.Path, name: str) -> np.ndarray:
+    """[H, W]; depth is stored as [H, W, 1]."""
     try:
-        return read_npy(path.read_bytes(), f"{name}: {path.name}")
+        values = read_npy(path.read_bytes(), f"{name}: {path.name}")
+        return values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
     except FileNotFoundError:
         raise BadRecord(f"{name}: no {path.name}") from None
