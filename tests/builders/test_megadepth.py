@@ -132,6 +132,10 @@ def test_models_are_read_from_both_formats(raw, tmp_path):
         assert seen.camera.params == text[name].camera.params
         np.testing.assert_allclose(seen.world_T_cam, FRAMES[name].world_T_cam, atol=1e-9)
         np.testing.assert_array_equal(seen.points, text[name].points)
+        # The files count from the image's corner.
+        np.testing.assert_allclose(text[name].points_px[:, 0], 10.0 + seen.points)
+        np.testing.assert_allclose(text[name].points_px[:, 1], 19.75)
+        np.testing.assert_allclose(seen.points_px, [[0.5, 1.5]] * len(seen.points))
     (binary / "images.bin").write_bytes(body[:-20])
     with pytest.raises(UserError, match="damaged"):
         colmap.read_images(binary)
