@@ -20,6 +20,7 @@ from vlm3_jax.builders.running.build import build, locked
 from vlm3_jax.builders.running.envelope import wrap
 from vlm3_jax.builders.running.plan import make_build
 from vlm3_jax.builders.running.prepare import check_pose
+from vlm3_jax.data.sources.array_record import ArrayRecordSource
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.records import Record
 
@@ -71,6 +72,24 @@ def test_files_do_not_depend_on_workers(raw, tmp_path):
     about = json.loads((tmp_path / "one" / "build.json").read_text())
     for entry in about["shards"]:
         assert shards.sha256(tmp_path / "one" / entry["name"]) == entry["sha256"]
+
+
+def test_what_is_built_is_a_source(raw, tmp_path):
+    build(of(raw, tmp_path / "out"), workers=1)
+    source = ArrayRecordSource("streets", tmp_path / "out")
+    assert [source[n].id for n in range(len(source))] == [
+        records.from_bytes(data).id for data in stored(tmp_path / "out")
+    ]
+    source.close()
+
+
+def test_a_shard_may_be_empty(tmp_path):
+    raw = streets.write(tmp_path / "raw", 2)
+    (raw / "train" / "depth" / "scene0" / "000.png").unlink()
+    build(of(raw, tmp_path / "out", shard_items=1), workers=1)
+    source = ArrayRecordSource("streets", tmp_path / "out")
+    assert [source[n].id for n in range(len(source))] == ["scene1/001"]
+    source.close()
 
 
 def test_images_are_stored_byte_for_byte(raw, tmp_path):
