@@ -47,18 +47,18 @@ class Index:
     """Hashes uint64 [N], searched by their bytes: those that differ in at most 7 bits share one of 8 bytes."""
 
     def __init__(self, hashes):
-        self._hashes = np.asarray(hashes, np.uint64)
-        parts = self._hashes[:, None] >> np.arange(0, 64, 8, dtype=np.uint64) & np.uint64(255)
-        self._order = [np.argsort(part, kind="stable") for part in parts.T]
+        hashes = np.asarray(hashes, np.uint64)
+        parts = hashes[:, None] >> np.arange(0, 64, 8, dtype=np.uint64) & np.uint64(255)
+        self._order = [np.argsort(part, kind="stable").astype(np.int32) for part in parts.T]
+        # What a look-up reads lies together.
+        self._sorted = [hashes[order] for order in self._order]
         self._ends = [np.cumsum(np.bincount(part.astype(int), minlength=256)) for part in parts.T]
 
     def near(self, hash: int, radius: int) -> np.ndarray:
         """The numbers of all hashes that differ in at most `radius` bits (up to 7), rising."""
-        if not len(self._hashes):
-            return np.zeros(0, np.int64)
         found = []
-        for order, ends, shift in zip(self._order, self._ends, range(0, 64, 8), strict=True):
-            byte = hash >> shift & 255
-            found.append(order[ends[byte - 1] if byte else 0 : ends[byte]])
-        numbers = np.unique(np.concatenate(found))
-        return numbers[np.bitwise_count(self._hashes[numbers] ^ np.uint64(hash)) <= radius]
+        for part, (order, hashes, ends) in enumerate(zip(self._order, self._sorted, self._ends, strict=True)):
+            byte = hash >> 8 * part & 255
+            bucket = slice(ends[byte - 1] if byte else 0, ends[byte])
+            found.append(order[bucket][np.bitwise_count(hashes[bucket] ^ np.uint64(hash)) <= radius])
+        return np.unique(np.concatenate(found))
