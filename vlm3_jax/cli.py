@@ -88,14 +88,19 @@ def _train(args, fields) -> int:
 
 
 def _eval(args, fields) -> None:
-    import rich.console
+    from vlm3_jax.parallel import processes
 
-    from vlm3_jax.evaluate.run import evaluate_model
+    with processes.joined("eval", args.coordinator, args.processes, args.process):
+        import rich.console
 
-    config = read_config(args, fields)
-    out = args.out or os.path.join(config.workdir, "eval")
-    rich.console.Console().print(evaluate_model(config, out).table())
-    print(f"predictions and scores: {out}")
+        from vlm3_jax.evaluate.run import evaluate_model
+
+        config = read_config(args, fields)
+        out = args.out or os.path.join(config.workdir, "eval")
+        results = evaluate_model(config, out)
+        if results is not None:
+            rich.console.Console().print(results.table())
+            print(f"predictions and scores: {out}")
 
 
 def _report(args, _) -> None:
@@ -339,6 +344,13 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--model", help="HF directory, finished workdir, hub name or tiny:demo (config.model)")
         with_base(sub)
 
+    def with_processes(sub):
+        sub.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, if no launcher says it")
+        sub.add_argument(
+            "--processes", type=int, metavar="N", help="processes of the run; 1: whatever the launcher says"
+        )
+        sub.add_argument("--process", type=int, metavar="I", help="the number of this one, from 0")
+
     def command(name, run, help, parent=commands):
         sub = parent.add_parser(name, help=help, description=help)
         sub.set_defaults(run=run)
@@ -347,12 +359,11 @@ def make_parser() -> argparse.ArgumentParser:
     sub = command("train", _train, "fine-tune a model; the same command again resumes")
     with_config(sub)
     sub.add_argument("--profile", metavar="FIRST:LAST", help="record these steps for xprof (config.train.profile)")
-    sub.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, if no launcher says it")
-    sub.add_argument("--processes", type=int, metavar="N", help="processes of the run; 1: whatever the launcher says")
-    sub.add_argument("--process", type=int, metavar="I", help="the number of this one, from 0")
+    with_processes(sub)
     sub.add_argument("--stopped-code", type=int, default=0, metavar="CODE", help="exit code after a stop signal")
-    sub = command("eval", _eval, "ask a model the held-out questions and score its answers")
+    sub = command("eval", _eval, "ask a model the held-out questions and score its answers; again after a kill goes on")
     with_config(sub)
+    with_processes(sub)
     sub.add_argument("--out", help="folder of predictions and scores (default: WORKDIR/eval)")
     sub = command("report", _report, "write an HTML report of one or more evaluations, the last one being the subject")
     sub.add_argument("results", nargs="+", help="folders that `vlm3 eval` has written")

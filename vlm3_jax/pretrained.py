@@ -9,7 +9,7 @@ import pathlib
 
 from jax.sharding import Mesh
 
-from vlm3_jax.checkpoint import hf, locate, peft, tiny
+from vlm3_jax.checkpoint import fingerprint, hf, locate, peft, tiny
 from vlm3_jax.checkpoint.sources import Source, open_source
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import Fields
@@ -69,6 +69,11 @@ class Pretrained:
     def is_hf(self) -> bool:
         """Whether transformers can load `folder` and gets these weights."""
         return self.located.is_hf and not self.adapter
+
+    def fingerprint(self) -> str:
+        """What tells this model from others, of all files that have a say in its answers (`checkpoint.fingerprint`)."""
+        folders = dict.fromkeys([self.folder, self.located.weights, *([self.adapter] if self.adapter else [])])
+        return fingerprint.of(list(folders))
 
     def params(self, mesh: Mesh | None = None, dtype: str | None = None) -> dict:
         """The parameters as jax arrays, spread over a mesh by the axis rules of parallel/mesh.py (None: one device).

@@ -14,7 +14,7 @@ from vlm3_jax.data.samples import Bad
 from vlm3_jax.data.sources import json_items, make_source, regions
 from vlm3_jax.data.sources.chat_rows import parse_row
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.evaluate.items import component_questions
+from vlm3_jax.evaluate.items import HeldOut
 
 
 def turns(row):
@@ -324,7 +324,7 @@ def test_general_conversations_stay_as_they_are_written(settings, tmp_path):
     assert first == sample.images[0].n_visual
     assert second == sum(layout.n_visual for layout in sample.images)
     # What evaluation asks is the first question with its own image.
-    (asked,) = component_questions(found)
+    (asked,) = HeldOut([found])
     assert (len(asked.examples), len(asked.images), asked.examples[0].question) == (1, 1, "What is left?")
 
 

@@ -126,17 +126,17 @@ def test_evaluation_questions_depend_on_seed_and_record_only(opened, table, sett
         return [(example.question, example.answer) for questions in found for example in questions.examples]
 
     component = opened.components[1]
-    found = items.component_questions(component, 10, seed=1)
+    found = list(items.HeldOut([component], 10, seed=1))
     assert [len(questions.examples) for questions in found] == [6] * 10
     assert len({id for questions in found for id in questions.ids}) == 60
-    assert texts(items.component_questions(component, 3, seed=1)) == texts(found[:3])
-    assert texts(items.component_questions(component, 3, seed=2)) != texts(found[:3])
+    assert texts(list(items.HeldOut([component], 3, seed=1))) == texts(found[:3])
+    assert texts(list(items.HeldOut([component], 3, seed=2))) != texts(found[:3])
     write_shard(tmp_path / "a.array_record", [small_record(1), small_record(1)])
     twins = Opened({"far": {**table["far"], "path": str(tmp_path)}}, settings, 1).components[0]
-    first, second = items.component_questions(twins)
+    first, second = items.HeldOut([twins])
     assert set(texts([first])) != set(texts([second]))
     shifted = Opened({"far": {**table["far"], "first": 3}}, settings, 1).components[0]
-    (third,) = items.component_questions(shifted, 1)
+    (third,) = items.HeldOut([shifted], 1)
     assert (third.record, third.ids) == ("r3", [f"far/r3/{number}" for number in range(6)])
 
 

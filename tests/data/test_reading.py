@@ -141,7 +141,7 @@ def test_what_fails_twice_is_set_aside(whole_jsonl, settings, tmp_path, caplog):
     with pytest.raises(storage.Unreadable, match=r"x\.jsonl:2: failed 2 times, .*Bad file descriptor"):
         opened.components[0].source[1]
     with pytest.raises(UserError, match="10 of 10 samples"):
-        items.component_questions(opened.components[0])
+        items.HeldOut(opened.components[:1])
 
 
 def test_a_wrong_path_is_not_tried_again(whole_jsonl, settings, tmp_path, mended):

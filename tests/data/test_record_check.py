@@ -128,7 +128,7 @@ def test_malformed_records_are_set_aside_everywhere(settings, tmp_path, workers)
         assert item.reason.startswith(str(tmp_path / "a.array_record["))
         assert why in item.reason
     with pytest.raises(UserError, match=rf"^{len(faults)} of {20 + len(faults)} samples were unusable"):
-        items.component_questions(opened.components[0])
+        items.HeldOut(opened.components[:1])
 
 
 def encoded(image: Image.Image, format: str, **kwargs) -> records.ImageRef:

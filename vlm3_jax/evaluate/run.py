@@ -3,63 +3,93 @@
 The same questions are asked three ways: with their own images ("model"), with grey ones ("blind") and with those of
 another record ("shuffled"). What the model gains over the last two is what it reads from the image; a score alone does
 not tell, since question texts and label statistics go a long way.
+
+Any number of processes takes part: each answers its share of the plan (evaluate/plan.py) and appends what it has to a
+file (evaluate/parts.py); when all are done, the first puts the answers in order and scores them.
 """
 
-import collections
-import dataclasses
-import json
 import pathlib
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
-import numpy as np
-import rich.console
-import rich.progress
 
 from vlm3_jax.config import VARIANTS
+from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.errors import UserError
-from vlm3_jax.evaluate.items import Questions, held_out_questions
-from vlm3_jax.evaluate.predictions import FILE, rows
+from vlm3_jax.evaluate import parts, plan
+from vlm3_jax.evaluate.answering import Answerer, Share, answer_share
+from vlm3_jax.evaluate.items import HeldOut, Questions, briefs
+from vlm3_jax.evaluate.merge import merge
+from vlm3_jax.evaluate.parts import Parts
 from vlm3_jax.evaluate.results import Results
 from vlm3_jax.evaluate.scoring import rescore
 from vlm3_jax.evaluate.thumbnails import write_thumbnails
 from vlm3_jax.infer.engine import Engine
-from vlm3_jax.processor.image import ImageLayout
+from vlm3_jax.parallel import mesh as meshes
+from vlm3_jax.parallel import processes
+from vlm3_jax.processor.image import VisionSpec
 from vlm3_jax.setup import Setup
 from vlm3_jax.storage import local_path
 
 
-class Answerer(typing.Protocol):
-    """Whoever answers: the inference engine, another model, a test."""
+def evaluate_model(config, out_dir, progress: bool = True) -> Results | None:
+    """Asks the model of `config.model` every held-out question and writes predictions and scores to `out_dir`.
 
-    def answer(self, images: list[tuple[ImageLayout, ...]], questions: list[list[str]]) -> list[list[str]]:
-        """One answer a question; `questions[i]` are all about `images[i]` and independent of each other."""
-
-
-def evaluate_model(config, out_dir, progress: bool = True) -> Results:
-    """Asks the model of `config.model` every held-out question and writes predictions and scores to `out_dir`."""
+    Called by every process of a run, each with the devices of its own; the first returns the results.
+    """
     if not config.eval.components:
         raise UserError("eval.components is empty: nothing to evaluate on")
     setup = Setup.from_config(config)
-    asked = held_out_questions(setup)
-    return evaluate(make_engine(setup), asked, out_dir, variants=config.eval.variants, progress=progress)
+    first = jax.process_index() == 0
+    components = setup.components(config.eval.components)
+    where = setup.workdir / "quarantine.jsonl" if first else None
+    asked = HeldOut(
+        components,
+        config.eval.records or None,
+        quarantine=lambda: Quarantine(where, config.data.max_bad_fraction),
+    )
+    evaluation = config.eval
+    settings = {
+        "model": setup.model.fingerprint(),
+        "dtype": evaluation.dtype,
+        "max_new_tokens": evaluation.max_new_tokens,
+        "questions": evaluation.questions,
+        "image_sets": evaluation.image_sets,
+    }
+    return evaluate(
+        make_engine(setup),
+        asked,
+        out_dir,
+        variants=evaluation.variants,
+        progress=progress,
+        share=Share(jax.process_index(), jax.process_count()),
+        settings=settings,
+        spec=setup.spec,
+        quarantine=Quarantine(where, config.data.max_bad_fraction),
+    )
 
 
 def make_engine(setup: Setup) -> Engine:
-    """An engine with the weights of the setup's model on the setup's mesh, both of `eval.dtype`."""
+    """An engine with the weights of the setup's model in `eval.dtype`, on the devices of this process."""
     evaluation = setup.config.eval
+    mesh = answer_mesh(setup.config.mesh)
     return Engine(
         setup.model_cfg,
-        setup.model.params(setup.mesh, evaluation.dtype),
+        setup.model.params(mesh, evaluation.dtype),
         setup.chat,
         setup.spec,
         jnp.dtype(evaluation.dtype),
-        setup.mesh,
+        mesh,
         image_sets=evaluation.image_sets,
         questions=evaluation.questions,
         max_new_tokens=evaluation.max_new_tokens,
     )
+
+
+def answer_mesh(shape) -> jax.sharding.Mesh:
+    """The devices of this process as `config.mesh` arranges them; processes answer independently of each other."""
+    return meshes.make_mesh(shape.replica, shape.fsdp, shape.tensor, devices=jax.local_devices())
 
 
 def evaluate(
@@ -71,78 +101,33 @@ def evaluate(
     seed: int = 0,
     progress: bool = True,
     records_per_call: int = 64,
-) -> Results:
+    share: Share = Share(),  # noqa: B008
+    settings: Mapping = {},
+    spec: VisionSpec | None = None,
+    quarantine: Quarantine | None = None,
+) -> Results | None:
     """Ask all questions in every variant, write predictions, thumbnails and results into `out_dir`, return the results.
 
-    `seed` draws the other record of "shuffled". Rows gather in predictions.jsonl.part and are renamed when all are
-    there. UserError if there is nothing to ask or a component has too few records to shuffle.
+    `seed` draws the other record of "shuffled". Answers that an earlier call of the same `settings` has left in
+    `out_dir` are not asked for again. Every process of a run calls it with its `share`; all but the first return None
+    when the first is done. `spec`: images are decoded by another thread while the device is busy. Records whose images
+    cannot be read go to `quarantine`. UserError if there is nothing to ask or a component has too few records to
+    shuffle.
     """
-    if not asked:
+    if not len(asked):
         raise UserError("nothing to evaluate: the evaluation components gave no questions; check their task and limit")
     if "model" not in variants or not set(variants) <= set(VARIANTS):
         raise UserError(f"variants: choose from {', '.join(VARIANTS)} and include model; got {', '.join(variants)}")
-    shown = {variant: variant_images(asked, variant, seed) for variant in variants}
+    about = briefs(asked)
+    units = plan.make_units(about, variants, records_per_call, seed)
     out_dir = local_path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    tmp = out_dir / (FILE + ".part")
-    with tmp.open("w", encoding="utf-8") as file:
-        for variant in variants:
-            answers = _answers(answerer, asked, shown[variant], variant, records_per_call, progress)
-            for questions, texts in zip(asked, answers, strict=True):
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(questions, variant, texts))
-    write_thumbnails(out_dir, asked)
-    tmp.rename(out_dir / FILE)
-    return rescore(out_dir)
-
-
-def variant_images(asked: Sequence[Questions], variant: str, seed: int) -> list[tuple[ImageLayout, ...]]:
-    """The images shown with each record's questions: its own ("model"), grey ("blind") or another's ("shuffled").
-
-    "shuffled" keeps the sizes and takes the pixels of a record of the same component; records are permuted in one
-    cycle, so none gets its own.
-    """
-    if variant == "model":
-        return [questions.images for questions in asked]
-    if variant == "blind":
-        return [tuple(dataclasses.replace(layout, blank=True) for layout in questions.images) for questions in asked]
-    return [
-        tuple(dataclasses.replace(p, ref=d.ref, flip=d.flip) for p, d in zip(own.images, donor.images, strict=True))
-        for own, donor in zip(asked, _donors(asked, seed), strict=True)
-    ]
-
-
-def _donors(asked: Sequence[Questions], seed: int) -> list[Questions]:
-    """For each record another of its component with as many images."""
-    rng = np.random.default_rng(seed)
-    pools = collections.defaultdict(list)
-    for index, questions in enumerate(asked):
-        pools[questions.component, len(questions.images)].append(index)
-    donors = list(asked)
-    for (component, _), pool in pools.items():
-        if len(pool) < 2:
-            raise UserError(
-                f"component {component}: a single record cannot be shuffled; evaluate more of them or leave the "
-                "variant shuffled out"
-            )
-        order = rng.permutation(pool)
-        for receiving, giving in zip(order, np.roll(order, 1), strict=True):
-            donors[receiving] = asked[giving]
-    return donors
-
-
-def _answers(answerer, asked, images, variant: str, records_per_call: int, progress: bool) -> Iterator[list[str]]:
-    """The answers about each record, in order, as they come."""
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        console=console,
-        disable=not progress,
-    ) as bar:
-        job = bar.add_task(f"answers ({variant})", total=sum(len(questions.examples) for questions in asked))
-        for start in range(0, len(asked), records_per_call):
-            part = slice(start, start + records_per_call)
-            texts = [[example.question for example in questions.examples] for questions in asked[part]]
-            for answers in answerer.answer(images[part], texts):
-                yield answers
-                bar.advance(job, len(answers))
+    folder = out_dir / parts.FOLDER / plan.digest(about, units, {**settings, "seed": seed})
+    with Parts(folder, share.process) as own:
+        answer_share(answerer, asked, units, own, share, spec, progress)
+    processes.all_here("answered")
+    if share.process == 0:
+        merge(folder, out_dir, about, variants, quarantine or Quarantine())
+        write_thumbnails(out_dir, asked)
+        results = rescore(out_dir)
+    processes.all_here("scored")
+    return results if share.process == 0 else None

@@ -5,6 +5,7 @@ score.
 """
 
 import collections
+import contextlib
 import hashlib
 import pathlib
 import re
@@ -15,8 +16,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from vlm3_jax.errors import UserError
-from vlm3_jax.evaluate.items import Questions
+from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.evaluate.items import Questions, briefs
 from vlm3_jax.files import replace_dir
 
 FOLDER = "thumbnails"
@@ -34,15 +35,21 @@ def write_thumbnails(folder: pathlib.Path, asked: Sequence[Questions]) -> None:
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
     by_task = collections.defaultdict(list)
-    for questions in asked:
-        by_task[questions.task].append(questions)
-    for all_of_task in by_task.values():
-        for questions in spread(all_of_task):
-            for number, layout in enumerate(questions.images):
-                picture = layout.picture()
-                picture.thumbnail((MAX_SIDE, MAX_SIDE))
-                picture.save(tmp / _name(questions.component, questions.record, number), quality=88, optimize=True)
+    for number, brief in enumerate(briefs(asked)):
+        by_task[brief.task].append(number)
+    for numbers in by_task.values():
+        for number in spread(numbers):
+            # One whose image cannot be read has no scores to look at either.
+            with contextlib.suppress(BadRecord):
+                _write(tmp, asked[number])
     replace_dir(tmp, target)
+
+
+def _write(folder: pathlib.Path, questions: Questions) -> None:
+    for number, layout in enumerate(questions.images):
+        picture = layout.picture()
+        picture.thumbnail((MAX_SIDE, MAX_SIDE))
+        picture.save(folder / _name(questions.component, questions.record, number), quality=88, optimize=True)
 
 
 def read_thumbnails(folder: pathlib.Path, component: str, record: str) -> list[np.ndarray]:

@@ -120,6 +120,16 @@ def first_before_others(name: str):
         wait(key=name, timeout_ms=1000 * ALONE_S)
 
 
+def all_here(name: str) -> None:
+    """Waits until every process has come so far, for hours if need be; `name` is used once a run."""
+    import jax
+
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * ALONE_S)
+
+
 def _place(coordinator, processes, process):
     """What `_initialize` needs, or None for a process that is alone."""
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
@@ -192,7 +202,7 @@ def _verdict(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ValueError | RuntimeError) and _LOST.search(str(error)):
         reason = " ".join(str(error).split())
         return LOST, (
-            "another process is lost; its own output says why; the same command goes on from the newest checkpoint "
+            "another process is lost; its own output says why; the same command goes on from what is saved "
             f"({reason[:200]})"
         )
     return LOST, "failed\n" + "".join(traceback.format_exception(error))

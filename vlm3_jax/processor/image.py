@@ -134,6 +134,7 @@ class ImageLayout(Patches):
     it that is shown; `final` (w, h): what the vision tower sees; `grid` (rows, columns) of patches. `flip` mirrors the
     decoded pixels left to right, `blank` replaces every value by 128 (the reference of a model that sees nothing).
     `resized`: the image is stored after both resizes (`View.final`); if its size is `final`, it is only decoded.
+    `patches`: what `load` gives, where somebody has loaded them already.
     """
 
     ref: ImageRef
@@ -145,6 +146,11 @@ class ImageLayout(Patches):
     flip: bool = False
     blank: bool = False
     resized: bool = False
+    patches: np.ndarray | None = None
+
+    def loaded(self, spec: VisionSpec) -> "ImageLayout":
+        """With its patches, so that another thread than the one that needs them can decode. BadRecord as in `load`."""
+        return dataclasses.replace(self, patches=self.load(spec))
 
     def load(self, spec: VisionSpec) -> UInt8[np.ndarray, "P X"]:
         """Decode, resize and cut: uint8 [n_patches, 3 * patch_size**2], (channel, y, x) inside a patch.
@@ -152,6 +158,8 @@ class ImageLayout(Patches):
         An image of another stored size than the layout's own (a shuffled-image reference) is resized alike. BadRecord
         if the image cannot be read.
         """
+        if self.patches is not None:
+            return self.patches
         if self.blank:
             return np.full((self.n_patches, 3 * spec.patch_size**2), BLANK, np.uint8)
         return patchify(self.shown(), spec)

@@ -6,6 +6,7 @@ is ever unpickled.
 """
 
 import dataclasses
+import hashlib
 import io
 import pathlib
 
@@ -65,6 +66,12 @@ class ImageRef:
         # Damaged bytes make Pillow raise all kinds of errors.
         except Exception as error:
             raise BadRecord(f"{self.name}: cannot decode the image ({error})") from None
+
+    def digest(self) -> bytes:
+        """SHA-256 of its encoded bytes (of its pixels where it was handed over decoded). BadRecord as in `load`."""
+        if self.pixels is not None:
+            return hashlib.sha256(np.ascontiguousarray(self.pixels)).digest()
+        return hashlib.sha256(self.data if self.data is not None else self._read()).digest()
 
     def _check(self, image: Image.Image) -> None:
         """BadRecord if the pixels, not decoded yet, cannot be used."""
