@@ -56,14 +56,7 @@ class OpenSpatial(common.Builder):
 
     def record(self, raw: pathlib.Path, item: common.Item) -> Record:
         """The image with its conversation."""
-        offset, length = item.data["span"]
-        with (raw / item.data["file"]).open("rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-        try:
-            row = parse_row(json.loads(data.decode("utf-8")), int(item.key))
-        except (ValueError, RecursionError) as error:
-            raise BadRecord(f"not JSON ({str(error).splitlines()[0]})") from None
+        row = parse_row(read_item(raw / item.data["file"], item.data["span"]), int(item.key.split("-")[0]))
         if len(row.images) != 1:
             raise BadRecord(f"{len(row.images)} images, expected one")
         name = row.images[0]
@@ -77,6 +70,18 @@ class OpenSpatial(common.Builder):
         camera = Camera.from_fov(*image.size, ASSUMED_FOV_DEG) if found is None else found[0]
         view = View(ImageRef(*image.size, name, path=path), camera)
         return Record(item.key, (view,), conversation=row.conversation, scene=name)
+
+
+def read_item(path: pathlib.Path, span):
+    """The element of a JSON list, or the line of a jsonl, at (offset, length); BadRecord if it is no JSON."""
+    offset, length = span
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(length)
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"not JSON ({str(error).splitlines()[0]})") from None
 
 
 def _list(raw: pathlib.Path) -> pathlib.Path:
