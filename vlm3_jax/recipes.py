@@ -61,8 +61,8 @@ def paper(name: str, argument: str, shares: dict[str, float] | None = None) -> m
     return config
 
 
-# What rows of the tiny model hold for whoever tries own data: long texts in a vocabulary of few words.
-TINY_ROW = (2048, 384, 1024)
+# What rows of the tiny model hold for whoever tries own data: short questions, or texts in a vocabulary of few words.
+TINY_ROW, TINY_TEXT = (512, 256, 160), (2048, 384, 1024)
 
 
 def own(task: str, argument: str = "4b") -> ml_collections.ConfigDict:
@@ -73,7 +73,9 @@ def own(task: str, argument: str = "4b") -> ml_collections.ConfigDict:
     if argument == "tiny":
         config = tiny()
         config.data.mode, config.data.rows, config.train.log_every = "turns", 2, 1
-        config.data.row_tokens, config.data.row_patches, config.data.row_targets = TINY_ROW
+        row = TINY_TEXT if task in ("conversation", "objects") else TINY_ROW
+        config.data.row_tokens, config.data.row_patches, config.data.row_targets = row
+        config.eval.loss_batches = 1
         return config
     if argument not in SIZES:
         raise UserError(f"--config=...:{argument}: choose tiny, {', '.join(SIZES)}")

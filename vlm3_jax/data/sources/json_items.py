@@ -12,9 +12,9 @@ from vlm3_jax.errors import UserError
 
 MAX_ITEM_BYTES = 16 * 2**20
 CHUNK_BYTES = 4 * 2**20
-# A text, closed or running on beyond what was read; or a bracket. What lies between is of no interest.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
-_OPENING, _CLOSING = b"[{", b"]}"
+# Where a text begins, and brackets. What lies between is of no interest.
+_MARK = re.compile(rb'["\[\]{}]')
+_OPENING = (b"[", b"{")
 
 
 def item_spans(path: pathlib.Path) -> np.ndarray:
@@ -54,24 +54,26 @@ def _elements(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, int]
     while chunk := file.read(CHUNK_BYTES):
         data += chunk
         last = len(data)
-        for match in _TOKEN.finditer(data, place):
-            token, here = match[0], match.start()
-            if token[:1] == b'"':
-                if match.end() == len(data) and (len(token) == 1 or not _closed(token)):
-                    last = here
-                    break
+        while found := _MARK.search(data, place):
+            here, mark = found.start(), found[0]
+            place = here + 1
+            if mark == b'"':
                 if depth < 2:
                     raise UserError(f"{path}: byte {offset + here}: expected a list of JSON objects")
-            elif token in _OPENING:
+                place = _text_end(data, here)
+                if place < 0:
+                    last = here
+                    break
+            elif mark in _OPENING:
                 depth += 1
                 if depth == 2:
                     start = here
-            elif token in _CLOSING:
+            else:
                 depth -= 1
                 if depth == 1:
-                    if match.end() - start > MAX_ITEM_BYTES:
+                    if place - start > MAX_ITEM_BYTES:
                         raise _too_long(path, offset + start)
-                    yield offset + start, match.end() - start
+                    yield offset + start, place - start
                     start = -1
                 elif depth == 0:
                     return
@@ -84,11 +86,17 @@ def _elements(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, int]
     raise UserError(f"{path}: the list is cut off before its end")
 
 
-def _closed(token: bytes) -> bool:
-    """Whether a text that ends where the data end is complete: it ends with a quote that no backslash takes."""
-    body = token[1:-1]
-    backslashes = len(body) - len(body.rstrip(b"\\"))
-    return token[-1:] == b'"' and backslashes % 2 == 0
+def _text_end(data: bytes, start: int) -> int:
+    """Behind the quote that ends the text whose first is at `start`; -1 if it is not there yet."""
+    end = start
+    while (end := data.find(b'"', end + 1)) >= 0:
+        before = end - 1
+        while data[before] == 0x5C:
+            before -= 1
+        # Of an even number of backslashes none takes the quote.
+        if (end - before) % 2:
+            return end + 1
+    return -1
 
 
 def _too_long(path: pathlib.Path, offset: int) -> UserError:
