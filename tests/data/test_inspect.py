@@ -1,5 +1,7 @@
 import numpy as np
+from check_world import pair
 from PIL import Image
+from small_data import write_shard
 
 from vlm3_jax import synth
 from vlm3_jax.config import component_config
@@ -39,3 +41,29 @@ def test_show_draws_whichever_view_is_asked_about(tmp_path, settings):
         with Image.open(tmp_path / "sample.png") as picture:
             assert picture.width % sample.images[0].final[0] == 0
     assert {table.sample(index).views for index in range(8)} == {(0,), (1,)}
+
+
+def test_show_draws_depth_maps_below_the_images(tmp_path, settings):
+    """As the model sees the images: also mirrored."""
+    (tmp_path / "pairs").mkdir()
+    write_shard(tmp_path / "pairs" / "a.array_record", [pair(n, matches=False) for n in range(3)])
+    entry = component_config(
+        path=str(tmp_path / "pairs"), task="depth", protocol="short", resize="focal:60", questions=2, flip=0.5
+    )
+    parts = build_components({"pairs": entry}, settings)
+    table = Mixture(parts, 0, [first_phase({"pairs": 3}, {"pairs": 1.0})])
+    flips = set()
+    for index in range(8):
+        sample = table.sample(index)
+        flips.add(sample.images[0].flip)
+        inspect.show(table, index, tmp_path / "sample.png")
+        record = parts[0].source[table.draw(index).record]
+        with Image.open(tmp_path / "sample.png") as picture:
+            sheet = np.asarray(picture)
+        colours = drawing.depth_colours(record.depth_maps[sample.views[0]].load())
+        colours = colours[:, ::-1] if sample.images[0].flip else colours
+        below = Image.fromarray(sheet[len(sheet) // 2 :]).resize((64, 48), Image.Resampling.BOX)
+        near = np.abs(np.asarray(below).astype(int) - colours).mean()
+        other = np.abs(np.asarray(below).astype(int) - colours[:, ::-1]).mean()
+        assert near < other / 2
+    assert flips == {False, True}
