@@ -27,7 +27,7 @@ def raw(tmp_path_factory):
         seen, pose = frame.seen(), own @ frame.world_T_cam
         files.png(folder / f"rgb/{camera}/{file}.png", seen.rgb)
         (folder / f"depth/{camera}").mkdir(parents=True, exist_ok=True)
-        np.savez(folder / f"depth/{camera}/{file}.npz", data=np.where(np.isfinite(seen.z), seen.z, 1000.0))
+        np.savez(folder / f"depth/{camera}/{file}.npz", data=np.where(np.isfinite(seen.z), seen.z, 550.0))
         x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat()
         image = {"filename": f"rgb/{camera}/{file}.png", "height": frame.height, "width": frame.width, "channels": 3}
         image["annotations"] = {"6": f"depth/{camera}/{file}.npz"}
