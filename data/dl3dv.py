@@ -8,7 +8,7 @@ import numpy as np
 
 from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import Skip, encode, image, subfolders
-from vlm3_jax.builders.readers import colmap
+from vlm3_jax.builders.readers import colmap, rigid
 from vlm3_jax.builders.readers.numbers import read_json
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
@@ -69,7 +69,7 @@ class Dl3dv(posed.PairBuilder):
     def frame(self, raw, scene, data):
         """An image free of distortion."""
         photo, stored, distortion = self._stored(raw, scene, data)
-        pose = np.array(_transforms(raw / data["folder"] / "transforms.json")["frames"][data["key"]]) @ posed.OPENGL
+        pose = np.array(_transforms(raw / data["folder"] / "transforms.json")["frames"][data["key"]]) @ rigid.CV_T_GL
         return posed.PosedFrame(*undistorted(photo, stored, distortion), pose)
 
     def _stored(self, raw, scene, data):

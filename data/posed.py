@@ -19,8 +19,6 @@ from vlm3_jax.records.pairs import DepthView, covisibility
 # coarser, and has no depth instead. Without a unit, what is beyond so many times the median.
 FAR_M = 655.35
 FAR_MEDIANS = 100.0
-OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
-"""opencv_T_opengl of a camera: x right, y up, looking along -z; its own inverse."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from PIL import Image
 
 from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import encode, module, subfolders
+from vlm3_jax.builders.readers import rigid
 from vlm3_jax.builders.readers.numbers import read_npz
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records.map_files import read_npy
@@ -49,7 +50,7 @@ class SailVos3D(posed.PairBuilder):
         P_inv = read_npz(posed.contents(folder / "rage_matrices" / f"{key}.npz"), f"{name}.npz", "P_inv")
         middle = (photo.width - 1) / 2, (photo.height - 1) / 2
         camera = posed.camera(K[0, 0], K[1, 1], K[0, 2] + middle[0], K[1, 2] + middle[1], photo)
-        pose = posed.inverse(cam_T_world, name) @ posed.OPENGL
+        pose = posed.inverse(cam_T_world, name) @ rigid.CV_T_GL
         return posed.PosedFrame(photo, camera, pose, z_of(z_buffer, P_inv, name))
 
     def _pixels(self, path, name: str) -> np.ndarray:

@@ -108,7 +108,8 @@ def test_points_of_the_model_are_matches(raw, tmp_path, scene, lens):
     places = pairs.world.pixels(9, 7).reshape(-1, 2) * 6 + 5
     first = next(iter(FRAMES.values()))
     seen = first.seen(places)
-    points = (first.rays(places) * seen.z[:, None]) @ first.world_T_cam[:3, :3].T + first.world_T_cam[:3, 3]
+    z = np.where(np.isfinite(seen.z), seen.z, 1.0)
+    points = (first.rays(places) * z[:, None]) @ first.world_T_cam[:3, :3].T + first.world_T_cam[:3, 3]
     lines = []
     for n, (name, frame) in enumerate(FRAMES.items()):
         cam_T_world = np.linalg.inv(frame.world_T_cam)
@@ -135,6 +136,7 @@ def test_points_of_the_model_are_matches(raw, tmp_path, scene, lens):
         ]
         # The same surface point seen from the other camera; a whole pixel is up to half of one from the point.
         z = frames[0].seen(found.points0_px).z
+        z = np.where(np.isfinite(z), z, 1.0)
         at = (frames[0].rays(found.points0_px) * z[:, None]) @ frames[0].world_T_cam[:3, :3].T
         cam_T_world = np.linalg.inv(frames[1].world_T_cam)
         local = (at + frames[0].world_T_cam[:3, 3]) @ cam_T_world[:3, :3].T + cam_T_world[:3, 3]
