@@ -11,14 +11,26 @@ from vlm3_jax.camera import Camera
 CAMERA = Camera(52.0, 54.0, 33.2, 22.8, 64, 48)
 
 
-def pair(number: int, dense: bool = True, matches: bool = True, kind: str = "z", cameras=(CAMERA, CAMERA)):
-    """Two views of the world from places of their own; exact but for the 16 bits of the maps."""
+def pair(
+    number: int,
+    dense: bool = True,
+    matches: bool = True,
+    kind: str = "z",
+    cameras=(CAMERA, CAMERA),
+    turned: bool = True,
+):
+    """Two views of the world from places of their own; exact but for the 16 bits of the maps.
+
+    Without `turned` the second camera looks where the first one does.
+    """
     rng = np.random.default_rng(number)
     x, z, yaw = rng.uniform(-0.6, 0.6), rng.uniform(-1, 0.6), rng.uniform(0, 360)
     step, turn = rng.uniform(-0.5, 0.5, 3), rng.uniform(-9, 9)
     poses = [world.pose(x, 0, z, yaw, rng.uniform(-12, 4), rng.uniform(-5, 5))]
     side = world.rotation(yaw) @ [step[0] + np.sign(step[0]) * 0.3, step[1] * 0.4, step[2]]
     poses.append(world.pose(*(poses[0][:3, 3] + side), yaw + turn, rng.uniform(-12, 4), rng.uniform(-5, 5)))
+    if not turned:
+        poses[1][:3, :3] = poses[0][:3, :3]
     seen = [world.render(rays(c), pose) for c, pose in zip(cameras, poses)]
     views = tuple(
         records.View(records.encode_image(s.rgb, f"r{number}/{k}"), c, pose)

@@ -55,6 +55,14 @@ def test_wrong_poses_are_called_by_their_name(side, name):
     assert "not as told" in fault
 
 
+def test_a_step_to_the_wrong_side_is_found():
+    """Epipolar lines are the same then; but what matches would lie behind the cameras."""
+    items = good(dense=False, turned=False)
+    assert not facts(Pairs(), items).faults
+    (fault,) = facts(Pairs(), map(exchanged, items)).faults
+    assert "the poses of the two views exchanged" in fault
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_the_pose_of_the_neighbour_is_found(side):
     items = good(**SIDES[side])
