@@ -8,10 +8,12 @@ import signal
 import sys
 
 from vlm3_jax import config as configs
+from vlm3_jax import storage
 from vlm3_jax.errors import UserError
-from vlm3_jax.storage import local_path
 from vlm3_jax.tasks import TASKS
 
+# Options that name local files only: what is run as a program, and a picture to look at.
+LOCAL = ("config", "picture")
 # What `vlm3 data show` saves.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 # AnyCalib's weights: trained on pinhole images, on all kinds, on distorted ones, on stretched and cropped ones.
@@ -54,11 +56,11 @@ def _split_runner(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _check_paths(args) -> None:
-    """UserError, before anything else happens, for a path with a scheme."""
+    """UserError, before anything else happens, for a path with a scheme that nobody reads."""
     for name, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and name not in ("images", "question", "runner"):
-                local_path(text, name)
+                (storage.local_path if name in LOCAL else storage.path)(text, name)
 
 
 def read_config(args, fields):
@@ -96,7 +98,7 @@ def _eval(args, fields) -> None:
         from vlm3_jax.evaluate.run import evaluate_model
 
         config = read_config(args, fields)
-        out = args.out or os.path.join(config.workdir, "eval")
+        out = storage.path(args.out) if args.out else storage.path(config.workdir) / "eval"
         results = evaluate_model(config, out)
         if results is not None:
             rich.console.Console().print(results.table())
@@ -106,10 +108,10 @@ def _eval(args, fields) -> None:
 def _report(args, _) -> None:
     from vlm3_jax.evaluate.report.page import write_report
 
-    names = [os.path.basename(os.path.abspath(folder)) for folder in args.results]
+    folders = [storage.path(folder) for folder in args.results]
+    names = [folder.absolute().name for folder in folders]
     labels = names if len(set(names)) == len(names) else args.results
-    runs = {label: pathlib.Path(folder) for label, folder in zip(labels, args.results)}
-    print(write_report(pathlib.Path(args.out), runs, metrics=args.metrics))
+    print(write_report(storage.path(args.out), dict(zip(labels, folders)), metrics=args.metrics))
 
 
 def _score(args, _) -> None:
@@ -179,7 +181,7 @@ def _verify(args, _) -> int:
         raise UserError(f"{args.path}: transformers cannot load this; name an HF directory with --against")
     images = [Image.fromarray(open_photo(path).pixels) for path in args.image]
     params = hf.read(model.source, args.dtype)
-    result = verify(model.cfg, params, args.against or model.folder, images, args.dtype, args.tolerance)
+    result = verify(model.cfg, params, args.against or model.located.weights, images, args.dtype, args.tolerance)
     rich.console.Console().print(result.table())
     print(result.summary())
     return 1 if result.first_divergence else 0
@@ -340,7 +342,9 @@ def make_parser() -> argparse.ArgumentParser:
             "held-out data likewise under eval.components."
         )
         sub.add_argument("--config", required=required, help="a config file, or the name of a shipped one (demo)")
-        sub.add_argument("--workdir", help="folder for everything that is written (config.workdir)")
+        sub.add_argument(
+            "--workdir", help="for everything that is written: a folder, gs://... or s3://... (config.workdir)"
+        )
         sub.add_argument("--model", help="HF directory, finished workdir, hub name or tiny:demo (config.model)")
         with_base(sub)
 

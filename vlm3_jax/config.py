@@ -12,11 +12,10 @@ from typing import Any
 
 import ml_collections
 
-from vlm3_jax import kinds
+from vlm3_jax import kinds, storage
 from vlm3_jax.errors import UserError
 from vlm3_jax.kinds import KINDS
 from vlm3_jax.model import params as parameters
-from vlm3_jax.storage import local_path
 from vlm3_jax.tasks import TASKS
 from vlm3_jax.tasks import protocol as protocols
 from vlm3_jax.tasks.protocol import WORDINGS, Protocol
@@ -226,7 +225,7 @@ def check_component(name: str, fields) -> ml_collections.ConfigDict:
     except UserError as error:
         raise UserError(f"component {name!r}: {error}") from None
     for field in ("path", "images", "scenes"):
-        local_path(fields[field], f"component {name!r}: {field}")
+        storage.path(fields[field], f"component {name!r}: {field}")
     try:
         protocol_of(fields)
     except ValueError as error:
@@ -300,7 +299,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     _check_names(config, base(), "")
     for name in ("model", "base", "workdir"):
-        local_path(config[name], f"config.{name}")
+        storage.path(config[name], f"config.{name}")
     for field, allowed in ALLOWED.items():
         value = functools.reduce(lambda node, key: node[key], field.split("."), config)
         if not allowed.test(value):

@@ -1,13 +1,12 @@
 """The demo: render scenes, measure, train, measure again, write the report. Every stage is resumable."""
 
-import pathlib
 import platform
 import time
 
 import jax
 import rich.console
 
-from vlm3_jax import synth
+from vlm3_jax import storage, synth
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.report.page import write_report
 from vlm3_jax.evaluate.results import load_results
@@ -41,7 +40,7 @@ def demo(config, scenes: int, name: str = "demo", workers: int = 2) -> bool:
     `name`: what the config was loaded by, for the command in the report.
     """
     say = rich.console.Console(stderr=True, highlight=False).print
-    workdir, start = pathlib.Path(config.workdir), time.perf_counter()
+    workdir, start = storage.path(config.workdir), time.perf_counter()
     place_data(config)
 
     def stage(text):
@@ -81,7 +80,7 @@ def demo(config, scenes: int, name: str = "demo", workers: int = 2) -> bool:
     return True
 
 
-def _evaluated(folder: pathlib.Path) -> bool:
+def _evaluated(folder: storage.AnyPath) -> bool:
     try:
         load_results(folder)
     except UserError:
@@ -101,7 +100,7 @@ def _summary(config, scenes: int, seconds: float) -> dict[str, str]:
 
 def place_data(config) -> None:
     """Points every component at the data that the demo renders below its workdir."""
-    data = pathlib.Path(config.workdir) / "data"
+    data = storage.path(config.workdir) / "data"
     for fields in config.data.components.values():
         fields.path = str(data / "train")
     for fields in config.eval.components.values():

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 from typing import Any
 
+from vlm3_jax import storage
 from vlm3_jax.errors import UserError
 
 # The index of the largest released model has a tenth of it.
@@ -17,13 +18,15 @@ _REQUIRED: Any = object()
 
 def read_json(path) -> Any:
     """Parsed JSON of a small file; UserError names the file if it is missing or not JSON."""
-    path = pathlib.Path(path)
+    path = storage.path(path)
     try:
         if (size := path.stat().st_size) > JSON_LIMIT:
             raise UserError(f"{path}: {size:,} bytes, at most {JSON_LIMIT:,} are read")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a model directory holds config.json, safetensors, tokenizer") from None
+    except storage.StorageError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
 
@@ -127,7 +130,10 @@ def _shown(value) -> str:
 
 def write_text(path, text: str, errors: str = "strict") -> None:
     """Writes a file in UTF-8 under another name first, which it loses only when it is whole; `errors`: as of `open`."""
-    path = pathlib.Path(path)
+    path = storage.path(path)
+    if storage.is_remote(path):
+        path.write_text(text, errors=errors)
+        return
     tmp = path.with_name(path.name + ".part")
     tmp.write_text(text, encoding="utf-8", errors=errors)
     tmp.rename(path)

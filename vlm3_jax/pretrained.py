@@ -9,6 +9,7 @@ import pathlib
 
 from jax.sharding import Mesh
 
+from vlm3_jax import storage
 from vlm3_jax.checkpoint import fingerprint, hf, locate, peft, tiny
 from vlm3_jax.checkpoint.sources import Source, open_source
 from vlm3_jax.errors import UserError
@@ -16,7 +17,8 @@ from vlm3_jax.files import Fields
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import VisionSpec
-from vlm3_jax.storage import local_path
+from vlm3_jax.storage import AnyPath
+from vlm3_jax.storage.folders import fetched, put_folder, scratch
 from vlm3_jax.tasks import protocol
 from vlm3_jax.tasks.protocol import Protocol
 
@@ -26,7 +28,7 @@ class Pretrained:
     """An opened model; each part is read when it is first asked for.
 
     `name`: what was asked for. `located`: where its files and weights lie, of an adapter those of its base. `adapter`:
-    the PEFT folder that is merged into them on loading, if it is one.
+    the (local) PEFT folder that is merged into them on loading, if it is one.
     """
 
     name: str
@@ -72,8 +74,9 @@ class Pretrained:
 
     def fingerprint(self) -> str:
         """What tells this model from others, of all files that have a say in its answers (`checkpoint.fingerprint`)."""
-        folders = dict.fromkeys([self.folder, self.located.weights, *([self.adapter] if self.adapter else [])])
-        return fingerprint.of(list(folders))
+        located = self.located
+        own = [locate.whole(located.weights)] if located.is_hf else [self.folder, located.weights]
+        return fingerprint.of([*own, *([self.adapter] if self.adapter else [])])
 
     def params(self, mesh: Mesh | None = None, dtype: str | None = None) -> dict:
         """The parameters as jax arrays, spread over a mesh by the axis rules of parallel/mesh.py (None: one device).
@@ -103,8 +106,8 @@ class Pretrained:
 
         "" of anything else. UserError if the run's config.json does not tell, or if transformers cannot load it.
         """
-        workdir = self.folder.parent
-        if not locate.is_workdir(workdir):
+        workdir = self.located.workdir
+        if workdir is None:
             return ""
         fields = Fields.read(workdir / "config.json")
         began = open(fields.text("model"), workdir, fields.integer("seed", 0), base=fields.text("base", ""))
@@ -112,8 +115,8 @@ class Pretrained:
             raise UserError(
                 f"{began.name}: the run began with it, but transformers cannot load it; name a base by --base"
             )
-        local = began.name.startswith("tiny:") or pathlib.Path(began.name).exists()
-        return str(began.folder.absolute()) if local else began.name
+        local = began.name.startswith("tiny:") or storage.path(began.name).exists()
+        return str(began.located.home.absolute()) if local else began.name
 
 
 def open(
@@ -130,7 +133,7 @@ def open(
         raise UserError(
             "no model is given: set --config.model (or --model) to an HF directory, a hub name or tiny:demo"
         )
-    folder = local_path(_folder(name, pathlib.Path(workdir), seed, export and step is None))
+    folder = _folder(name, storage.path(workdir), seed, export and step is None)
     if locate.is_workdir(folder) or not (folder / peft.CONFIG).is_file() or locate.has_weights(folder):
         if base:
             raise UserError(f"{name}: is no PEFT adapter, so it has no base; leave --base {base} out")
@@ -138,22 +141,27 @@ def open(
     if step is not None:
         raise UserError(f"{name}: not a training workdir, so it has no step {step}")
     under = base or peft.base_name(folder)
-    if pathlib.Path(under).absolute() == folder.absolute():
+    if storage.path(under).absolute() == folder.absolute():
         raise UserError(f"{name}: is its own base; name the model that it adapts by --base")
     below = open(under, workdir, seed)
     if below.adapter:
         raise UserError(
             f"{below.name}: is an adapter itself, but the base of {name} must be a model; name one by --base"
         )
-    return Pretrained(name, below.located, folder)
+    return Pretrained(name, below.located, fetched(folder, lambda name: name.endswith(locate.SMALL + locate.WEIGHTS)))
 
 
-def _folder(name: str, workdir: pathlib.Path, seed: int, export: bool) -> pathlib.Path:
+def _folder(name: str, workdir: AnyPath, seed: int, export: bool) -> AnyPath:
     if name.startswith("tiny:"):
         size = name.removeprefix("tiny:")
         folder = workdir / f"tiny-{size}-{seed}"
-        return folder if (folder / "config.json").exists() else tiny.make(folder, size, seed)
-    folder = local_path(name)
+        if (folder / "config.json").exists():
+            return folder
+        if storage.is_remote(folder):
+            put_folder(tiny.make(scratch(folder), size, seed), folder, "config.json")
+            return folder
+        return tiny.make(folder, size, seed)
+    folder = storage.path(name)
     if export and (folder / "export" / "config.json").is_file():
         return folder / "export"
     # A workdir has a config.json too, that of the run.

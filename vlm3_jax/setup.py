@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import pathlib
 
 from jax.sharding import Mesh
 
 from vlm3_jax import config as configs
-from vlm3_jax import pretrained
+from vlm3_jax import pretrained, storage
 from vlm3_jax.config import protocol_of
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.mixture import build_components
@@ -19,6 +18,8 @@ from vlm3_jax.parallel import processes
 from vlm3_jax.pretrained import Pretrained
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import VisionSpec
+from vlm3_jax.storage import AnyPath
+from vlm3_jax.storage.folders import Workspace
 from vlm3_jax.tasks.protocol import Protocol
 
 
@@ -27,7 +28,7 @@ class Setup:
     """The parts of a run that do not change while it runs."""
 
     config: object
-    workdir: pathlib.Path
+    workdir: AnyPath
     model: Pretrained
     budget: RowBudget
 
@@ -37,7 +38,7 @@ class Setup:
         configs.check(config)
         if not config.workdir:
             raise UserError("no workdir is given: set --workdir to the folder for checkpoints, metrics and the export")
-        workdir = pathlib.Path(config.workdir)
+        workdir = storage.path(config.workdir)
         with processes.first_before_others("model"):
             model = pretrained.open(config.model, workdir, config.seed, base=config.base)
         # What cannot be read is told before anything begins.
@@ -66,6 +67,11 @@ class Setup:
         Made when it is first asked for: data can be looked at on any machine.
         """
         return meshes.make_mesh(self.config.mesh.replica, self.config.mesh.fsdp, self.config.mesh.tensor)
+
+    @functools.cached_property
+    def work(self) -> Workspace:
+        """Where files that grow are written: the workdir, or what becomes part of one in a bucket."""
+        return Workspace(self.workdir)
 
     def protocols(self) -> dict[str, Protocol]:
         """How the model of this run is to be asked, by task: as the training component with the largest weight asks.

@@ -1,7 +1,6 @@
 """Our model beside transformers', piece by piece: where do they part? For who ports, quantises or changes a model."""
 
 import dataclasses
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,9 @@ import numpy as np
 import rich.table
 from PIL import Image
 
-from vlm3_jax import pretrained
+from vlm3_jax import pretrained, storage
 from vlm3_jax.camera import Camera
+from vlm3_jax.checkpoint import locate
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.samples import unsupervised
 from vlm3_jax.errors import UserError
@@ -78,7 +78,7 @@ def verify(
     Tokens and positions are ours on one side and transformers' own on the other, as are the processed pixels.
     UserError if torch is missing.
     """
-    hf_dir = pathlib.Path(hf_dir)
+    hf_dir = locate.whole(storage.path(hf_dir))
     if dtype not in TOLERANCE:
         raise UserError(f"--dtype: {dtype!r} is unknown; choose one of {', '.join(TOLERANCE)}")
     other = pretrained.open(hf_dir)

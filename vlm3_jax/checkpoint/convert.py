@@ -6,19 +6,18 @@ there. The same call after a kill goes on with the tensors that are missing.
 """
 
 import dataclasses
-import pathlib
 import shutil
 
 import rich.console
 import rich.progress
 
+from vlm3_jax import storage
 from vlm3_jax.checkpoint import hf, peft
 from vlm3_jax.checkpoint.layouts import checkpoint_plan, hf_plan
 from vlm3_jax.checkpoint.sources import CheckpointSource, HFSource, Source
-from vlm3_jax.checkpoint.writing import WritePlan, finish, free_bytes, write
+from vlm3_jax.checkpoint.writing import WritePlan, finish, free_bytes, place_beside, write
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import params as parameters
-from vlm3_jax.storage import local_path
 from vlm3_jax.tasks import protocol
 
 
@@ -50,7 +49,7 @@ class Conversion:
 def plan_conversion(source: Source, dtype: str | None = None, max_shard_bytes: int | None = None) -> Conversion:
     """What an open source becomes: an HF directory a checkpoint of ours, anything else an HF directory."""
     if isinstance(source, HFSource):
-        return Conversion(source, checkpoint_plan(source, dtype), f"{source.files}: HF directory -> Orbax checkpoint")
+        return Conversion(source, checkpoint_plan(source, dtype), f"{source.home}: HF directory -> Orbax checkpoint")
     plan = hf_plan(source, dtype, max_shard_bytes or hf.MAX_SHARD_BYTES)
     if isinstance(source, peft.PeftSource):
         return Conversion(source, plan, f"{source.folder}: PEFT adapter on {source.files} -> HF directory")
@@ -65,22 +64,26 @@ def plan_adapter(source: Source, base: str) -> Conversion:
     return Conversion(source, plan, f"{source.weights}: adapters -> PEFT adapter on {base}", is_adapter=True)
 
 
-def convert(conversion: Conversion, target, overwrite: bool = False, progress: bool = True) -> pathlib.Path:
+def convert(conversion: Conversion, target, overwrite: bool = False, progress: bool = True) -> storage.AnyPath:
     """Writes the other form of the source to `target`, which must be missing or empty.
 
-    `overwrite` replaces an older model there. UserError if the target is taken, the disk is full or the source damaged;
+    One in a bucket is written in `folders.scratch` first, which needs as much room. `overwrite` replaces an older model
+    there. UserError if the target is taken, the disk is full or the source damaged;
     the target is then as it was.
     """
-    target, source, plan = local_path(target, "target"), conversion.source, conversion.plan
+    target, source, plan = storage.path(target, "target"), conversion.source, conversion.plan
     _check_target(target, source, overwrite)
-    tmp = target.with_name(target.name + ".converting")
+    tmp = place_beside(target, ".converting")
     kept = tmp if tmp.is_dir() else None
-    free, have = free_bytes(target), sum(p.stat().st_blocks * 512 for p in kept.rglob("*")) if kept else 0
+    free, have = free_bytes(tmp), sum(p.stat().st_blocks * 512 for p in kept.rglob("*")) if kept else 0
     if plan.nbytes > free + have:
-        raise UserError(f"{target}: {plan.nbytes:,} bytes are needed, the disk has {free + have:,}")
+        raise UserError(
+            f"{tmp.parent if storage.is_remote(target) else target}: {plan.nbytes:,} bytes are needed, the disk has "
+            f"{free + have:,}"
+        )
     identity = [
         str(source.files.absolute()),
-        [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source.paths()],
+        source.state(),
         [(job.name, str(job.dtype), [dataclasses.astuple(piece) for piece in job.pieces]) for job in plan.jobs],
     ]
     console = rich.console.Console(stderr=True)
@@ -96,14 +99,15 @@ def convert(conversion: Conversion, target, overwrite: bool = False, progress: b
         hf.carry_files(source.files, tmp, plan.jobs[0].dtype)
     elif (asked := source.files / protocol.FILE).is_file():
         shutil.copyfile(asked, tmp / protocol.FILE)
-    finish(tmp, target)
+    finish(tmp, target, peft.CONFIG if conversion.is_adapter else "config.json")
     return target
 
 
-def _check_target(target: pathlib.Path, source: Source, overwrite: bool) -> None:
-    inside = target.resolve(), source.files.resolve()
-    if inside[0] == inside[1] or inside[0] in inside[1].parents:
-        raise UserError(f"{target}: is the source; choose another target")
+def _check_target(target: storage.AnyPath, source: Source, overwrite: bool) -> None:
+    place = target.resolve()
+    for read in (source.files.resolve(), source.home.resolve()):
+        if place == read or place in read.parents:
+            raise UserError(f"{target}: is the source; choose another target")
     if target.is_dir() and not any(target.iterdir()):
         return
     if target.exists() and not overwrite:

@@ -1,8 +1,9 @@
 """What tells a model's files from those of another, without reading gigabytes."""
 
 import hashlib
-import pathlib
 from collections.abc import Sequence
+
+from vlm3_jax.storage import AnyPath
 
 # Larger files are sampled: so many pieces of so many bytes, evenly spaced. Training changes nearly every weight.
 WHOLE, PIECES, PIECE = 64 * 2**20, 64, 2**18
@@ -10,7 +11,7 @@ WHOLE, PIECES, PIECE = 64 * 2**20, 64, 2**18
 IGNORED = (".md", ".png", ".jpg")
 
 
-def of(folders: Sequence[pathlib.Path]) -> str:
+def of(folders: Sequence[AnyPath]) -> str:
     """32 hexadecimal digits of names, sizes and bytes of all files in these folders, wherever those lie."""
     found = hashlib.sha256()
     for number, folder in enumerate(folders):
@@ -21,7 +22,7 @@ def of(folders: Sequence[pathlib.Path]) -> str:
     return found.hexdigest()[:32]
 
 
-def _update(found, path: pathlib.Path, size: int) -> None:
+def _update(found, path: AnyPath, size: int) -> None:
     with path.open("rb") as file:
         if size <= WHOLE:
             found.update(file.read())

@@ -6,15 +6,16 @@ import shutil
 
 import numpy as np
 
+from vlm3_jax import storage
 from vlm3_jax.checkpoint.copying import DTYPES, copy_into
 from vlm3_jax.checkpoint.layouts import hf_plan
 from vlm3_jax.checkpoint.locate import INDEX, SINGLE
 from vlm3_jax.checkpoint.sources import CheckpointSource, HFSource, ParamsSource, Source, open_source
-from vlm3_jax.checkpoint.writing import finish, write
-from vlm3_jax.files import read_json, replace_dir
+from vlm3_jax.checkpoint.writing import finish, place_beside, write
+from vlm3_jax.files import read_json
 from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
-from vlm3_jax.storage import local_path
+from vlm3_jax.storage import AnyPath
 from vlm3_jax.tasks import protocol
 
 __all__ = ["DTYPES", "INDEX", "SINGLE", "carry_files", "copy_files", "load", "load_sharded", "place", "read", "save"]
@@ -108,13 +109,13 @@ def _place(source: HFSource | CheckpointSource, row, like):
     return jax.make_array_from_single_device_arrays(row.shape, sharding, shards)
 
 
-def save(out_dir, cfg: VLMConfig, params: dict, source_dir, dtype: str | None = None) -> pathlib.Path:
+def save(out_dir, cfg: VLMConfig, params: dict, source_dir, dtype: str | None = None) -> AnyPath:
     """Writes an HF directory that transformers loads: safetensors in shards, and `source_dir`'s config and tokenizer.
 
     `dtype` None keeps the parameters' own. An existing `out_dir` is replaced, after all has been written beside it.
     """
-    out_dir = local_path(out_dir)
-    tmp = out_dir.with_name(out_dir.name + ".writing")
+    out_dir = storage.path(out_dir)
+    tmp = place_beside(out_dir, ".writing")
     plan = hf_plan(ParamsSource(cfg, params, source_dir), dtype, MAX_SHARD_BYTES)
     write(tmp, plan)
     carry_files(pathlib.Path(source_dir), tmp, plan.jobs[0].dtype)
@@ -122,15 +123,15 @@ def save(out_dir, cfg: VLMConfig, params: dict, source_dir, dtype: str | None = 
     return out_dir
 
 
-def copy_files(source: pathlib.Path, folder: pathlib.Path) -> None:
+def copy_files(source: pathlib.Path, folder: AnyPath) -> None:
     """Makes `folder` hold the files of a model but its weights."""
     if source.resolve() == folder.resolve():
         return
-    tmp = folder.with_name(folder.name + ".writing")
+    tmp = place_beside(folder, ".writing")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
     carry_files(source, tmp)
-    replace_dir(tmp, folder)
+    finish(tmp, folder)
 
 
 def carry_files(source: pathlib.Path, folder: pathlib.Path, dtype: np.dtype | None = None) -> None:

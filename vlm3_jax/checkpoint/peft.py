@@ -13,11 +13,12 @@ import numpy as np
 
 from vlm3_jax.checkpoint.copying import DTYPES
 from vlm3_jax.checkpoint.safetensors_file import SafetensorsFile, header_bytes
-from vlm3_jax.checkpoint.sources import CheckpointSource, Source
+from vlm3_jax.checkpoint.sources import CheckpointSource, Source, file_state
 from vlm3_jax.checkpoint.writing import Job, Piece, WritePlan
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import Fields
 from vlm3_jax.model.params import Param
+from vlm3_jax.storage import AnyPath
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -31,7 +32,7 @@ _MORE = (
 _INITIAL = (True, False, "gaussian", "orthogonal", "eva")
 
 
-def base_name(folder: pathlib.Path) -> str:
+def base_name(folder: AnyPath) -> str:
     """The name of the base model in a folder's adapter_config.json; UserError if it names none."""
     return Fields.read(folder / CONFIG).text("base_model_name_or_path")
 
@@ -41,7 +42,7 @@ class PeftSource:
 
     def __init__(self, base: Source, folder):
         self.base, self.folder = base, pathlib.Path(folder)
-        self.cfg, self.rows, self.files = base.cfg, base.rows, base.files
+        self.cfg, self.rows, self.files, self.home = base.cfg, base.rows, base.files, base.home
         fields = Fields.read(self.folder / CONFIG, null=True)
         _check(fields)
         self._alpha, self._root = fields.number("lora_alpha", above=0), fields.flag("use_rslora", False)
@@ -74,9 +75,9 @@ class PeftSource:
         """A part of `value`."""
         return self.value(row, layer)[index]
 
-    def paths(self) -> list[pathlib.Path]:
-        """The files that hold the weights."""
-        return [*self.base.paths(), self._file.path, self.folder / CONFIG]
+    def state(self) -> list:
+        """What changes when the weights do."""
+        return [*self.base.state(), *file_state([self._file.path, self.folder / CONFIG])]
 
     def _pairs(self) -> set[str]:
         """HF keys of the adapted weights; UserError if a tensor is no adapter of a linear of the model."""

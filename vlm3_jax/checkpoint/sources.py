@@ -1,9 +1,11 @@
 """Where parameters are read from, one HF tensor or layer at a time: HF directories, Orbax items, memory.
 
-A source knows its `cfg`, the table's `rows` and the folder of its small `files`; `value(row, layer)` is one layer of a
-parameter in our layout (the whole of one that is not stacked) and `dtype(row)` what all its layers fit in.
+A source knows its `cfg`, the table's `rows`, the local folder of its small `files` and its `home`, the folder that was
+opened; `value(row, layer)` is one layer of a parameter in our layout (the whole of one that is not stacked) and
+`dtype(row)` what all its layers fit in.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -14,13 +16,14 @@ from typing import Protocol
 import numpy as np
 
 from vlm3_jax.checkpoint.copying import DTYPES
-from vlm3_jax.checkpoint.locate import INDEX, SINGLE, Located, locate
+from vlm3_jax.checkpoint.locate import INDEX, SINGLE, Located, locate, whole
 from vlm3_jax.checkpoint.safetensors_file import NAMES, SafetensorsFile
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import Fields
 from vlm3_jax.model import params as parameters
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.params import Param
+from vlm3_jax.storage import AnyPath, is_remote
 
 # In .zarray; another dtype is no parameter's.
 ZARR_DTYPES = {"<f4": DTYPES["float32"], "bfloat16": DTYPES["bfloat16"], "<f2": DTYPES["float16"]}
@@ -37,6 +40,7 @@ class Source(Protocol):
     cfg: VLMConfig
     rows: tuple[Param, ...]
     files: pathlib.Path
+    home: AnyPath
 
     def dtype(self, row: Param) -> np.dtype:
         """The dtype of a parameter."""
@@ -49,16 +53,20 @@ class Source(Protocol):
 
 
 def open_source(where) -> Source:
-    """The source at a local path, or `Located`; its headers are read and checked. UserError names what is wrong."""
+    """The source in a folder, or `Located`; its headers are read and checked. UserError names what is wrong."""
     located = where if isinstance(where, Located) else locate(where)
-    return HFSource(located.files) if located.is_hf else CheckpointSource(located)
+    return HFSource(whole(located.weights), located.home) if located.is_hf else CheckpointSource(located)
 
 
 class HFSource:
-    """An HF directory. Tensors are views of memory-mapped files; `asked` counts the bytes that `region` gave."""
+    """An HF directory. Tensors are views of memory-mapped files; `asked` counts the bytes that `region` gave.
 
-    def __init__(self, folder):
+    `home`: the folder in a bucket that `folder` is a copy of.
+    """
+
+    def __init__(self, folder, home: AnyPath | None = None):
         self.files, self.asked = pathlib.Path(folder), 0
+        self.home = home or self.files
         self.cfg = VLMConfig.from_dir(self.files)
         self.rows = parameters.table(self.cfg)
         self._where = self._key_index()
@@ -98,9 +106,9 @@ class HFSource:
         key = row.hf_keys[layer]
         return self._file(key).tensor(key, ahead)
 
-    def paths(self) -> list[pathlib.Path]:
-        """The files that hold the weights."""
-        return [file.path for file in self._files.values()]
+    def state(self) -> list:
+        """What changes when the weights do: name, size and time of each file, as JSON has it."""
+        return file_state(file.path for file in self._files.values())
 
     def _file(self, key) -> SafetensorsFile:
         return self._files[self._where[key]]
@@ -151,10 +159,12 @@ class CheckpointSource:
     def __init__(self, located: Located):
         import tensorstore
 
-        self.files, self.weights = located.files, located.weights.absolute()
+        from vlm3_jax.storage.orbax import kvstore
+
+        self.files, self.home, self.weights = located.files, located.home, located.weights.absolute()
         self.cfg = VLMConfig.from_dir(self.files)
         self.rows = parameters.table(self.cfg)
-        folder = {"driver": "file", "path": f"{self.weights}/"}
+        folder = kvstore(self.weights)
         ocdbt = (self.weights / "manifest.ocdbt").exists()
         self._kvstore = {"driver": "ocdbt", "base": folder} if ocdbt else folder
         self._context = tensorstore.Context(_READS)
@@ -220,12 +230,20 @@ class CheckpointSource:
         import orbax.checkpoint as ocp
 
         abstract = parameters.nest({row.path: like for row, like in wanted.items()})
+        from vlm3_jax.storage.orbax import orbax_path
+
+        if is_remote(self.weights):
+            # The checkpointer would want a mark that Orbax leaves in buckets only.
+            with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+                return handler.restore(orbax_path(self.weights), args=ocp.args.StandardRestore(abstract))
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(self.weights, abstract)
 
-    def paths(self) -> list[pathlib.Path]:
-        """The files that hold the weights."""
-        return sorted(path for path in self.weights.rglob("*") if path.is_file())
+    def state(self) -> list:
+        """What changes when the weights do: name, size and version of each file, as JSON has it."""
+        if is_remote(self.weights):
+            return [[str(path), *stat] for path, stat in self.weights.walk()]
+        return file_state(path for path in self.weights.rglob("*") if path.is_file())
 
     @property
     def merges(self) -> bool:
@@ -312,6 +330,7 @@ class ParamsSource:
 
     def __init__(self, cfg: VLMConfig, params: dict, files):
         self.cfg, self.rows, self.files = cfg, parameters.table(cfg), pathlib.Path(files)
+        self.home = self.files
         self._flat = {path: np.asarray(value) for path, value in parameters.flatten(params).items()}
 
     def dtype(self, row):
@@ -325,6 +344,11 @@ class ParamsSource:
     def value(self, row, layer):
         """A view."""
         return self._flat[row.path][layer] if row.stacked else self._flat[row.path]
+
+
+def file_state(paths) -> list:
+    """What changes when local files do."""
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(paths)]
 
 
 def _chunk_keys(row, chunks):

@@ -21,6 +21,8 @@ import numpy as np
 from vlm3_jax.checkpoint.copying import copy_into
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import replace_dir
+from vlm3_jax.storage import AnyPath, is_remote
+from vlm3_jax.storage.folders import put_folder, scratch
 
 STRIP_BYTES = 2 * 2**20
 WORKERS = 2
@@ -64,9 +66,22 @@ class WritePlan:
         return sum(job.nbytes for job in self.jobs)
 
 
-def finish(folder: pathlib.Path, target: pathlib.Path) -> None:
-    """Gives a complete folder its name; what stood there is gone only then."""
-    (folder / JOURNAL).unlink()
+def place_beside(target: AnyPath, ending: str) -> pathlib.Path:
+    """Where the folder that becomes `target` is written: beside it, for one in a bucket on this machine."""
+    local = scratch(target) if is_remote(target) else target
+    return local.with_name(local.name + ending)
+
+
+def finish(folder: pathlib.Path, target: AnyPath, last: str = "config.json") -> None:
+    """Gives a complete folder its name; what stood there is gone only then.
+
+    In a bucket the file `last`, without which nobody takes it for a model, is put up behind all others.
+    """
+    if is_remote(target):
+        put_folder(folder, target, last, without=JOURNAL)
+        shutil.rmtree(folder)
+        return
+    (folder / JOURNAL).unlink(missing_ok=True)
     replace_dir(folder, target)
 
 

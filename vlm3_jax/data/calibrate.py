@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
+from vlm3_jax import storage
 from vlm3_jax.camera import Camera
 from vlm3_jax.data.progress import Progress
 from vlm3_jax.errors import BadRecord, UserError
@@ -62,7 +63,7 @@ def calibrate(
     that is there is kept. An image that cannot be read, or of which nothing is known, is said and counted as "none".
     UserError if there is no image, two would share a file, or a file that is there is no camera of its image.
     """
-    paths = sorted(p for p in pathlib.Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    paths = sorted(p for p in storage.local_path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
         raise UserError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder or below it")
     _check_names(paths)

@@ -7,6 +7,7 @@ import pathlib
 import re
 
 from vlm3_jax import config as configs
+from vlm3_jax import storage
 from vlm3_jax.data.sources import make_source
 from vlm3_jax.data.sources.chat_rows import parse_row
 from vlm3_jax.data.sources.colmap import find_captures, shared_pairs
@@ -104,7 +105,7 @@ def make_entry(path: str, name: str = "", **given) -> Entry:
     read.
     """
     given = {field: value for field, value in given.items() if value}
-    place = pathlib.Path(path)
+    place = storage.local_path(path)
     found = look(place, given.get("images", ""))
     task = given.pop("task", "") or found.tasks[0]
     if task not in found.tasks:
@@ -116,7 +117,7 @@ def make_entry(path: str, name: str = "", **given) -> Entry:
         if not fields.get(field):
             raise UserError(f"{path}: {how}")
     if "images" in fields:
-        fields["images"] = str(pathlib.Path(fields["images"]).resolve())
+        fields["images"] = str(storage.local_path(fields["images"], "--images").resolve())
     counts, parts = {}, _parts(fields)
     for part, own in parts.items():
         source = make_source(part, {**fields, **own})
@@ -141,7 +142,7 @@ def _parts(fields: dict) -> dict[str, dict]:
 
 def write_config(entry: Entry, out: str) -> pathlib.Path:
     """Writes the config of an entry; UserError if something else is there, or it cannot be loaded."""
-    path = pathlib.Path(out)
+    path = storage.local_path(out, "--out")
     if path.suffix != ".py" or path.exists():
         raise UserError(f"--out={out}: {'it is there already' if path.exists() else 'give a file that ends in .py'}")
     if not path.parent.is_dir():

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.errors import Again, BadRecord, UserError
 from vlm3_jax.storage import ATTEMPTS, Unreadable
 
 # So many calls given up without a good one between them: not single files but the storage, or the code, is broken.
@@ -147,7 +147,8 @@ class Workers:
             self._given_up += 1
             call.error = error
             if self._given_up >= MAX_GIVEN_UP:
-                call.error = UserError(
+                kind = Again if getattr(error, "passing", False) else UserError
+                call.error = kind(
                     f"{self._given_up} records in a row failed {ATTEMPTS} times each, the last, {name}, with "
                     f"{reason}: see that the data can be read (vlm3 data check), and start again"
                 )

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from vlm3_jax.errors import UserError
@@ -19,15 +20,18 @@ from vlm3_jax.evaluate.items import Questions
 from vlm3_jax.processor.image import ImageLayout
 
 FOLDER = "parts"
+# So often what has grown goes into a bucket, if that is where it lies.
+PUT_UP_S = 60.0
 
 
 class Parts:
     """The rows in one folder of answers, of which this process appends to one file.
 
-    UserError if another program appends to it.
+    `put_up` is called now and then while it grows. UserError if another program appends to it.
     """
 
-    def __init__(self, folder: pathlib.Path, process: int = 0):
+    def __init__(self, folder: pathlib.Path, process: int = 0, put_up: Callable[[], Any] = lambda: None):
+        self._put_up, self._last = put_up, time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         path = folder / f"{process:05d}.jsonl"
@@ -45,6 +49,9 @@ class Parts:
         self._file.write(text.encode(errors="backslashreplace"))
         self._file.flush()
         os.fsync(self._file.fileno())
+        if time.monotonic() - self._last > PUT_UP_S:
+            self._put_up()
+            self._last = time.monotonic()
 
     def close(self) -> None:
         """Lets others append."""

@@ -1,10 +1,10 @@
 """Predictions on disk: a JSON line for each question and variant, with all that scoring needs."""
 
 import json
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from vlm3_jax import storage
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.items import Questions
 from vlm3_jax.tasks import TASKS
@@ -40,12 +40,12 @@ def rows(asked: Questions, variant: str, predictions: Sequence[str]) -> Iterator
         }
 
 
-def read_predictions(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+def read_predictions(folder: storage.AnyPath) -> Iterator[dict[str, Any]]:
     """The rows of predictions.jsonl in the output folder of an evaluation.
 
     UserError, with the line, for one that is not JSON or lacks a field.
     """
-    path = pathlib.Path(folder) / FILE
+    path = storage.path(folder) / FILE
     if not path.is_file():
         raise UserError(f"{path}: no predictions here; run `vlm3 eval` with this output folder first")
     with path.open("rb") as file:

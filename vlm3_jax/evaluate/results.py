@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import math
-import pathlib
 from typing import Any
 
 import rich.box
 import rich.table
 
+from vlm3_jax import storage
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import write_text
 
@@ -69,15 +69,15 @@ class Results:
                 table.add_row(name, *cells, end_section=last)
         return table
 
-    def save(self, folder: pathlib.Path) -> None:
+    def save(self, folder: storage.AnyPath) -> None:
         """Write results.json into `folder`; numbers that JSON lacks become the strings "nan" and "inf"."""
         text = json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False)
-        write_text(pathlib.Path(folder) / FILE, text + "\n")
+        write_text(storage.path(folder) / FILE, text + "\n")
 
 
-def load_results(folder: pathlib.Path) -> Results:
+def load_results(folder: storage.AnyPath) -> Results:
     """Read results.json of an evaluation's output folder. UserError if it is missing or not ours."""
-    path = pathlib.Path(folder) / FILE
+    path = storage.path(folder) / FILE
     try:
         tree = json.loads(path.read_text())
         return Results(tuple(_entry(e) for e in tree["entries"]))

@@ -8,12 +8,12 @@ Any number of processes takes part: each answers its share of the plan (evaluate
 file (evaluate/parts.py); when all are done, the first puts the answers in order and scores them.
 """
 
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from vlm3_jax import storage
 from vlm3_jax.config import VARIANTS
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.errors import UserError
@@ -30,7 +30,9 @@ from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
 from vlm3_jax.processor.image import VisionSpec
 from vlm3_jax.setup import Setup
-from vlm3_jax.storage import local_path
+from vlm3_jax.storage.folders import Workspace
+
+QUARANTINE = "quarantine.jsonl"
 
 
 def evaluate_model(config, out_dir, progress: bool = True) -> Results | None:
@@ -43,12 +45,7 @@ def evaluate_model(config, out_dir, progress: bool = True) -> Results | None:
     setup = Setup.from_config(config)
     first = jax.process_index() == 0
     components = setup.components(config.eval.components)
-    where = setup.workdir / "quarantine.jsonl" if first else None
-    asked = HeldOut(
-        components,
-        config.eval.records or None,
-        quarantine=lambda: Quarantine(where, config.data.max_bad_fraction),
-    )
+    where = setup.work.folder / QUARANTINE if first else None
     evaluation = config.eval
     settings = {
         "model": setup.model.fingerprint(),
@@ -57,17 +54,23 @@ def evaluate_model(config, out_dir, progress: bool = True) -> Results | None:
         "questions": evaluation.questions,
         "image_sets": evaluation.image_sets,
     }
-    return evaluate(
-        make_engine(setup),
-        asked,
-        out_dir,
-        variants=evaluation.variants,
-        progress=progress,
-        share=Share(jax.process_index(), jax.process_count()),
-        settings=settings,
-        spec=setup.spec,
-        quarantine=Quarantine(where, config.data.max_bad_fraction),
-    )
+    with setup.work.published(*([QUARANTINE] if first else [])):
+        asked = HeldOut(
+            components,
+            config.eval.records or None,
+            quarantine=lambda: Quarantine(where, config.data.max_bad_fraction),
+        )
+        return evaluate(
+            make_engine(setup),
+            asked,
+            out_dir,
+            variants=evaluation.variants,
+            progress=progress,
+            share=Share(jax.process_index(), jax.process_count()),
+            settings=settings,
+            spec=setup.spec,
+            quarantine=Quarantine(where, config.data.max_bad_fraction),
+        )
 
 
 def make_engine(setup: Setup) -> Engine:
@@ -95,7 +98,7 @@ def answer_mesh(shape) -> jax.sharding.Mesh:
 def evaluate(
     answerer: Answerer,
     asked: Sequence[Questions],
-    out_dir: pathlib.Path,
+    out_dir: storage.AnyPath,
     *,
     variants: Sequence[str] = VARIANTS,
     seed: int = 0,
@@ -109,10 +112,10 @@ def evaluate(
     """Ask all questions in every variant, write predictions, thumbnails and results into `out_dir`, return the results.
 
     `seed` draws the other record of "shuffled". Answers that an earlier call of the same `settings` has left in
-    `out_dir` are not asked for again. Every process of a run calls it with its `share`; all but the first return None
-    when the first is done. `spec`: images are decoded by another thread while the device is busy. Records whose images
-    cannot be read go to `quarantine`. UserError if there is nothing to ask or a component has too few records to
-    shuffle.
+    `out_dir`, which may lie in a bucket, are not asked for again. Every process of a run calls it with its `share`; all
+    but the first return None when the first is done. `spec`: images are decoded by another thread while the device is
+    busy. Records whose images cannot be read go to `quarantine`. UserError if there is nothing to ask or a component
+    has too few records to shuffle.
     """
     if not len(asked):
         raise UserError("nothing to evaluate: the evaluation components gave no questions; check their task and limit")
@@ -120,14 +123,18 @@ def evaluate(
         raise UserError(f"variants: choose from {', '.join(VARIANTS)} and include model; got {', '.join(variants)}")
     about = briefs(asked)
     units = plan.make_units(about, variants, records_per_call, seed)
-    out_dir = local_path(out_dir)
-    folder = out_dir / parts.FOLDER / plan.digest(about, units, {**settings, "seed": seed})
-    with Parts(folder, share.process) as own:
-        answer_share(answerer, asked, units, own, share, spec, progress)
-    processes.all_here("answered")
-    if share.process == 0:
-        merge(folder, out_dir, about, variants, quarantine or Quarantine())
-        write_thumbnails(out_dir, asked)
-        results = rescore(out_dir)
+    name = f"{parts.FOLDER}/{plan.digest(about, units, {**settings, 'seed': seed})}"
+    work = Workspace(storage.path(out_dir))
+    with work.published(f"{name}/*.jsonl"):
+        with Parts(work.folder / name, share.process, work.publish) as own:
+            answer_share(answerer, asked, units, own, share, spec, progress)
+        work.publish(final=True)
+        processes.all_here("answered")
+        if share.process == 0:
+            # Those of the other processes.
+            work.fetch(f"{name}/*.jsonl")
+            merge(work.folder / name, work.folder, about, variants, quarantine or Quarantine())
+            write_thumbnails(work.folder, asked)
+            results = rescore(work.folder)
     processes.all_here("scored")
     return results if share.process == 0 else None

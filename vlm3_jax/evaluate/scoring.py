@@ -2,13 +2,12 @@
 
 import collections
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vlm3_jax import tasks
+from vlm3_jax import storage, tasks
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate import statistics
 from vlm3_jax.evaluate.predictions import FILE, read_predictions
@@ -58,7 +57,7 @@ class Cell:
         return self.variants["model"]
 
 
-def read_cells(folder: pathlib.Path) -> list[Cell]:
+def read_cells(folder: storage.AnyPath) -> list[Cell]:
     """The answers in an evaluation's output folder, in the order of `tasks.TASKS`, then as written.
 
     UserError if variants hold different questions.
@@ -71,7 +70,7 @@ def read_cells(folder: pathlib.Path) -> list[Cell]:
         asked = {variant: [row["id"] for row in rows] for variant, rows in variants.items()}
         if any(ids != asked.get("model") for ids in asked.values()):
             raise UserError(
-                f"{pathlib.Path(folder) / FILE}: the variants of {task} on {component} must hold the same questions in "
+                f"{storage.path(folder) / FILE}: the variants of {task} on {component} must hold the same questions in "
                 f"the same order, model among them; found {', '.join(f'{v}: {len(ids)}' for v, ids in asked.items())}"
             )
         judge = tasks.get(task)
@@ -79,10 +78,10 @@ def read_cells(folder: pathlib.Path) -> list[Cell]:
     return cells
 
 
-def rescore(folder: pathlib.Path) -> Results:
+def rescore(folder: storage.AnyPath) -> Results:
     """Score the rows of `folder`/predictions.jsonl and write results.json beside them; no model is asked."""
     results = score(read_cells(folder))
-    results.save(pathlib.Path(folder))
+    results.save(folder)
     return results
 
 

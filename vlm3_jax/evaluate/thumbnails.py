@@ -7,6 +7,7 @@ score.
 import collections
 import contextlib
 import hashlib
+import io
 import pathlib
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from vlm3_jax import storage
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.evaluate.items import Questions, briefs
 from vlm3_jax.files import replace_dir
@@ -52,12 +54,12 @@ def _write(folder: pathlib.Path, questions: Questions) -> None:
         picture.save(folder / _name(questions.component, questions.record, number), quality=88, optimize=True)
 
 
-def read_thumbnails(folder: pathlib.Path, component: str, record: str) -> list[np.ndarray]:
+def read_thumbnails(folder: storage.AnyPath, component: str, record: str) -> list[np.ndarray]:
     """The record's pictures in their order, uint8 [h, w, 3]; none if it has none. UserError for a damaged file."""
     pictures = []
-    while (path := pathlib.Path(folder) / FOLDER / _name(component, record, len(pictures))).is_file():
+    while (path := storage.path(folder) / FOLDER / _name(component, record, len(pictures))).is_file():
         try:
-            with Image.open(path, formats=("JPEG",)) as image:
+            with Image.open(io.BytesIO(path.read_bytes()), formats=("JPEG",)) as image:
                 if max(image.size) > MAX_SIDE:
                     raise ValueError(f"{image.width} x {image.height} pixels is no thumbnail")
                 pictures.append(np.asarray(image.convert("RGB")))

@@ -1,11 +1,10 @@
 """`vlm3 plan`: what a recipe takes on a topology, per mesh shape, before anything is rented."""
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Callable
 
-from vlm3_jax import pretrained
+from vlm3_jax import pretrained, storage
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import params as parameters
@@ -156,7 +155,7 @@ class Plan:
 
 def model_config(name: str) -> VLMConfig:
     """The sizes of `config.model` without its weights: an HF directory, or a hub name of a released size."""
-    if pathlib.Path(name).is_dir():
+    if storage.path(name).is_dir():
         return pretrained.open(name).cfg
     match = re.search(r"Qwen3-VL-(\d+B(?:-A\d+B)?)", name)
     if match and match[1].lower() in sizes.NAMES:

@@ -5,11 +5,10 @@ They are packed by the code that packs training rows, so fill, attention work an
 
 import dataclasses
 import math
-import pathlib
 
 import numpy as np
 
-from vlm3_jax import pretrained
+from vlm3_jax import pretrained, storage
 from vlm3_jax.camera import Camera
 from vlm3_jax.config import protocol_of
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, looked_at, needs
@@ -56,7 +55,7 @@ class Rows:
 
 def vision_spec(model: str, cfg: VLMConfig) -> VisionSpec:
     """What the tower expects: as a model's folder says, else with the pixel bounds of Qwen's processor."""
-    if pathlib.Path(model).is_dir():
+    if storage.path(model).is_dir():
         return pretrained.open(model).spec
     return VisionSpec.of(cfg, 65_536, 16_777_216)
 

@@ -15,11 +15,11 @@ import urllib.parse
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vlm3_jax import storage
 from vlm3_jax.camera import Camera, as_camera
 from vlm3_jax.errors import UserError
 from vlm3_jax.processor import intrinsics
 from vlm3_jax.records import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, orientation
-from vlm3_jax.storage import local_path
 
 # Without a camera a photo is taken to see this much: a guess, and metric depth is as wrong as the guess.
 ASSUMED_FOV_DEG = 60.0
@@ -71,7 +71,7 @@ def open_photo(image, camera=None) -> Photo:
     return Photo(name, pixels, assumed, f"assumed {ASSUMED_FOV_DEG:g} degrees")
 
 
-def _read(text: str) -> tuple[str, pathlib.Path | None, bytes]:
+def _read(text: str) -> tuple[str, storage.AnyPath | None, bytes]:
     """Name, path (None for a data URL) and bytes of what a text names."""
     name, scheme = _short(text), text.partition(":")[0].lower()
     if scheme == "data" and "," in text:
@@ -84,7 +84,7 @@ def _read(text: str) -> tuple[str, pathlib.Path | None, bytes]:
             raise UserError(f"{name}: a file of another machine; write file:///PATH")
         path = pathlib.Path(urllib.parse.unquote(url.path))
     else:
-        path = local_path(text)
+        path = storage.path(text)
     try:
         if path.stat().st_size > MAX_IMAGE_BYTES:
             raise UserError(f"{name}: {path.stat().st_size} bytes is above the limit of {MAX_IMAGE_BYTES}")

@@ -8,7 +8,6 @@ is ever unpickled.
 import dataclasses
 import hashlib
 import io
-import pathlib
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -19,7 +18,7 @@ from vlm3_jax.records.conversation import Conversation
 from vlm3_jax.records.dense import DepthMap, Mask
 from vlm3_jax.records.labels import DepthPoints, Matches, Objects
 from vlm3_jax.shapes import UInt8
-from vlm3_jax.storage import patiently
+from vlm3_jax.storage import AnyPath, patiently
 
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_IMAGE_PIXELS = 200_000_000
@@ -38,7 +37,7 @@ class ImageRef:
     width: int
     height: int
     name: str
-    path: pathlib.Path | None = None
+    path: AnyPath | None = None
     data: bytes | None = None
     pixels: np.ndarray | None = None
 

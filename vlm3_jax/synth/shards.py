@@ -13,9 +13,10 @@ import time
 from array_record.python.array_record_module import ArrayRecordWriter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vlm3_jax import storage
 from vlm3_jax.errors import UserError
 from vlm3_jax.records import to_bytes
-from vlm3_jax.storage import local_path
+from vlm3_jax.storage.folders import put_folder, scratch
 from vlm3_jax.synth.options import SynthOptions
 from vlm3_jax.synth.pairs import record
 
@@ -27,7 +28,7 @@ SIDECAR = "dataset.json"
 
 def build(
     out_dir, count: int, options: SynthOptions, seed: int, first: int = 0, workers: int = 2, progress: bool = True
-) -> pathlib.Path:
+) -> storage.AnyPath:
     """Write records `first` .. `first + count - 1` of data set `seed` to `out_dir`; return that folder.
 
     The files depend on everything but `workers` and `progress` (a bar, on a terminal only). Shards hold 256 records
@@ -35,7 +36,7 @@ def build(
     is; UserError if it holds anything else. Processes are spawned: a script that calls this with workers > 1 needs the
     usual `if __name__ == "__main__":`.
     """
-    out_dir = local_path(out_dir)
+    out_dir = storage.path(out_dir)
     if count < 1 or first < 0 or seed < 0 or workers < 1:
         raise UserError(
             f"{out_dir}: count and workers must be at least 1, first and seed at least 0; "
@@ -55,8 +56,10 @@ def build(
     )
     if _already_built(out_dir, description):
         return out_dir
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    # Beside its place; what goes into a bucket is made on this machine first.
+    beside = scratch(out_dir).parent if storage.is_remote(out_dir) else out_dir.parent
+    beside.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=beside))
     try:
         partial.chmod(0o755)
         jobs = _shard_jobs(partial, count, options, seed, first)
@@ -67,13 +70,16 @@ def build(
         else:
             _run_workers(jobs, min(workers, len(jobs)), count, progress)
         (partial / SIDECAR).write_text(json.dumps(description, indent=2) + "\n")
-        os.replace(partial, out_dir)
+        if storage.is_remote(out_dir):
+            put_folder(partial, out_dir, last=SIDECAR)
+        else:
+            os.replace(partial, out_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out_dir
 
 
-def _already_built(out_dir: pathlib.Path, description) -> bool:
+def _already_built(out_dir: storage.AnyPath, description) -> bool:
     """Whether the folder holds exactly this data set; UserError if it holds something else."""
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return False

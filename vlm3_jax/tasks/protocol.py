@@ -6,9 +6,9 @@ nobody has to remember that pose was asked at 750 px per axis. Mixture entries a
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping
 
+from vlm3_jax import storage
 from vlm3_jax.camera import AsIs, AtMost, Focal, Longest, Resize, resize_rule
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import read_json, write_text
@@ -102,7 +102,7 @@ def read(folder) -> dict[str, Protocol]:
 
     UserError names file and field if it is not as it should be.
     """
-    path = pathlib.Path(folder) / FILE
+    path = storage.path(folder) / FILE
     if not path.is_file():
         return {}
     tree = read_json(path)
@@ -125,4 +125,4 @@ def read(folder) -> dict[str, Protocol]:
 def write(folder, protocols: Mapping[str, Protocol]) -> None:
     """Writes `vlm3.json` into a model's folder, whole or not at all."""
     tree = {"version": VERSION, "protocols": {task: protocols[task].facts() for task in sorted(protocols)}}
-    write_text(pathlib.Path(folder) / FILE, json.dumps(tree, indent=2) + "\n")
+    write_text(storage.path(folder) / FILE, json.dumps(tree, indent=2) + "\n")

@@ -2,12 +2,11 @@
 
 import json
 import math
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from vlm3_jax import pose, tasks
+from vlm3_jax import pose, storage, tasks
 from vlm3_jax.errors import BadRecord, UserError
 
 
@@ -47,7 +46,7 @@ def _describe(form) -> str:
 
 def _read(path, field: str, problem) -> dict[Any, tuple[int, Any]]:
     """id -> (line number, value of `field`), in file order."""
-    path = pathlib.Path(path)
+    path = storage.path(path)
     rows: dict[Any, tuple[int, Any]] = {}
     try:
         # Some editors and spreadsheets begin a file with a byte order mark.

@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import os
-import pathlib
 import re
 import time
 import zlib
@@ -24,12 +23,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from vlm3_jax import storage
 from vlm3_jax.checkpoint import locate
 from vlm3_jax.checkpoint.layouts import CHUNK_BYTES
 from vlm3_jax.checkpoint.locate import CHECKPOINTS
 from vlm3_jax.data.schedule import Schedule
 from vlm3_jax.errors import Again, UserError
 from vlm3_jax.parallel import processes
+from vlm3_jax.storage.buckets import Missing, StorageError
+from vlm3_jax.storage.orbax import orbax_path
 from vlm3_jax.train import settings
 from vlm3_jax.train.checksums import checksums, described
 from vlm3_jax.train.step import TrainState
@@ -43,6 +45,9 @@ _PASSING = (
     *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT),
     *(errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN, errno.ESHUTDOWN),
 )
+# The same of what tensorstore says of a bucket.
+_BAD_STATUS = ("NOT_FOUND", "DATA_LOSS", "INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION")
+_PASSING_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL", "UNKNOWN")
 # Seconds in which what another host has saved must become visible.
 SHOWN_S = 10
 
@@ -60,7 +65,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir, keep: int = 2, keep_every: int = 0, keep_best: str = ""):
-        self.folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
+        self.folder = storage.path(workdir).absolute() / CHECKPOINTS
         self.notes: list[str] = []
         self._pending: int | None = None
         # Orbax logs, with a stack, what it raises as well; here that is said in a line.
@@ -75,7 +80,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(orbax_path(self.folder), options=options)
         self._agree()
 
     def _agree(self) -> None:
@@ -231,8 +236,10 @@ class Checkpoints:
         try:
             with self._reading(step):
                 found = self._manager.restore(step, args=restore)
-        except _NOT_DAMAGE:
-            raise
+        except _NOT_DAMAGE as error:
+            if not isinstance(error, Missing):
+                raise
+            raise Damaged(str(error)) from None
         # Damaged files make Orbax raise whatever its parsers stumble over: KeyError, AttributeError, Exception.
         except Exception as error:
             if jax.process_count() > 1:
@@ -272,15 +279,32 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            number = _errno(error)
-            if not number:
+            kind, why = self._trouble(error)
+            if not kind:
                 raise
-            complete = locate.steps(self.folder.parent)
-            rest = f"goes on from step {complete[-1]}" if complete else "starts anew"
-            raise _kind(number)(
-                f"{self.folder}: step {self._pending} cannot be saved ({os.strerror(number)}); "
-                f"once that is mended, the same command {rest}"
+            raise kind(
+                f"{self.folder}: step {self._pending} cannot be saved ({why}); once that is mended, the same command "
+                f"{self._rest()}"
             ) from None
+
+    def _rest(self) -> str:
+        try:
+            complete = locate.steps(self.folder.parent)
+        except StorageError:
+            return "goes on from the newest complete step"
+        return f"goes on from step {complete[-1]}" if complete else "starts anew"
+
+    def _trouble(self, error: Exception) -> tuple[type[UserError] | None, str]:
+        """What to raise for a failure of the system, or of the bucket, and its reason; None if it is neither."""
+        for cause in _causes(error):
+            if isinstance(cause, StorageError) and not isinstance(cause, Missing):
+                return (Again if isinstance(cause, Again) else UserError), str(cause)
+            # tensorstore: the name of a status, then what the server said.
+            if storage.is_remote(self.folder) and (status := re.match(r"([A-Z_]{6,}): ", str(cause))):
+                kind = Again if status[1] in _PASSING_STATUS else UserError
+                return (None if status[1] in _BAD_STATUS else kind), _first_line(cause)
+        number = _errno(error)
+        return (_kind(number), os.strerror(number)) if number else (None, "")
 
     @contextlib.contextmanager
     def _reading(self, step: int):
@@ -291,13 +315,13 @@ class Checkpoints:
             for cause in _causes(error):
                 if isinstance(cause, asyncio.CancelledError | KeyboardInterrupt):
                     raise KeyboardInterrupt from None
-                if isinstance(cause, _NOT_DAMAGE):
+                if isinstance(cause, _NOT_DAMAGE) and not isinstance(cause, StorageError):
                     raise cause from None
-            number = _errno(error)
-            if not number or number in _BAD_FILE:
+            kind, why = self._trouble(error)
+            if not kind or (_errno(error) in _BAD_FILE and not storage.is_remote(self.folder)):
                 raise
-            raise _kind(number)(
-                f"{self.folder}: step {step} cannot be read ({os.strerror(number)}); "
+            raise kind(
+                f"{self.folder}: step {step} cannot be read ({why}); "
                 "once that is mended, the same command goes on from there"
             ) from None
 

@@ -71,7 +71,7 @@ class Feed:
             workers=data.workers,
             prefetch=data.prefetch,
             worker_timeout_s=data.worker_timeout_s,
-            quarantine=Quarantine(quarantine_file(setup.workdir), data.max_bad_fraction),
+            quarantine=Quarantine(quarantine_file(setup.work.folder), data.max_bad_fraction),
         )
         self.schedule = schedule
 
@@ -113,7 +113,7 @@ class Feed:
         self._loader.close()
 
 
-def quarantine_file(workdir: pathlib.Path) -> pathlib.Path:
+def quarantine_file(folder: pathlib.Path) -> pathlib.Path:
     """Where this process notes what it sets aside; the first has the plain name."""
     number = jax.process_index()
-    return workdir / (f"quarantine-{number}.jsonl" if number else "quarantine.jsonl")
+    return folder / (f"quarantine-{number}.jsonl" if number else "quarantine.jsonl")

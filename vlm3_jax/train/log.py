@@ -50,9 +50,11 @@ class Log:
         names = {c.number: (c.name, c.task.name) for c in components}
         self._window = Window(names, self._peak, share)
         first = jax.process_index() == 0
-        self._metrics = Metrics(setup.workdir, step, first)
+        self._metrics = Metrics(setup.work.folder, step, first)
         self._bar = Bar(self._config.samples, samples, first)
-        self._tracker = WeightsAndBiases(self._config.wandb, setup.workdir, config) if first else None
+        self._tracker = (
+            WeightsAndBiases(self._config.wandb, setup.work.folder, config, setup.workdir.name) if first else None
+        )
         self._skipped = self._skipped_in_a_row = 0
         self._pending: Logged | None = None
         self._compilations_said = False

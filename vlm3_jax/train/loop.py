@@ -8,12 +8,13 @@ import errno
 import json
 import pathlib
 import signal
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
-from vlm3_jax import files, pretrained
+from vlm3_jax import files, pretrained, storage
 from vlm3_jax.checkpoint import convert, hf, locate
 from vlm3_jax.data.component import Component
 from vlm3_jax.errors import UserError
@@ -27,10 +28,11 @@ from vlm3_jax.train import step as steps
 from vlm3_jax.train import weights_and_biases
 from vlm3_jax.train.checkpoints import Checkpoints
 from vlm3_jax.train.checksums import checksums
-from vlm3_jax.train.feed import Batch, Feed
+from vlm3_jax.train.feed import Batch, Feed, quarantine_file
 from vlm3_jax.train.goodput import Compilations, Goodput
 from vlm3_jax.train.log import Log, Logged
 from vlm3_jax.train.losses import HeldOutLosses
+from vlm3_jax.train.metrics import METRICS
 from vlm3_jax.train.profile import Profile
 from vlm3_jax.train.trainable import Trainable
 from vlm3_jax.train.workdir import claimed
@@ -49,11 +51,12 @@ def train(config) -> bool:
         goodput = Goodput(compilations)
         with goodput.spent_on("start"):
             setup, components, trainable = _judged(config)
-            held.enter_context(claimed(setup.workdir))
+            check_claim = held.enter_context(claimed(setup.workdir))
         # Closing waits for the other processes too: one that fails must not get there.
-        with contextlib.ExitStack() as opened, processes.ends_together(), _writing(config.workdir):
+        with contextlib.ExitStack() as opened, processes.ends_together(), _writing(config.workdir), _put_up(setup):
+            opened.enter_context(setup.work.published(*_grown()))
             with goodput.spent_on("start"):
-                run = _Run(setup, components, trainable, goodput, opened)
+                run = _Run(setup, components, trainable, goodput, check_claim, opened)
                 _describe(setup)
             complete = _steps(run, opened.enter_context(_stop_signals()))
         if complete and config.train.export:
@@ -87,6 +90,12 @@ def _judged(config) -> tuple[Setup, list[Component], Trainable]:
     return setup, components, trainable
 
 
+def _grown() -> list[str]:
+    """The files that an earlier call has begun and this one goes on with."""
+    first = [METRICS, weights_and_biases.ID_FILE] if jax.process_index() == 0 else []
+    return [*first, quarantine_file(pathlib.Path()).name]
+
+
 def _describe(setup: Setup) -> None:
     """Leaves in the workdir what the run is: its config, the model's own files and how it is asked."""
     if jax.process_index() == 0:
@@ -107,10 +116,11 @@ class _Run:
         components: list[Component],
         trainable: Trainable,
         goodput: Goodput,
+        check_claim: Callable[[], None],
         opened: contextlib.ExitStack,
     ):
         config, model_cfg, mesh = setup.config, setup.model_cfg, setup.mesh
-        self.config, self.goodput = config.train, goodput
+        self.config, self.goodput, self._work, self._check_claim = config.train, goodput, setup.work, check_claim
         self._mesh = mesh
         self._settings = json.loads(config.to_json_best_effort())
         self._facts = {"seed": config.seed, "rows": config.data.rows, "parameters": parameters.count(model_cfg)}
@@ -138,7 +148,7 @@ class _Run:
         opened.callback(self.log.close)
         self.feed = Feed(setup, components, schedule, goodput)
         opened.callback(self.feed.close)
-        self.profile = Profile(self.config.profile, setup.workdir / "profile")
+        self.profile = Profile(self.config.profile, setup.work.folder / "profile")
         opened.callback(self.profile.close)
         self.log.introduce(self.step if resumed else None, self.checkpoints.notes)
 
@@ -169,8 +179,11 @@ class _Run:
         return self.step == 0 or (every > 0 and self.step % every == 0)
 
     def save(self) -> None:
-        """Starts an asynchronous checkpoint."""
+        """Starts an asynchronous checkpoint, behind what has grown: it is never ahead of its rows."""
+        self._check_claim()
         with self.goodput.spent_on("save"):
+            if problem := self._work.publish():
+                self.log.say(problem)
             step, losses = self.losses
             losses = losses if step == self.step else {}
             self.checkpoints.save(self.step, self.state, self.feed.schedule, self._facts, self._settings, losses)
@@ -221,7 +234,7 @@ def _steps(run: _Run, stop: list) -> bool:
     return complete
 
 
-def export(setup: Setup, out_dir: pathlib.Path) -> None:
+def export(setup: Setup, out_dir: storage.AnyPath) -> None:
     """Turns the newest checkpoint into an HF directory, adapters merged, a tensor at a time (on the first host)."""
     if jax.process_index() == 0:
         trained = pretrained.open(setup.workdir, export=False)
@@ -230,13 +243,28 @@ def export(setup: Setup, out_dir: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
+def _put_up(setup: Setup):
+    """What was told before an error is put up too, also where that ends the process at once."""
+    try:
+        yield
+    except BaseException:
+        setup.work.publish()
+        raise
+
+
+@contextlib.contextmanager
 def _writing(workdir):
     """A workdir that cannot be written (it is a file, read-only, the disk is full) as one line."""
     try:
         yield
+    except storage.StorageError:
+        raise
     except OSError as error:
-        where = pathlib.Path(error.filename or workdir)
-        if error.errno not in UNWRITABLE and not where.absolute().is_relative_to(pathlib.Path(workdir).absolute()):
+        where, folder = pathlib.Path(error.filename or tempfile.gettempdir()), storage.path(workdir)
+        if not storage.is_remote(folder):
+            where = pathlib.Path(error.filename or folder)
+        inside = not storage.is_remote(folder) and where.absolute().is_relative_to(folder.absolute())
+        if error.errno not in UNWRITABLE and not inside:
             raise
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(

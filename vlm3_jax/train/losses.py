@@ -20,7 +20,7 @@ class HeldOutLosses:
         config, mesh = setup.config, setup.mesh
         components = _components(setup)
         self._setup, self._said = setup, 0
-        self._quarantine = Quarantine(quarantine_file(setup.workdir), config.data.max_bad_fraction)
+        self._quarantine = Quarantine(quarantine_file(setup.work.folder), config.data.max_bad_fraction)
         self._held_out = {component.name: HeldOut(setup, component, self._quarantine) for component in components}
         count_in_all(self._quarantine, setup)
         groups = 2 * (1 + max((component.number for component in components), default=0))

@@ -18,6 +18,8 @@ from tensorboardX.summary import scalar
 
 from vlm3_jax.files import write_text
 
+METRICS = "metrics.jsonl"
+
 
 class Metrics:
     """Writes rows of numbers; after a resume the rows behind the restored step are cut off first.
@@ -30,7 +32,7 @@ class Metrics:
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, active: bool = True):
-        self.path = pathlib.Path(workdir) / "metrics.jsonl"
+        self.path = pathlib.Path(workdir) / METRICS
         self._active = active
         if not active:
             return

@@ -19,12 +19,14 @@ def require() -> None:
 
 
 class WeightsAndBiases:
-    """The run of a workdir in the project `project` ("": none); where it goes wandb's environment says (WANDB_MODE).
+    """The run `name` ("": the folder's) of a local workdir in the project `project` ("": none).
+
+    Where it goes wandb's environment says (WANDB_MODE).
 
     UserError if wandb refuses (nobody is logged in, no network).
     """
 
-    def __init__(self, project: str, workdir: pathlib.Path, config):
+    def __init__(self, project: str, workdir: pathlib.Path, config, name: str = ""):
         self._run = None
         if not project:
             return
@@ -35,7 +37,7 @@ class WeightsAndBiases:
         try:
             self._run = wandb.init(
                 project=project,
-                name=pathlib.Path(workdir).name,
+                name=name or pathlib.Path(workdir).name,
                 id=_run_id(pathlib.Path(workdir)),
                 resume="allow",
                 dir=str(workdir),

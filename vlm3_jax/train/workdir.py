@@ -14,6 +14,8 @@ import numpy as np
 
 from vlm3_jax.errors import UserError
 from vlm3_jax.parallel import processes
+from vlm3_jax.storage import AnyPath, is_remote
+from vlm3_jax.train import bucket_lock
 
 LOCK = ".lock"
 # Seconds that a run which was killed may take to let go: on this host, and on one that a file server has lost (NFS 4
@@ -26,18 +28,32 @@ _NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 
 
 @contextlib.contextmanager
-def claimed(workdir: pathlib.Path):
-    """Inside, this run is the only one that writes `workdir`, which is made if it is missing.
+def claimed(workdir: AnyPath):
+    """Inside, this run is the only one that writes `workdir`, which is made if it is missing; gives what checks that.
 
-    The kernel ends that with process 0, however it ends. UserError if another run has the folder, or if a process sees
-    another folder than process 0.
+    The kernel ends that with process 0, however it ends; in a bucket, where a lock may be lost, the function that is
+    given raises a UserError if it was. UserError if another run has the folder, or if a process sees another folder
+    than process 0.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     token = secrets.token_bytes(8)
-    with _locked(workdir, token.hex()) if jax.process_index() == 0 else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        check = _nothing
+        if jax.process_index() == 0 and is_remote(workdir):
+            check = held.enter_context(bucket_lock.held(workdir / LOCK, _who(token.hex()))).check
+        elif jax.process_index() == 0:
+            held.enter_context(_locked(workdir, token.hex()))
         if jax.process_count() > 1:
             _refuse_other_folders(workdir, token)
-        yield
+        yield check
+
+
+def _nothing() -> None:
+    pass
+
+
+def _who(token: str) -> str:
+    return f"process {os.getpid()} on {socket.gethostname()} {token}"
 
 
 @contextlib.contextmanager
@@ -53,7 +69,7 @@ def _locked(workdir: pathlib.Path, token: str):
                 )
             time.sleep(0.1)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} {token}\n")
+        file.write(f"{_who(token)}\n")
         file.flush()
         # Other hosts see it only then.
         os.fsync(file.fileno())
@@ -72,7 +88,7 @@ def _lock(file) -> bool:
     return True
 
 
-def _refuse_other_folders(workdir: pathlib.Path, token: bytes) -> None:
+def _refuse_other_folders(workdir: AnyPath, token: bytes) -> None:
     """UserError in all processes if one does not find what process 0 has written."""
     wanted = processes.gather({"token": np.frombuffer(token, np.uint8)})["token"][0].tobytes().hex()
     end = time.monotonic() + SHOWN_S
@@ -83,11 +99,11 @@ def _refuse_other_folders(workdir: pathlib.Path, token: bytes) -> None:
         numbers = ", ".join(map(str, np.flatnonzero(~here)))
         raise UserError(
             f"{workdir}: --workdir is not the same folder in process {numbers} as in process 0; "
-            "it must lie on a file system that all hosts share"
+            "it must lie on a file system that all hosts share, or in a bucket"
         )
 
 
-def _holds(path: pathlib.Path, text: str) -> bool:
+def _holds(path: AnyPath, text: str) -> bool:
     with contextlib.suppress(OSError):
         return text in path.read_text(encoding="utf-8")
     return False

@@ -1,9 +1,9 @@
 """Sources: random access to records, whatever their files look like. `make_source` opens that of a component."""
 
 import os
-import pathlib
 import typing
 
+from vlm3_jax import storage
 from vlm3_jax.config import check_component
 from vlm3_jax.data.sources.array_record import ArrayRecordSource
 from vlm3_jax.data.sources.colmap import ColmapSource
@@ -40,9 +40,13 @@ def make_source(name: str, fields, max_bad_fraction: float = 0.01) -> Source:
     if fields.kind == "depthlm":
         images = fields.images or os.path.dirname(fields.path) or "."
         return DepthLMSource(name, fields.path, images, fields.depth_kind, fields.first, limit, max_bad_fraction)
+    # They look into many small files: in a bucket each look would take as long as reading a record.
+    path, *_ = (
+        storage.local_path(fields[field], f"component {name!r}: {field}") for field in ("path", "images", "scenes")
+    )
     return _IN_PLACE[fields.kind](
         name,
-        pathlib.Path(fields.path),
+        path,
         fields,
         part=fields.part,
         share=fields.held_out,

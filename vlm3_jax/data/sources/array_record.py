@@ -6,19 +6,20 @@ import concurrent.futures
 import itertools
 import logging
 import os
-import pathlib
 import resource
 import sys
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import ClassVar
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from vlm3_jax import records
+from vlm3_jax import records, storage
+from vlm3_jax.data.sources.ranged_shard import RangedShard
 from vlm3_jax.data.sources.tfds_example import is_wrapped, unwrapped
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.storage import Unreadable, patiently
+from vlm3_jax.storage import AnyPath, Unreadable, patiently
 
 _log = logging.getLogger(__name__)
 
@@ -26,23 +27,24 @@ _log = logging.getLogger(__name__)
 class ArrayRecordSource:
     """Random access to the records of ArrayRecord shards.
 
-    `path`: a shard, a folder of shards (`*.array_record*`, in order of their names) or a glob pattern. Shards are
-    opened when first read, stay open as far as the limit on open files allows, and may be read by several threads.
-    `first`, `limit`: only records [first, first + limit). UserError if there are no shards or one cannot be opened;
-    BadRecord, naming shard and index, if a record is broken or has unusable labels only, Unreadable if reading it fails
-    twice. Single labels that are unusable are removed and counted in `points_removed`.
+    `path`: a shard, a folder of shards (`*.array_record*`, in order of their names) or a glob pattern, local or in a
+    bucket. Shards are opened when first read, stay open as far as the limit on open files allows, and may be read by
+    several threads. `first`, `limit`: only records [first, first + limit). UserError if there are no shards or one
+    cannot be opened; BadRecord, naming shard and index, if a record is broken or has unusable labels only, Unreadable
+    if reading it fails twice. Single labels that are unusable are removed and counted in `points_removed`.
     """
 
     def __init__(self, name: str, path: str | os.PathLike, first: int = 0, limit: int | None = None):
         self.name = name
-        self.path = pathlib.Path(path)
+        self.path = storage.path(path)
         self.bad: list = []
         self._removed: dict[int, int] = {}
         self.shards = _shard_paths(name, self.path)
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            counts = list(pool.map(_count, self.shards))
+        remote = storage.is_remote(self.path)
+        with concurrent.futures.ThreadPoolExecutor(64 if remote else 16) as pool:
+            counts, readers = zip(*pool.map(_counted, self.shards, itertools.repeat(remote)))
         self._ends = list(itertools.accumulate(counts))
-        self._open = _OpenShards(self.shards)
+        self._open = _OpenShards(self.shards, readers if remote else ())
         self._range = range(self._ends[-1])[first : None if limit is None else first + limit]
         if not self._range:
             raise UserError(f"{name}: {path} holds {self._ends[-1]} records, so none from index {first} on")
@@ -78,18 +80,21 @@ class ArrayRecordSource:
 class _OpenShards:
     """The open readers of one source. Each holds a file descriptor, so the one used longest ago makes room for another.
 
-    All sources of the process together keep at most `_most_open()` open, each in proportion to its shards.
+    All sources of the process together keep at most `_most_open()` open, each in proportion to its shards. Readers of
+    shards in a bucket hold none but their index, which `readers` have read already: they all stay.
     """
 
     _all: ClassVar[weakref.WeakSet] = weakref.WeakSet()
     _all_lock = threading.Lock()
 
-    def __init__(self, shards: list[pathlib.Path]):
+    def __init__(self, shards: list[AnyPath], readers: Sequence[RangedShard] = ()):
         self._shards = shards
-        self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
+        self._readers: collections.OrderedDict[int, ArrayRecordReader | RangedShard] = collections.OrderedDict()
+        self._readers.update(enumerate(readers))
         self._lock = threading.Lock()
-        with self._all_lock:
-            self._all.add(self)
+        if not storage.is_remote(shards[0]):
+            with self._all_lock:
+                self._all.add(self)
         if self._share() < len(shards):
             _log.warning(
                 "data: only %d of the %d shards in %s stay open; to spare opening them again and again, raise "
@@ -110,6 +115,8 @@ class _OpenShards:
             if reader is None:
                 reader = self._keep(shard, _opened(self._shards[shard]))
             return reader.read([position])[0]
+        except BadRecord as error:
+            raise BadRecord(f"{name}: {error}") from None
         except RuntimeError as error:
             # A stale handle stays stale: the next attempt opens the shard anew.
             with self._lock:
@@ -121,7 +128,7 @@ class _OpenShards:
         with self._lock:
             self._readers.clear()
 
-    def _keep(self, shard: int, reader: ArrayRecordReader) -> ArrayRecordReader:
+    def _keep(self, shard: int, reader):
         most = self._share()
         # Let go of outside the lock, not closed: a thread that is reading from one keeps it open until it is done.
         dropped = []
@@ -132,6 +139,8 @@ class _OpenShards:
         return reader
 
     def _share(self) -> int:
+        if storage.is_remote(self._shards[0]):
+            return len(self._shards)
         with self._all_lock:
             shards = sum(len(one._shards) for one in self._all)
         return max(1, min(len(self._shards), _most_open() * len(self._shards) // shards))
@@ -143,7 +152,7 @@ def _most_open() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft // 2
 
 
-def _shard_paths(name: str, path: pathlib.Path) -> list[pathlib.Path]:
+def _shard_paths(name: str, path: AnyPath) -> list[AnyPath]:
     """The shards that `path` (file, folder or glob pattern) names, sorted."""
     if path.is_dir():
         shards = sorted(p for p in path.iterdir() if ".array_record" in p.name or p.suffix == ".arrayrecord")
@@ -156,8 +165,10 @@ def _shard_paths(name: str, path: pathlib.Path) -> list[pathlib.Path]:
     return shards
 
 
-def _opened(shard: pathlib.Path) -> ArrayRecordReader:
+def _opened(shard: AnyPath) -> "ArrayRecordReader | RangedShard":
     """A reader without readahead, for random access; RuntimeError that says why it cannot be read."""
+    if storage.is_remote(shard):
+        return RangedShard(shard)
     reader = ArrayRecordReader(str(shard), options="readahead_buffer_size:0", file_reader_buffer_size=32768)
     # It is made whatever happens, and would say that there are no records.
     if not reader.ok():
@@ -165,10 +176,13 @@ def _opened(shard: pathlib.Path) -> ArrayRecordReader:
     return reader
 
 
-def _count(shard: pathlib.Path) -> int:
+def _counted(shard: AnyPath, keep: bool) -> tuple[int, RangedShard | None]:
+    """How many records a shard has, and its reader if that is to be kept."""
+
     def count():
         try:
-            return _opened(shard).num_records()
+            reader = _opened(shard)
+            return reader.num_records(), reader if keep else None
         except RuntimeError as error:
             raise _failure(error, "damaged") from None
 

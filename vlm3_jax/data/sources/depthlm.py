@@ -11,10 +11,12 @@ import weakref
 
 import numpy as np
 
+from vlm3_jax import storage
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.records import DepthPoints, ImageRef, Record, View
 from vlm3_jax.storage import patiently
+from vlm3_jax.storage.folders import fetched_file
 
 MAX_LINE_BYTES = 16 * 2**20
 FIELDS = ("image", "intrinsics", "pixel_coords", "depth")
@@ -34,6 +36,7 @@ class BadLine(typing.NamedTuple):
 class DepthLMSource:
     """Random access to the records of a jsonl file; only byte offsets are kept in memory.
 
+    A file in a bucket is fetched (folders.fetched_file), its images are read where they lie.
     `images`: the folder that the `image` fields are relative to. `depth_kind`: "distance" (to the camera centre) or
     "z". `first`, `limit`: only the lines [first, first + limit), empty ones not counted.
 
@@ -54,15 +57,17 @@ class DepthLMSource:
         max_bad_fraction: float = 0.01,
     ):
         self.name = name
-        self.path = pathlib.Path(path)
-        self.root = pathlib.Path(images).resolve()
+        self.path = storage.path(path)
+        self.root = storage.path(images).resolve()
         self.depth_kind = depth_kind
         self.bad: list[BadLine] = []
         if not self.path.is_file():
             raise UserError(f"{name}: no such file {self.path}")
         if not self.root.is_dir():
             raise UserError(f"{name}: the image folder {self.root} does not exist")
-        spans, lines = self._index(max_bad_fraction)
+        # Every line of it is looked at, and then any at any time.
+        local = fetched_file(self.path)
+        spans, lines = self._index(local, max_bad_fraction)
         chosen = slice(first, None if limit is None else first + limit)
         self._offsets, self._lines = spans[chosen, :2].copy(), lines[chosen]
         self.points_removed = int(spans[chosen, 2].sum())
@@ -71,7 +76,7 @@ class DepthLMSource:
         if len(self.bad) == len(self._lines):
             wanted = f"[{first}, {'end' if limit is None else first + limit})"
             raise UserError(f"{self.bad[0] if self.bad else self.path} (no usable line in {wanted})")
-        self._file = os.open(self.path, os.O_RDONLY)
+        self._file = os.open(local, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
@@ -95,11 +100,11 @@ class DepthLMSource:
             depth=(DepthPoints(points, depth, self.depth_kind),),
         )
 
-    def _index(self, max_bad_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    def _index(self, local: pathlib.Path, max_bad_fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """(offset, length, points removed) int64 [N, 3] and line number int64 [N] of the lines; length 0: set aside."""
         spans, lines = array.array("q"), array.array("q")
         offset = 0
-        with open(self.path, "rb") as file:
+        with open(local, "rb") as file:
             if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
                 offset = file.tell()
             file.seek(offset)
@@ -133,13 +138,15 @@ class DepthLMSource:
         if os.path.normpath(image).split(os.sep, 1)[0] == os.pardir:
             raise UserError(f"{self.path}:{number}: image {image!r} leaves the image folder {self.root}")
 
-    def _resolve(self, image: str, number: int) -> pathlib.Path:
+    def _resolve(self, image: str, number: int) -> storage.AnyPath:
         """The image's file; UserError if it lies outside the image folder (also through a symbolic link).
 
         BadRecord if its links go in a circle.
         """
         try:
-            path = (self.root / image).resolve()
+            # In a bucket there are no links that `..` could go back over.
+            inside = os.path.normpath(image) if storage.is_remote(self.root) else image
+            path = (self.root / inside).resolve()
         except RuntimeError:
             raise BadRecord(f"{self.path}:{number}: image {image!r} is a loop of symbolic links") from None
         if not path.is_relative_to(self.root):

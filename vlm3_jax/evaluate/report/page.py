@@ -15,12 +15,12 @@ from typing import Any
 
 import jinja2
 
+from vlm3_jax import storage
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate import published, scoring
 from vlm3_jax.evaluate.report import panels, pictures
 from vlm3_jax.evaluate.results import Entry, Results, Score, arrow, gain_text, interval, number, unreadable
 from vlm3_jax.files import write_text
-from vlm3_jax.storage import local_path
 
 # Encoded pictures beyond this are left out and counted, so that the file stays below 3 MB.
 PICTURE_BYTES = 2_000_000
@@ -36,14 +36,14 @@ _TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 
 
 def write_report(
-    out_html: pathlib.Path,
-    runs: Mapping[str, pathlib.Path],
+    out_html: storage.AnyPath,
+    runs: Mapping[str, storage.AnyPath],
     *,
     title: str = "VLM3 in JAX: evaluation",
-    metrics: pathlib.Path | None = None,
+    metrics: storage.AnyPath | None = None,
     summary: Mapping[str, str] | None = None,
     commands: Sequence[str] = (),
-) -> pathlib.Path:
+) -> storage.AnyPath:
     """Write the report of one or more evaluations and return its path; their answers are scored anew.
 
     `runs`: label -> output folder of `evaluate`, in order, for example {"before training": ..., "after training": ...};
@@ -70,16 +70,16 @@ def write_report(
         panels=_pictures(panels.panels(folder, cells[label]), album),
         left_out=album.left_out,
     )
-    out_html = local_path(out_html)
+    out_html = storage.path(out_html)
     out_html.parent.mkdir(parents=True, exist_ok=True)
     # Half of a surrogate pair, which JSON may hold, is no text that a file can.
     write_text(out_html, text, errors="replace")
     return out_html
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(path: storage.AnyPath) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl by step. Rows of one step are merged; after a resume the later row wins."""
-    path = pathlib.Path(path)
+    path = storage.path(path)
     rows: dict[int, dict[str, Any]] = {}
     try:
         lines = path.read_text().splitlines()

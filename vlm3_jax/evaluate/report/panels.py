@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vlm3_jax import pose as geometry
+from vlm3_jax import storage
 from vlm3_jax.evaluate import statistics
 from vlm3_jax.evaluate.report import pictures
 from vlm3_jax.evaluate.scoring import Answers, Cell
@@ -29,7 +29,7 @@ class Panel:
     lines: tuple[str, ...] = ()
 
 
-def panels(folder: pathlib.Path, cells: Sequence[Cell]) -> dict[str, list[Panel]]:
+def panels(folder: storage.AnyPath, cells: Sequence[Cell]) -> dict[str, list[Panel]]:
     """By task: a scatter for each component with depths, then the model's answers in pictures.
 
     Shown are records whose thumbnails stand in `folder`.
