@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import pathlib
 from collections.abc import Iterator, Sequence
 
 from vlm3_jax.builders.running import finish, pool
@@ -11,6 +10,7 @@ from vlm3_jax.builders.running.plan import MAX_BAD, Build, Job, folder, jobs
 from vlm3_jax.builders.running.shards import completion
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import write_text
+from vlm3_jax.storage import AnyPath, is_remote
 
 PLAN = "plan.json"
 LOCK = "lock"
@@ -31,8 +31,9 @@ def build(what: Build, workers: int = 2, max_bad: float = MAX_BAD, beam: Sequenc
 
 
 def _build(what: Build, about: dict, todo: list[Job], workers: int, max_bad: float, beam) -> finish.Summary:
-    for left_by_a_kill in folder(what.out).glob("*.part"):
-        left_by_a_kill.unlink()
+    if not is_remote(what.out):
+        for left_by_a_kill in folder(what.out).glob("*.part"):
+            left_by_a_kill.unlink()
     there = [completion(job) for job in todo]
     done = [one for one in there if one is not None and not one["failed"]]
     left = [job for job, one in zip(todo, there, strict=True) if one is None or one["failed"]]
@@ -54,8 +55,14 @@ def _build(what: Build, about: dict, todo: list[Job], workers: int, max_bad: flo
 
 
 @contextlib.contextmanager
-def locked(out: pathlib.Path) -> Iterator[None]:
-    """Nobody else builds there meanwhile; UserError if somebody does already. A lock ends with its process."""
+def locked(out: AnyPath) -> Iterator[None]:
+    """Nobody else builds there meanwhile; UserError if somebody does already. A lock ends with its process.
+
+    Not in a bucket, where two that build the same do the work twice and put up the same bytes.
+    """
+    if is_remote(out):
+        yield
+        return
     folder(out).mkdir(parents=True, exist_ok=True)
     with (folder(out) / LOCK).open("w") as file:
         try:

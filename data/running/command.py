@@ -1,7 +1,6 @@
 """What `vlm3 data build` does: the words of its options become a build, and the data sets are listed."""
 
 import os
-import pathlib
 
 from vlm3_jax import synth
 from vlm3_jax.builders import registry
@@ -11,6 +10,7 @@ from vlm3_jax.builders.running.plan import SHARD_ITEMS, Build, Images, make_buil
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import sizes
 from vlm3_jax.processor.image import VisionSpec
+from vlm3_jax.storage import AnyPath, path
 
 SYNTH = "synth"
 QWEN = "qwen3-vl"
@@ -53,10 +53,10 @@ def _build(args) -> Build:
     )
 
 
-def default_out(builder: type[Builder], split: str) -> pathlib.Path:
+def default_out(builder: type[Builder], split: str) -> AnyPath:
     """Where the shipped mixtures look for a split."""
     part = "held_out" if split == builder.held_out else split
-    return pathlib.Path(os.environ.get("VLM3_DATA", "runs/data")) / builder.folder / builder.name / part
+    return path(os.environ.get("VLM3_DATA", "runs/data"), "VLM3_DATA") / builder.folder / builder.name / part
 
 
 def vision(final: str | None) -> VisionSpec | None:

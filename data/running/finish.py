@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Sequence
 
 from vlm3_jax.builders.common import Builder
@@ -10,6 +9,7 @@ from vlm3_jax.builders.running.envelope import FEATURE
 from vlm3_jax.builders.running.plan import Build, Job
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import write_text
+from vlm3_jax.storage import AnyPath
 
 RECORD = "build.json"
 REJECTED = "rejected.jsonl"
@@ -20,7 +20,7 @@ COUNTS = ("items", "written", "skipped", "failed", "images", "labels_removed", "
 class Summary:
     """What a build has come to."""
 
-    out: pathlib.Path
+    out: AnyPath
     shards: int
     counts: dict[str, int]
 

@@ -15,7 +15,7 @@ from vlm3_jax.builders.common import JPEG_QUALITY, Builder, Item, Options
 from vlm3_jax.camera import Resize, resize_rule
 from vlm3_jax.errors import UserError
 from vlm3_jax.processor.image import VisionSpec
-from vlm3_jax.storage import local_path
+from vlm3_jax.storage import AnyPath, local_path, path
 
 # Raise it when the same builder starts to give other files for a reason that is not the builder's.
 FORMAT_VERSION = 1
@@ -59,7 +59,7 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """One split of one data set, from the folder `raw` to the folder `out`; the files depend on this and nothing else.
+    """One split of one data set, from the folder `raw` to `out`, here or in a bucket; files depend on nothing else.
 
     (Where the folders are does not matter, only what `raw` holds.)
     """
@@ -67,7 +67,7 @@ class Build:
     name: str
     split: str
     raw: pathlib.Path
-    out: pathlib.Path
+    out: AnyPath
     options: Options = dataclasses.field(default_factory=Options)
     images: Images = dataclasses.field(default_factory=Images)
     shard_items: int = SHARD_ITEMS
@@ -89,12 +89,12 @@ class Job:
     items: tuple[Item, ...]
 
     @property
-    def shard(self) -> pathlib.Path:
+    def shard(self) -> AnyPath:
         """The file of its records, named as TFDS names it."""
         return self.build.out / f"{stem(self.build)}-{self.number:05d}-of-{self.count:05d}"
 
     @property
-    def completion(self) -> pathlib.Path:
+    def completion(self) -> AnyPath:
         """What says that the shard is whole."""
         return folder(self.build.out) / f"{self.number:05d}-of-{self.count:05d}.json"
 
@@ -104,7 +104,7 @@ def stem(build: Build) -> str:
     return f"{build.name}-{build.split}.array_record"
 
 
-def folder(out: pathlib.Path) -> pathlib.Path:
+def folder(out: AnyPath) -> AnyPath:
     """Where completion records are."""
     return out / "built"
 
@@ -118,7 +118,7 @@ def make_build(name: str, raw, out, split: str = "", **options: Any) -> Build:
     depthlm = options.pop("depthlm", False)
     if depthlm and not builder.honours_depthlm:
         raise UserError(f"--depthlm: {name} has no other labels for it; leave it out")
-    build = Build(name, split, local_path(raw, "--raw"), local_path(out, "--out"), Options(depthlm), **options)
+    build = Build(name, split, local_path(raw, "--raw"), path(out, "--out"), Options(depthlm), **options)
     if build.shard_items < 1 or build.limit < 0:
         raise UserError(f"--shard-items={build.shard_items} --limit={build.limit}: give at least 1 and 0 (no limit)")
     if build.images.lossy and split == builder.held_out:

@@ -1,11 +1,13 @@
 """One shard: a function of its job alone, written aside and renamed, with a record of completion beside it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -15,7 +17,7 @@ from vlm3_jax.builders.running.plan import Job
 from vlm3_jax.builders.running.prepare import prepare
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.files import write_text
-from vlm3_jax.storage import patiently
+from vlm3_jax.storage import is_remote, patiently
 
 # Images and depth maps are compressed already.
 WRITER = "group_size:1,uncompressed"
@@ -40,15 +42,29 @@ def write_shard(job: Job, tick: Callable[[], None] = lambda: None) -> dict:
     """
     if (done := completion(job)) is not None and not done["failed"]:
         return done
+    with _aside(job) as tmp:
+        found = _write(job, tmp, tick)
+        if is_remote(job.shard):
+            job.shard.upload(tmp)
+        else:
+            os.replace(tmp, job.shard)
+    write_text(job.completion, json.dumps(found) + "\n")
+    return found
+
+
+@contextlib.contextmanager
+def _aside(job: Job) -> Iterator[pathlib.Path]:
+    """Where a shard is written first: beside its record of completion; for a bucket in a temporary folder."""
+    if is_remote(job.shard):
+        with tempfile.TemporaryDirectory(prefix="vlm3-build-") as folder:
+            yield pathlib.Path(folder) / job.shard.name
+        return
     job.completion.parent.mkdir(parents=True, exist_ok=True)
     tmp = job.completion.with_suffix(f".{os.getpid()}.part")
     try:
-        found = _write(job, tmp, tick)
-        os.replace(tmp, job.shard)
+        yield tmp
     finally:
         tmp.unlink(missing_ok=True)
-    write_text(job.completion, json.dumps(found) + "\n")
-    return found
 
 
 def completion(job: Job) -> dict | None:
