@@ -27,6 +27,7 @@ def write_all(folder: pathlib.Path) -> None:
     own_data.conversations(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", sections())
 def test_commands_run_as_they_stand(section, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
