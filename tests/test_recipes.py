@@ -5,6 +5,7 @@ import re
 import pytest
 
 from vlm3_jax import config as configs
+from vlm3_jax import mixtures, weighting
 from vlm3_jax.config import protocol_of
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.errors import UserError
@@ -20,6 +21,13 @@ PUBLISHED = {
     "pose": (10e6, 3, 5e-5, 448, 22_321, "focal:750:per_axis", 12_288, 45_056),
 }
 NAMES = [*PUBLISHED, "joint"]
+
+
+def weights(config) -> dict:
+    """How a run weighs the components, by the numbers of records that the tables tell."""
+    data = config.data
+    sizes = {name: entry.records for name, entry in data.components.items()}
+    return weighting.resolve(data.components, data.groups, data.weights, sizes, config.train.samples)
 
 
 def planned(name):
@@ -48,11 +56,33 @@ def test_what_was_published(name):
 
 
 def test_depth_mixture_has_the_published_shares():
-    weights = {name: entry.weight for name, entry in configs.load("depth").data.components.items()}
-    assert sum(weights.values()) == pytest.approx(2.566)
-    shares = {name: 100 * weight / 2.566 for name, weight in weights.items()}
+    found = weights(configs.load("depth"))
+    assert sum(found.values()) == pytest.approx(2.566)
+    shares = {name: 100 * weight / 2.566 for name, weight in found.items()}
     published = {"argoverse2": 8.2, "waymo": 1.6, "taskonomy": 19.9, "hm3d": 30.4, "matterport3d": 0.23}
     assert {name: shares[name] for name in published} == pytest.approx(published, rel=0.03)
+
+
+def test_pairs_are_weighed_by_their_number():
+    assert mixtures.PAIRS.weights == {name: count / 1e6 for name, count in mixtures.PAIRS.records.items()}
+    assert sum(mixtures.PAIRS.records.values()) == 9_903_000
+    config = configs.load("pose")
+    config.data.weights = "size"
+    by_size, table = weights(config), weights(configs.load("pose"))
+    assert {name: weight / 1e6 for name, weight in by_size.items()} == pytest.approx(table)
+
+
+def test_the_joint_recipe_weighs_tasks_and_then_their_sets():
+    config = configs.load("joint")
+    found = weights(config)
+    for task, share in mixtures.JOINT.items():
+        assert sum(w for name, w in found.items() if name.startswith(task)) == pytest.approx(share)
+    assert found["depth_hm3d"] / found["depth_taskonomy"] == pytest.approx(0.78 / 0.51)
+    # Another rule within the task leaves its share alone.
+    config.data.groups.depth.weights = "uniform"
+    uniform = weights(config)
+    assert [w for name, w in uniform.items() if name.startswith("depth")] == pytest.approx([0.4 / 8] * 8)
+    assert uniform["pose_ase"] == found["pose_ase"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,7 +132,7 @@ def test_the_size_is_one_argument(name):
 )
 def test_the_sets_that_one_has(argument, expected):
     config = configs.load(argument)
-    assert {name: entry.weight for name, entry in config.data.components.items()} == pytest.approx(expected)
+    assert weights(config) == pytest.approx(expected)
     assert set(config.eval.components) == set(expected)
     whole = configs.load(argument.partition(":")[0])
     size = re.search("[0-9]+b", argument)
@@ -136,6 +166,6 @@ def test_data_are_looked_for_where_the_environment_says(monkeypatch):
     config = configs.load("joint")
     assert config.data.components.depth_waymo.path == "/mnt/sets/depth/waymo/train"
     assert config.eval.components.pose_realestate10k.path == "/mnt/sets/pairs/realestate10k/held_out"
-    assert sum(entry.weight for entry in config.data.components.values()) == pytest.approx(1)
+    assert sum(weights(config).values()) == pytest.approx(1)
     monkeypatch.delenv("VLM3_DATA")
     assert configs.load("depth").data.components.waymo.path == "runs/data/depth/waymo/train"

@@ -228,9 +228,11 @@ def _data_mix(args, fields) -> None:
     if args.samples < 1:
         raise UserError(f"--samples={args.samples}: draw at least 1")
     config = read_config(args, fields)
-    data, settings = config.data, Setup.from_config(config).settings()
+    data, setup = config.data, Setup.from_config(config)
     run = survey.Run(config.train.samples, data.rows * config.train.accumulation, config.train.batch)
-    found = survey.mix_report(data.components, settings, config.seed, args.samples, data.max_bad_fraction, run)
+    found = survey.mix_report(
+        data.components, setup.settings(), config.seed, args.samples, data.max_bad_fraction, run, setup.weights
+    )
     if args.json:
         print(json.dumps(found.to_json(), indent=2))
     else:
@@ -246,8 +248,9 @@ def _data_show(args, fields) -> None:
         raise UserError(f"--index={args.index}: draws of a mixture are counted from 0")
     picture = args.picture and _picture(args.picture)
     config = read_config(args, fields)
-    components = Setup.from_config(config).components(config.data.components)
-    phase = first_phase({c.name: len(c) for c in components}, {c.name: c.fields.weight for c in components})
+    setup = Setup.from_config(config)
+    components = setup.components(config.data.components)
+    phase = first_phase({c.name: len(c) for c in components}, setup.weights(components))
     print(inspect.show(Mixture(components, config.seed, [phase]), args.index, picture))
 
 

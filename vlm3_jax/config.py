@@ -19,9 +19,10 @@ from vlm3_jax.model import params as parameters
 from vlm3_jax.tasks import TASKS
 from vlm3_jax.tasks import protocol as protocols
 from vlm3_jax.tasks.protocol import WORDINGS, Protocol
+from vlm3_jax.weighting import WORDS, Rule
 
 # The fields whose names are those of components.
-TABLES = ("data.components", "eval.components")
+TABLES = ("data.components", "eval.components", "data.groups")
 
 
 def base() -> ml_collections.ConfigDict:
@@ -49,6 +50,12 @@ def base() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     # The mixture: name -> component_config(...), below. The weights are relative to each other.
     data.components = ml_collections.ConfigDict()
+    # What weighs them: "table" (each one's `weight`), "uniform", "size" (their records), "size^0.5", "unimax:4" (even,
+    # at most so many epochs) or a file (.json, as `vlm3 data sweep` writes it). Weight 0 leaves one out in any case.
+    data.weights = "table"
+    # Groups of components, such as the sets of a task: name -> group_config(...), below. A group is weighed as one
+    # component is, and its weight divided among those that name it by the group's own rule.
+    data.groups = ml_collections.ConfigDict()
     # "turns" (one conversation, every answer supervised) or "independent" (a question sees the images and itself only).
     data.mode = "turns"
     # A row holds at most so many tokens, patches and supervised tokens (`vlm3 data mix` proposes them).
@@ -167,8 +174,10 @@ def component_config(**fields) -> ml_collections.ConfigDict:
     config.part, config.held_out = "", 0.1
     # "depth", "objects", "correspondence", "pose" or "conversation".
     config.task = "depth"
-    # Share of the mixture, relative to the other components; 0 leaves it out.
+    # Share of the mixture (of its group), relative to other components, where the rule is "table"; 0 leaves it out.
     config.weight = 1.0
+    # The group (data.groups) that it is weighed in; "": none.
+    config.group = ""
     # How the questions are asked (vlm3_jax/tasks/protocol.py): "release", "paper" or "short".
     config.protocol = "release"
     # In place of the protocol's own: how images are resized ("focal:1000", "focal:750:per_axis", "longest:1024",
@@ -180,21 +189,51 @@ def component_config(**fields) -> ml_collections.ConfigDict:
     config.flip = 0.0
     # Pairs with a smaller covisibility are left out (they are counted as passed over, not as bad).
     config.covisibility_min = 0.0
-    # Typical (width, height, focal length) of the stored images in px: `vlm3 plan` works without the data.
-    config.size = ()
+    # Typical (width, height, focal length) of the stored images in px, and how many records there are (0: not known):
+    # `vlm3 plan` works without the data.
+    config.size, config.records = (), 0
     # Only the records [first, first + limit) are used; limit 0: all from `first` on.
     config.first = 0
     config.limit = 0
+    return _filled(config, fields, "component")
+
+
+def group_config(**fields) -> ml_collections.ConfigDict:
+    """A group of components of a mixture. UserError for a field that does not exist, naming the nearest one."""
+    config = ml_collections.ConfigDict()
+    # Share of the mixture, relative to the other groups and the components without one, if data.weights is "table".
+    config.weight = 1.0
+    # What divides it among the group's components: as data.weights.
+    config.weights = "table"
+    return _filled(config, fields, "group")
+
+
+def _filled(config, fields, what: str) -> ml_collections.ConfigDict:
     for field, value in fields.items():
         if field not in config:
             near = difflib.get_close_matches(field, config.keys(), 1, 0)
-            raise UserError(f"data: a component has no field {field!r}; did you mean {near[0]!r}?")
+            raise UserError(f"data: a {what} has no field {field!r}; did you mean {near[0]!r}?")
         try:
             config[field] = value
         except TypeError:
             wanted = type(config[field]).__name__
-            raise UserError(f"data: field {field!r} of a component must be of type {wanted}, got {value!r}") from None
+            raise UserError(f"data: field {field!r} of a {what} must be of type {wanted}, got {value!r}") from None
     return config
+
+
+def check_group(name: str, fields) -> ml_collections.ConfigDict:
+    """A group's fields, defaults filled in; UserError, naming group and field, if a value is not allowed."""
+    try:
+        fields = group_config(**dict(fields))
+        Rule.parse(fields.weights)
+    except (UserError, ValueError) as error:
+        raise UserError(f"data.groups.{name}: {error}") from None
+    if not 0 < fields.weight < math.inf:
+        raise UserError(
+            f"data.groups.{name}: weight = {fields.weight} must be above 0; to leave a group out give its components "
+            "weight 0"
+        )
+    return fields
 
 
 def check_component(name: str, fields) -> ml_collections.ConfigDict:
@@ -212,6 +251,7 @@ def check_component(name: str, fields) -> ml_collections.ConfigDict:
         "coord_range": fields.coord_range >= 0,
         "questions": fields.questions >= 0,
         "flip": 0 <= fields.flip <= 1,
+        "records": fields.records >= 0,
         "first": fields.first >= 0,
         "limit": fields.limit >= 0,
     }
@@ -266,7 +306,8 @@ def config_dir() -> pathlib.Path:
 def override(config: ml_collections.ConfigDict, assignments: list[str]) -> None:
     """Applies `field.sub=value` strings; the value takes the field's type.
 
-    A component that is not there yet is added if its path is among the assignments. UserError names an unknown field.
+    A component that is not there yet is added if its path is among the assignments, a group by any of its fields.
+    UserError names an unknown field.
     """
     given = {assignment.partition("=")[0] for assignment in assignments}
     for assignment in assignments:
@@ -277,9 +318,10 @@ def override(config: ml_collections.ConfigDict, assignments: list[str]) -> None:
         for place, key in enumerate(keys):
             if not isinstance(node, ml_collections.ConfigDict) or key not in node:
                 above = ".".join(keys[:place])
-                if not key or above not in TABLES or f"{above}.{key}.path" not in given:
+                is_group = above == "data.groups"
+                if not key or above not in TABLES or not (is_group or f"{above}.{key}.path" in given):
                     raise UserError(f"--config.{field}: the config has no field {key!r}{_hint(node, above, key)}")
-                node[key] = component_config()
+                node[key] = group_config() if is_group else component_config()
             parent, node = node, node[key]
         parent[keys[-1]] = _parse(field, text, node)
 
@@ -307,6 +349,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for table in (config.data.components, config.eval.components):
         for name, fields in table.items():
             check_component(name, fields)
+    _check_groups(config.data)
     _check_rows(config.data)
     _check_training(config)
 
@@ -318,6 +361,15 @@ def _check_names(node, known, above: str) -> None:
             raise UserError(f"config.{above}{key}: there is no such field{_hint(known, above, key)}")
         if isinstance(value, ml_collections.ConfigDict) and f"{above}{key}" not in TABLES:
             _check_names(value, known[key], f"{above}{key}.")
+
+
+def _check_groups(data) -> None:
+    for name, fields in data.groups.items():
+        check_group(name, fields)
+    for name, fields in data.components.items():
+        if fields.group and fields.group not in data.groups:
+            known = ", ".join(data.groups) or "none"
+            raise UserError(f"component {name!r}: data.groups has no group {fields.group!r} (there are: {known})")
 
 
 def _check_rows(data) -> None:
@@ -372,6 +424,14 @@ def _is_window(text: str) -> bool:
     return not text or (found is not None and 1 <= int(found[1]) <= int(found[2]))
 
 
+def _is_rule(text: str) -> bool:
+    try:
+        Rule.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
 # Every field whose values are not all allowed.
 ALLOWED = {
     "seed": Allowed(lambda value: 0 <= value < 2**63, "at least 0 and below 2^63"),
@@ -380,6 +440,7 @@ ALLOWED = {
     "mesh.tensor": _least(1),
     "mesh.cpu_devices": _least(0),
     "synth.motion": _one_of("orbit", "crane"),
+    "data.weights": Allowed(_is_rule, f"one of {WORDS}"),
     "data.mode": _one_of("turns", "independent"),
     "data.row_tokens": _least(1),
     "data.row_patches": _least(0),

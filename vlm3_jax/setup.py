@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
 from vlm3_jax import config as configs
-from vlm3_jax import pretrained, storage
+from vlm3_jax import pretrained, storage, weighting
 from vlm3_jax.config import protocol_of
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.mixture import build_components
@@ -74,7 +75,7 @@ class Setup:
         return Workspace(self.workdir)
 
     def protocols(self) -> dict[str, Protocol]:
-        """How the model of this run is to be asked, by task: as the training component with the largest weight asks.
+        """How the model of this run is to be asked, by task: as the training component with the largest `weight` asks.
 
         A task that is not trained is asked as before.
         """
@@ -89,3 +90,8 @@ class Setup:
     def components(self, table) -> list[Component]:
         """The components of a mixture table (training or held-out)."""
         return build_components(table, self.settings(), self.config.data.max_bad_fraction)
+
+    def weights(self, components: Sequence[Component]) -> dict[str, float]:
+        """How the training components are weighed, by name; UserError names what the rule of weights lacks."""
+        data, sizes = self.config.data, {component.name: len(component) for component in components}
+        return weighting.resolve(data.components, data.groups, data.weights, sizes, self.config.train.samples)

@@ -1,5 +1,6 @@
 """What a mixture will do in training, from a draw of its samples and no pixels: `vlm3 data mix` as plain functions."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,10 +53,11 @@ class RowFill:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Share:
-    """A component: its `share` as asked and as `drawn`, and how often the run sees each of its `records`.
+    """A component: its `share` of the draws as asked and of the samples as `drawn`.
 
-    `epochs`: None if the run's length is unknown. `sizes` int64 [N, 3]: tokens, patches and supervised tokens of the
-    samples drawn.
+    `epochs`: how often the run sees each of its `records` (None if its length is unknown). `questions`: of a sample, on
+    average. `lost`: the part of its draws that gave no sample. `sizes` int64 [N, 3]: tokens, patches and supervised
+    tokens of the samples drawn.
     """
 
     name: str
@@ -63,6 +65,8 @@ class Share:
     share: float
     drawn: float
     epochs: float | None
+    questions: float
+    lost: float
     sizes: np.ndarray
 
 
@@ -94,7 +98,7 @@ class MixReport:
         n = f"{self.samples} samples drawn; {self.passed_over} records passed over, {len(self.bad)} bad"
         if self.oversize:
             n += f"; {self.oversize} samples are larger than a configured row (data.oversize)"
-        lines = [n, *(f"  bad: {item.id}: {item.reason}" for item in self.bad[:5])]
+        lines = [n, *(f"  bad: {item.id}: {item.reason}" for item in self.bad[:5]), *self._worst()]
         for name, most in self.longest.items():
             lines.append(f"data.{name} = {getattr(self.configured.budget, name):,}; the largest sample needs {most:,}")
         if self.run.rows:
@@ -111,6 +115,23 @@ class MixReport:
             lines.append(line)
         return lines
 
+    @property
+    def questions(self) -> float:
+        """Questions of a sample of the mixture, on average."""
+        return sum(part.drawn * part.questions for part in self.shares)
+
+    def _worst(self) -> list[str]:
+        """The questions of the run, the component that it repeats most, and the one that loses most of its draws."""
+        asked = f"questions: {self.questions:.1f} a sample"
+        lines = [asked + (f", {self.questions * self.run.samples:,.0f} in the run" if self.run.samples else "")]
+        if self.run.samples:
+            most = max(self.shares, key=lambda part: part.epochs)
+            lines.append(f"repeated most: {most.name}, {most.epochs:,.2f} epochs")
+        most = max(self.shares, key=lambda part: part.lost)
+        if most.lost:
+            lines.append(f"lost most: {most.name}, {most.lost:.1%} of its draws give no sample")
+        return lines
+
     def __rich_console__(self, console, options) -> Iterator:
         yield self._shares_table()
         yield self._rows_table()
@@ -119,13 +140,14 @@ class MixReport:
 
     def _shares_table(self) -> rich.table.Table:
         table = rich.table.Table("component", box=rich.box.SIMPLE_HEAD)
-        for name in ("records", "share", "drawn", "epochs", "tokens", "patches", "answers"):
+        for name in ("records", "share", "drawn", "epochs", "questions", "tokens", "patches", "answers"):
             table.add_column(name, justify="right")
         for part in self.shares:
             sizes = [f"{mean:,.0f} / {top:,}" for mean, top in _mean_and_largest(part.sizes)] or ["-"] * 3
             epochs = "-" if part.epochs is None else f"{part.epochs:,.2f}"
-            table.add_row(part.name, f"{part.records:,}", f"{part.share:.1%}", f"{part.drawn:.1%}", epochs, *sizes)
-        table.caption = "tokens, patches and supervised tokens (answers) of a sample: mean / largest"
+            shares = f"{part.share:.1%}", f"{part.drawn:.1%}"
+            table.add_row(part.name, f"{part.records:,}", *shares, epochs, f"{part.questions:.1f}", *sizes)
+        table.caption = "questions (mean), tokens, patches and supervised tokens (answers; mean / largest) of a sample"
         if self.run.samples:
             table.caption += f"; epochs in {self.run.samples:,} samples"
         return table
@@ -157,12 +179,14 @@ class MixReport:
         for part in self.shares:
             pairs = _mean_and_largest(part.sizes)
             sizes = dict(zip(("tokens", "patches", "answers"), ({"mean": m, "largest": t} for m, t in pairs)))
-            fields = {name: getattr(part, name) for name in ("records", "share", "drawn", "epochs")}
+            names = ("records", "share", "drawn", "epochs", "questions", "lost")
+            fields = {name: getattr(part, name) for name in names}
             shares[part.name] = fields | sizes
         step = {"mean_samples": self.samples_per_step, "asked": self.run.batch} if self.run.rows else None
         return {
             "shares": shares,
             "samples": self.samples,
+            "questions": self.questions,
             "oversize": self.oversize,
             "longest": self.longest,
             "passed_over": self.passed_over,
@@ -186,24 +210,29 @@ def mix_report(
     samples: int = 1000,
     max_bad_fraction: float = 0.01,
     run: Run | None = None,
+    weigh: Callable[[Sequence[Component]], Mapping[str, float]] | None = None,
 ) -> MixReport:
     """Draws `samples` samples of a mixture table, uncropped, and proposes row sizes with few empty tokens.
 
-    UserError if none can be drawn, or too many records are broken.
+    `weigh(components)`: their weights by name (None: those of the table). UserError if none can be drawn, or too many
+    records are broken.
     """
     run = run or Run()
     components = build_components(table, dataclasses.replace(settings, budget=UNBOUNDED), max_bad_fraction)
-    phase = first_phase({c.name: len(c) for c in components}, {c.name: c.fields.weight for c in components})
-    mixture = Mixture(components, seed, [phase])
-    drawn, bad, passed_over, index = [], [], 0, 0
+    weights = weigh(components) if weigh else {c.name: c.fields.weight for c in components}
+    mixture = Mixture(components, seed, [first_phase({c.name: len(c) for c in components}, weights)])
+    drawn, questions, bad, passed_over, index = [], [], [], 0, 0
+    draws = collections.Counter()
     while len(drawn) < samples and index < 2 * samples + 1000:
         found = mixture.sample(index)
+        draws[components[mixture.draw(index).component].name] += 1
         if isinstance(found, Bad):
             bad.append(found)
         elif isinstance(found, PassedOver):
             passed_over += 1
         else:
             drawn.append(_lengths_only(found))
+            questions.append(len(found.examples))
         index += 1
     quarantine = Quarantine(max_bad_fraction=max_bad_fraction)
     quarantine.add(index, bad)
@@ -211,7 +240,7 @@ def mix_report(
     if not drawn:
         raise UserError(f"none of {index} draws gave a sample; the last: {found.reason}")
     return MixReport(
-        shares=_shares(components, drawn, run.samples * index / len(drawn)),
+        shares=_shares(components, weights, drawn, questions, draws, run.samples * index / len(drawn)),
         samples=len(drawn),
         oversize=sum(not fits([s], settings.budget) for s in drawn),
         longest=_longest(drawn, settings.budget),
@@ -237,15 +266,35 @@ def _longest(samples: Sequence[Sample], budget: RowBudget) -> dict[str, int]:
     return {name: max(getattr(t, name) for t in taken) for name in names}
 
 
-def _shares(components: Sequence[Component], drawn: Sequence[Sample], draws: float) -> list[Share]:
-    """`draws`: how many the run makes, those without a sample included."""
+def _shares(
+    components: Sequence[Component],
+    weights: Mapping[str, float],
+    drawn: Sequence[Sample],
+    questions: Sequence[int],
+    draws: Mapping[str, int],
+    run_draws: float,
+) -> list[Share]:
+    """`questions`: of each of the `drawn` samples. `draws`: how many, those without a sample too, it took by component;
+    `run_draws`: how many the run takes.
+    """
     sizes, number = _sizes(drawn), np.array([s.component for s in drawn])
-    total = sum(component.fields.weight for component in components)
+    questions, total = np.array(questions), sum(weights.values())
     parts = []
     for c in components:
-        share, own = c.fields.weight / total, sizes[number == c.number]
-        epochs = draws * share / len(c) if draws else None
-        parts.append(Share(c.name, len(c), share, len(own) / len(drawn), epochs, own))
+        share, here = weights[c.name] / total, number == c.number
+        own = int(here.sum())
+        parts.append(
+            Share(
+                name=c.name,
+                records=len(c),
+                share=share,
+                drawn=own / len(drawn),
+                epochs=run_draws * share / len(c) if run_draws else None,
+                questions=float(questions[here].mean()) if own else 0.0,
+                lost=1 - own / draws[c.name] if draws[c.name] else 0.0,
+                sizes=sizes[here],
+            )
+        )
     return parts
 
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from vlm3_jax import pretrained, storage
+from vlm3_jax import pretrained, storage, weighting
 from vlm3_jax.camera import Camera
 from vlm3_jax.config import protocol_of
 from vlm3_jax.data.packing import RowBudget, batch_stats, fits, lengths, looked_at, needs
@@ -96,7 +96,9 @@ def typical_rows(config, cfg: VLMConfig, budget: RowBudget, count: int = 512) ->
     if not components:
         raise UserError("data.components is empty: nothing to plan for")
     samples = [sample_of(name, fields, budget, spec) for name, fields in components.items()]
-    weights = np.array([fields.weight for fields in components.values()])
+    data, sizes = config.data, {name: fields.limit or fields.records for name, fields in components.items()}
+    weights = weighting.resolve(data.components, data.groups, data.weights, sizes, config.train.samples)
+    weights = np.array(list(weights.values()))
     drawn = np.random.default_rng(config.seed).choice(len(samples), 1 << 16, p=weights / weights.sum())
     # Lists of blocks are sized to what rows need, so they are no bound here.
     loose = dataclasses.replace(budget, pair_block=0)

@@ -53,8 +53,7 @@ class Feed:
     def __init__(self, setup: Setup, components: list[Component], saved: Schedule | None, goodput: Goodput):
         config, data = setup.config, setup.config.data
         lengths = {c.name: len(c) for c in components}
-        weights = {c.name: c.fields.weight for c in components}
-        schedule = open_schedule(lengths, weights, data.rows, saved, config.seed)
+        schedule = open_schedule(lengths, setup.weights(components), data.rows, saved, config.seed)
         # Stream r fills row r, wherever it lies.
         self._mine = meshes.process_rows(setup.mesh, data.rows)
         self.stop: list = []

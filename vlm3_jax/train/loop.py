@@ -74,6 +74,8 @@ def _judged(config) -> tuple[Setup, list[Component], Trainable]:
     components = setup.components(config.data.components)
     if not components:
         raise UserError("data.components is empty: nothing to train on")
+    # A table that does not suit the mixture is told of before anything is read.
+    setup.weights(components)
     trainable = Trainable.from_config(setup.model_cfg, config)
     rows, spread = config.data.rows, setup.mesh.shape["replica"] * setup.mesh.shape["fsdp"]
     if rows % spread:
