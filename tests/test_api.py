@@ -137,6 +137,26 @@ def test_lengths_that_cannot_be_are_nan(model, rng):
     assert np.isnan(other.pose(photo, photo).distance_m)
 
 
+def test_a_model_of_markers_is_asked_about_one_point_an_image(model, rng):
+    photo = rng.integers(0, 200, (48, 64, 3), dtype=np.uint8)
+    shown = []
+
+    def answer(images, questions):
+        (layout,), (question,) = images[0], questions[0]
+        shown.append((layout.marker, question))
+        x, y = layout.marker
+        assert (np.asarray(layout.picture())[y, x - 5 : x] == (255, 0, 0)).all()
+        return [[f"{len(shown)}.0"]]
+
+    other = answering(model, answer)
+    other.protocols = model.protocols | {"depth": given("depth", "short", resize="focal:40", marker=True)}
+    camera = Camera(40.0, 40.0, 32.0, 24.0, 64, 48)
+    found = other.depth(photo, camera, points=[[30, 20], [4, 20], [58, 42], [59, 20]])
+    assert shown == [((30, 20), "d"), ((58, 42), "d")]
+    np.testing.assert_array_equal(found.distance_m, [1, np.nan, 2, np.nan])
+    assert found.answers == ["1.0", "", "2.0", ""]
+
+
 def test_matches_outside_the_second_image_are_no_pixels(model, rng):
     first, second = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), rng.integers(0, 256, (30, 50, 3), dtype=np.uint8)
     answers = ["10,20", "99,99", "100,20", "20,-1", "far"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vlm3_jax import pretrained, tasks
+from vlm3_jax import marker, pretrained, tasks
 from vlm3_jax.camera import AsIs, Camera, Resize, as_points, normalize_points
 from vlm3_jax.errors import UserError
 from vlm3_jax.infer.engine import Engine
@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 class Depth:
     """Points asked about (px of the upright image, int [N, 2]), distances in metres [N] (or NaN), the texts.
 
+    A model that is asked by markers is not asked about points within 5 px of the border (unified): NaN and "".
     `camera_source`: where the camera that metric depth hangs on is from (`processor.photo`).
     """
 
@@ -181,7 +182,11 @@ class VLM3:
             points = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
         points = as_points(points, *size)
         coords = self._coords(points, photo.camera, unified, asked)
-        answers = self._engine.answer([(layout,)], [[depth.question(x, y, asked) for x, y in coords]])[0]
+        questions = [depth.question(x, y, asked) for x, y in coords]
+        if asked.marker:
+            answers = self._answers_by_marker(layout, photo.camera.map_points(points, unified), questions)
+        else:
+            answers = self._engine.answer([(layout,)], [questions])[0]
         found = [tasks.get("depth").parse(text) for text in answers]
         distance_m = np.array([value if value and value > 0 else np.nan for value in found])
         return Depth(points, distance_m, answers, photo.camera, photo.source)
@@ -219,6 +224,14 @@ class VLM3:
             answers,
             tuple(photo.source for _, photo, _ in opened),
         )
+
+    def _answers_by_marker(self, layout: ImageLayout, shown_px, questions: Sequence[str]) -> list[str]:
+        """The answer to each question about an image of its own, with an arrow at its pixel; "" where none fits."""
+        answers, fits = [""] * len(questions), marker.fits(shown_px, *layout.size)
+        for number in np.flatnonzero(fits).tolist():
+            pointed = dataclasses.replace(layout, marker=tuple(map(int, shown_px[number])))
+            answers[number] = self._engine.answer([(pointed,)], [[questions[number]]])[0][0]
+        return answers
 
     def _with_regions(self, question: str, boxes, shown: Sequence[ImageLayout]) -> str:
         """The question with its boxes as text: normalised from the image's own size, as the release does."""

@@ -185,6 +185,8 @@ def component_config(**fields) -> ml_collections.ConfigDict:
     config.resize, config.coord_range, config.questions = "", 0, 0
     # The release's optional step-by-step suffix of the correspondence question.
     config.think = False
+    # Depth: the point is shown by an arrow drawn into the image (DepthLM's markers), one question an image.
+    config.marker = False
     # Probability that a record is mirrored left to right.
     config.flip = 0.0
     # Pairs with a smaller covisibility are left out (they are counted as passed over, not as bad).
@@ -275,7 +277,7 @@ def check_component(name: str, fields) -> ml_collections.ConfigDict:
 
 def protocol_of(fields) -> Protocol:
     """How a component asks: its named protocol with the component's own fields in place. ValueError for a bad one."""
-    changes = {field: fields[field] for field in ("resize", "coord_range", "questions", "think")}
+    changes = {field: fields[field] for field in ("resize", "coord_range", "questions", "think", "marker")}
     return protocols.given(fields.task, fields.protocol, **changes)
 
 

@@ -48,6 +48,46 @@ def test_a_wide_image_is_cropped_to_the_lists_of_the_depth_recipe(qwen_dir, tmp_
     assert camera.width / camera.height == pytest.approx(4 / 3, rel=0.03)
 
 
+def test_an_arrow_points_at_the_pixel_that_is_asked_about(settings, tmp_path):
+    """Through mirroring, resizing and cropping: the red pixels stand left of a label of the same depth."""
+    write_shard(tmp_path / "one.array_record", [small_record(k, (640, 480)) for k in range(4)])
+    source = make_source("c", {"path": str(tmp_path)})
+    for fields, budget in (({"flip": 1.0}, LISTS), ({"resize": "focal:50"}, LISTS), ({}, RowBudget(512, 400, 200))):
+        own = dataclasses.replace(settings, budget=budget)
+        component = opened(own, tmp_path, **{"marker": True, "questions": 1} | fields)
+        for index in range(4):
+            sample = component.sample(index, (0, index), "x")
+            (layout,), (example,) = sample.images, sample.examples
+            assert layout.crop is None or layout.crop[2] - layout.crop[0] < 640
+            x, y = layout.marker
+            assert (np.asarray(layout.picture())[y, x - 5 : x] == (255, 0, 0)).all()
+            assert (np.asarray(dataclasses.replace(layout, marker=None).picture())[y, x - 5 : x] != (255, 0, 0)).any()
+            # Where the stored label of that depth comes to lie.
+            record = source[index]
+            record = records.flip(record) if layout.flip else record
+            record = records.with_cameras(records.unify(record, component.protocol.resize), sample.record.cameras)
+            at = record.depth[0].depth_m == example.target["depth_m"]
+            assert [x, y] in record.depth[0].points_px[at].tolist()
+
+
+def test_what_is_held_out_is_asked_in_the_released_words(settings, tmp_path):
+    """Not mirrored and in one wording, but cropped to a row where it is for a loss."""
+    write_shard(tmp_path / "pair.array_record", [pair(0, ((640, 480), (640, 480)))])
+    fields = {"task": "correspondence", "protocol": "release", "resize": "focal:100", "flip": 1.0}
+    component = opened(dataclasses.replace(settings, budget=RowBudget(2048, 700, 600)), tmp_path, **fields)
+    openings = {True: set(), False: set()}
+    for training, found in openings.items():
+        for key in range(8):
+            sample = component.sample(0, (0, key), "x", training=training)
+            assert fits([sample], component.settings.budget)
+            assert sample.images[0].flip == training
+            found.update(e.question.partition("(")[0] for e in sample.examples)
+    assert openings[False] == {"Given these two images, what pixel in the second image corresponds to pixel "}
+    assert len(openings[True]) == 5
+    whole = component.sample(0, (0, 0), "x", training=False, cropped=False)
+    assert not fits([whole], component.settings.budget)
+
+
 def pair(number: int, sizes) -> records.Record:
     """Two views that match around their middles, so that crops leave something to ask about."""
     near = np.random.default_rng(number).integers(-8, 8, (2, 40, 2))

@@ -12,7 +12,7 @@ from vlm3_jax import pose, tasks
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import Record
-from vlm3_jax.tasks.pose import KINDS, auc, direction_words
+from vlm3_jax.tasks.pose import KINDS, auc, direction_words, question
 from vlm3_jax.tasks.protocol import given
 
 task = tasks.get("pose")
@@ -80,6 +80,25 @@ def test_which_questions_are_asked(rng):
     assert "translation_direction" not in by_kind(pair((1, 2, 3), (0, 0, 0)), rng)
     with pytest.raises(BadRecord, match="a, view 1"):
         task.examples(pair((1, 2, 3), (np.inf, 0, 0)), rng, given("pose"))
+
+
+def test_training_draws_from_five_wordings_of_each_question_and_evaluation_asks_the_first(rng):
+    record = pair((1, 2, 3), (1, 0, 0))
+    asked = {kind: set() for kind in KINDS}
+    for _ in range(100):
+        for kind, example in by_kind(record, rng, vary=True).items():
+            asked[kind].add(example.question)
+    for kind in KINDS:
+        assert len(asked[kind]) == 5
+        assert question(kind, given("pose")) in asked[kind]
+    assert {by_kind(record, rng)["euler_natural"].question for _ in range(20)} == {question(KINDS[0], given("pose"))}
+    # What an answer must follow stands in each of them.
+    for text in asked["euler_natural"]:
+        assert "yaw -> pitch -> roll" in text
+        assert "local axes" in text or "own axes" in text
+        assert text.endswith("(image content rotates clockwise from the operator's POV).")
+    assert all("X right, Y down, Z forward" in text for text in asked["translation_direction"])
+    assert all("degrees" in text for text in asked["rotation_angle"])
 
 
 def test_cameras_that_no_answer_could_tell_apart(rng):

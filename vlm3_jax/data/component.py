@@ -52,21 +52,23 @@ class Component:
     def __len__(self) -> int:
         return len(self.source)
 
-    def sample(self, index: int, key: tuple[int, ...], id: str, training: bool = True) -> Sample | PassedOver | Bad:
+    def sample(
+        self, index: int, key: tuple[int, ...], id: str, training: bool = True, cropped: bool = True
+    ) -> Sample | PassedOver | Bad:
         """What record `index` gives, as a function of (index, key) only; `key` seeds questions and mirroring.
 
         The one road from records to samples: training, held-out losses, evaluation, surveys and checks all take it.
         Passed over is a record that its source has set aside, whose views overlap too little, or that has nothing that
         the task could ask about, perhaps because a crop has left no labels. Bad is one with unusable labels. UserError
         if the sample is larger than a row and may not, or cannot, be cropped. Without `training` it is what evaluation
-        asks: never mirrored, always in the same words, and not cropped to a row.
+        asks: never mirrored, and always in the published words. `cropped`: to fit a row.
         """
         try:
-            return self._sample(index, key, id, training)
+            return self._sample(index, key, id, training, cropped)
         except BadRecord as error:
             return Bad(id, self.name, str(self.source.path), str(error), error)
 
-    def _sample(self, index: int, key: tuple[int, ...], id: str, training: bool) -> Sample | PassedOver:
+    def _sample(self, index: int, key: tuple[int, ...], id: str, training: bool, cropped: bool) -> Sample | PassedOver:
         mirror = training and self.fields.flip > 0 and np.random.default_rng([*key, 1]).random() < self.fields.flip
         record = self._record(index, key, mirror)
         if isinstance(record, PassedOver):
@@ -75,7 +77,7 @@ class Component:
         if sample is None:
             return PassedOver(f"it has no labels that task {self.task.name} can ask about")
         for _ in range(4):
-            if not training or fits([sample], self.settings.budget):
+            if not cropped or fits([sample], self.settings.budget):
                 return sample
             sample = self._build(self._cropped(sample), key, id, training)
             if sample is None:

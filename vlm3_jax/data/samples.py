@@ -96,11 +96,12 @@ def build_sample(
 ) -> Sample:
     """The sample of a unified record and its examples, in their order; all examples show the same views.
 
+    An example with a marker is the only one of its sample: the arrow stands in the image.
     `mode`: "turns" (one conversation) or "independent" (every question sees the images and itself only, and its
     positions go on right after them); examples with `parts` are one conversation in either. The first token of every
     answer weighs `first_answer_weight`, all others 1.
     """
-    layouts = tuple(image_layout(record.views[v], spec) for v in examples[0].views)
+    layouts = tuple(image_layout(record.views[v], spec, examples[0].marker) for v in examples[0].views)
     shown = [layout.n_visual for layout in layouts]
     if examples[0].parts is not None:
         mode, turns = "turns", [(e.parts, e.answer) for e in examples]

@@ -86,7 +86,8 @@ class HeldOut(Sequence):
         quarantine.check(final=True)
 
     def _sample(self, component: Component, index: int) -> Sample | PassedOver | Bad:
-        return component.sample(index, (self._seed, index), f"{component.name}/{index}", training=False)
+        id = f"{component.name}/{index}"
+        return component.sample(index, (self._seed, index), id, training=False, cropped=False)
 
 
 def briefs(asked: Sequence[Questions]) -> list[Brief]:

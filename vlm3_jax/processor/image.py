@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from vlm3_jax import marker
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.files import Fields
@@ -132,9 +133,10 @@ class ImageLayout(Patches):
 
     `size` (w, h): the whole image at the unified focal length; `crop` (left, top, right, bottom) or None: the part of
     it that is shown; `final` (w, h): what the vision tower sees; `grid` (rows, columns) of patches. `flip` mirrors the
-    decoded pixels left to right, `blank` replaces every value by 128 (the reference of a model that sees nothing).
-    `resized`: the image is stored after both resizes (`View.final`); if its size is `final`, it is only decoded.
-    `patches`: what `load` gives, where somebody has loaded them already.
+    decoded pixels left to right, `marker` (x, y) draws an arrow that points at that pixel of what is shown, `blank`
+    replaces every value by 128 (the reference of a model that sees nothing). `resized`: the image is stored after both
+    resizes (`View.final`); if its size is `final`, it is only decoded. `patches`: what `load` gives, where somebody has
+    loaded them already.
     """
 
     ref: ImageRef
@@ -146,6 +148,7 @@ class ImageLayout(Patches):
     flip: bool = False
     blank: bool = False
     resized: bool = False
+    marker: tuple[int, int] | None = None
     patches: np.ndarray | None = None
 
     def loaded(self, spec: VisionSpec) -> "ImageLayout":
@@ -166,7 +169,8 @@ class ImageLayout(Patches):
 
     def shown(self) -> UInt8[np.ndarray, "height width 3"]:
         """The pixels that the vision tower sees, [H, W, 3] of the size `final`. BadRecord as in `load`."""
-        if self.resized and self.crop is None and (self.ref.width, self.ref.height) == self.final:
+        drawn_on = self.crop or self.marker
+        if self.resized and drawn_on is None and (self.ref.width, self.ref.height) == self.final:
             return self._mirrored(self.ref.load())
         image = self.picture()
         if image.size != self.final:
@@ -180,14 +184,17 @@ class ImageLayout(Patches):
             image = image.resize(self.size, Image.Resampling.BICUBIC)
         if self.crop is not None:
             image = image.crop(self.crop)
-        return image
+        return image if self.marker is None else marker.drawn(image, self.marker)
 
     def _mirrored(self, pixels: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(pixels[:, ::-1]) if self.flip else pixels
 
 
-def image_layout(view: View, spec: VisionSpec) -> ImageLayout:
-    """The layout of a unified view: its camera says what size the image has when it is shown."""
+def image_layout(view: View, spec: VisionSpec, marker: tuple[int, int] | None = None) -> ImageLayout:
+    """The layout of a unified view: its camera says what size the image has when it is shown.
+
+    `marker`: a pixel of that view which an arrow points at.
+    """
     camera = view.camera
     if camera.width * camera.height > MAX_IMAGE_PIXELS:
         size = f"{camera.width} x {camera.height} pixels"
@@ -206,6 +213,7 @@ def image_layout(view: View, spec: VisionSpec) -> ImageLayout:
         crop=crop,
         flip=view.flip,
         resized=view.final,
+        marker=marker,
     )
 
 

@@ -22,6 +22,7 @@ RULES = ("vlm3", "release")
 class Example:
     """One question with its answer. `views`: the record's views shown, in order (equal for all examples of a call).
 
+    `marker`: the pixel (x, y) of the one view shown at which an arrow points that is drawn into it; None: no arrow.
     `target` is JSON-able and holds all that scoring needs; `target["kind"]` names the question's family. `parts`: the
     question as pieces of text and, None each, the places of the `views` in their order, over all examples of a call;
     where no example has parts, the views stand before the first question. `system`: what the system says first.
@@ -33,6 +34,7 @@ class Example:
     views: tuple[int, ...] = (0,)
     parts: tuple[str | None, ...] | None = None
     system: str = ""
+    marker: tuple[int, int] | None = None
 
 
 class Task(abc.ABC):

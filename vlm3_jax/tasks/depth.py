@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from vlm3_jax import marker
 from vlm3_jax.camera import normalize_points
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import DepthPoints, Record
@@ -20,12 +21,19 @@ _RELEASE_QUESTION = (
 _RELEASE_ANSWER = (
     "<think> The point is around {d:.2f} meters away from the camera. </think>\n\n<answer> {d:.2f} </answer>"
 )
+# DepthLM (arXiv 2509.25413), which draws an arrow into the image.
+_MARKER_QUESTION = (
+    "Given this image, how far is the point pointed by the red arrow from the camera? Output the thinking process in "
+    "<think> </think> and final answer (the meter number only, without the unit) in <answer> </answer> tags."
+)
 _PAPER_QUESTION = "How far is the pixel at ({x}, {y}) from the camera? Both x and y are normalized to between [0, {R})."
 
 
 def question(x: int, y: int, protocol: Protocol) -> str:
-    """How far is the point at these normalised coordinates, in the protocol's words."""
+    """How far is the point at these normalised coordinates, or under the arrow, in the protocol's words."""
     R = protocol.coord_range
+    if protocol.marker:
+        return "d" if protocol.wording == "short" else _MARKER_QUESTION
     if protocol.wording == "short":
         digits = len(str(R - 1))
         return f"d{x:0{digits}d},{y:0{digits}d}"
@@ -48,11 +56,12 @@ class DepthTask(Task):
 
         The label keeps its source's kind (distance or z-depth), named in `target["depth_kind"]`. Points outside the
         image (after a crop) are not asked, nor those whose rounded answer would itself count as wrong (below 0.03 m,
-        in the short wording some below 0.3 m). BadRecord if a depth is not a positive number.
+        in the short wording some below 0.3 m), nor with markers those too close to the border for one. BadRecord if a
+        depth is not a positive number.
         """
         for choice in rng.permutation(len(record.depth)):
             labels = record.depth[choice]
-            usable = _usable(record, labels, 1 if protocol.wording == "short" else 2)
+            usable = _usable(record, labels, protocol)
             if len(usable):
                 chosen = rng.permutation(usable)[: protocol.questions]
                 return _ask(record, labels, chosen, protocol)
@@ -102,7 +111,7 @@ def _truth(targets) -> np.ndarray:
     return np.array([t["depth_m"] for t in targets], np.float64)
 
 
-def _usable(record: Record, labels: DepthPoints, decimals: int) -> np.ndarray:
+def _usable(record: Record, labels: DepthPoints, protocol: Protocol) -> np.ndarray:
     """Indices of the points that can be asked."""
     depth = np.asarray(labels.depth_m, np.float64)
     if not (depth > 0).all() or not (depth < np.inf).all():
@@ -110,17 +119,21 @@ def _usable(record: Record, labels: DepthPoints, decimals: int) -> np.ndarray:
     camera = record.views[labels.view].camera
     x, y = np.asarray(labels.points_px).reshape(-1, 2).T
     inside = (x >= 0) & (y >= 0) & (x < camera.width) & (y < camera.height)
-    written = np.round(depth, decimals)
+    if protocol.marker:
+        inside &= marker.fits(labels.points_px, camera.width, camera.height)
+    written = np.round(depth, 1 if protocol.wording == "short" else 2)
     return np.flatnonzero(inside & (written < DELTA * depth) & (depth < DELTA * written))
 
 
 def _ask(record: Record, labels: DepthPoints, chosen, protocol: Protocol) -> list[Example]:
     R = protocol.coord_range
     camera = record.views[labels.view].camera
-    coords = normalize_points(np.asarray(labels.points_px)[chosen], (camera.width, camera.height), R).tolist()
+    points = np.asarray(labels.points_px)[chosen]
+    coords = normalize_points(points, (camera.width, camera.height), R).tolist()
     examples = []
     answer = {"short": "{d:.1f}", "paper": "{d:.2f} meters", "release": _RELEASE_ANSWER}[protocol.wording]
-    for (x, y), d in zip(coords, np.asarray(labels.depth_m, np.float64)[chosen].tolist()):
+    for point, (x, y), d in zip(points.tolist(), coords, np.asarray(labels.depth_m, np.float64)[chosen].tolist()):
         target = {"kind": "depth", "depth_m": d, "depth_kind": labels.kind, "coords": [x, y], "coord_range": R}
-        examples.append(Example(question(x, y, protocol), answer.format(d=d), target, (labels.view,)))
+        shown = tuple(map(int, point)) if protocol.marker else None
+        examples.append(Example(question(x, y, protocol), answer.format(d=d), target, (labels.view,), marker=shown))
     return examples

@@ -11,6 +11,7 @@ from vlm3_jax.tasks import angles, lengths, measures, numbers, release_rules
 from vlm3_jax.tasks.base import Example, Task
 from vlm3_jax.tasks.metrics import mean_or_nan
 from vlm3_jax.tasks.numbers import signed
+from vlm3_jax.tasks.pose_questions import QUESTIONS
 from vlm3_jax.tasks.protocol import Protocol
 
 AUC_DEGREES = (3, 5, 15, 30)
@@ -21,31 +22,12 @@ MIN_BASELINE = 1e-6
 KINDS = ("euler_natural", "translation_direction", "translation_distance", "rotation_angle")
 PAPER_KINDS = KINDS[:3]
 _SHORT = {"rotation_angle": "pa", "euler_natural": "pe", "translation_direction": "pt", "translation_distance": "pd"}
-_QUESTIONS = {
-    "rotation_angle": (
-        "Given these two images captured from different viewpoints, what is the relative rotation angle (in degrees) "
-        "between the two camera poses?"
-    ),
-    "euler_natural": (
-        "Treating the first image as the reference viewpoint, describe the camera's reorientation needed to reach the "
-        "second image's viewpoint as yaw, pitch and roll about the first camera's local axes, applied intrinsically in "
-        "the order yaw -> pitch -> roll.  Conventions: yaw is rotation about the vertical (down) axis, positive = turn "
-        "right; pitch is about the lateral (right) axis after yaw, positive = look up; roll is about the optical "
-        "(forward) axis after yaw and pitch, positive = bank to the right (image content rotates clockwise from the "
-        "operator's POV)."
-    ),
-    "translation_direction": (
-        "Where did the camera move, expressed in the first camera's local frame (X right, Y down, Z forward)?  Give a "
-        "qualitative direction and the precise unit direction vector (x, y, z)."
-    ),
-    "translation_distance": "Estimate the magnitude of the camera translation between the two viewpoints.",
-}
 _WORDS = (("left", "right"), ("up", "down"), ("backward", "forward"))
 
 
-def question(kind: str, protocol: Protocol) -> str:
-    """The question of that kind (one of `KINDS`) about two images, in the protocol's words."""
-    return _SHORT[kind] if protocol.wording == "short" else _QUESTIONS[kind]
+def question(kind: str, protocol: Protocol, template: int = 0) -> str:
+    """The question of that kind (one of `KINDS`) about two images, in the protocol's words; 0: the release's."""
+    return _SHORT[kind] if protocol.wording == "short" else QUESTIONS[kind][template]
 
 
 class PoseTask(Task):
@@ -72,8 +54,9 @@ class PoseTask(Task):
         """The four questions (the paper's three) about views 0 and 1 in random order; [] without both poses.
 
         The distance is asked only where `record.metric`, the direction only where the camera moved. With fewer
-        `protocol.questions` than there are: the first of `KINDS`, or any of them under `vary`. `target` holds the
-        pair's id and cam1_T_cam2 (`rotation` row by row, `translation`). BadRecord for a pose that is no rigid motion.
+        `protocol.questions` than there are: the first of `KINDS`, or any of them, in any of their wordings, under
+        `vary`. `target` holds the pair's id and cam1_T_cam2 (`rotation` row by row, `translation`). BadRecord for a
+        pose that is no rigid motion.
         """
         if len(record.views) < 2 or any(view.world_T_cam is None for view in record.views[:2]):
             return []
@@ -97,7 +80,8 @@ class PoseTask(Task):
         for kind in kinds:
             answer = _short_answer(kind, R, t) if protocol.wording == "short" else _answer(kind, R, t)
             target = {"kind": kind, "pair": record.id, "rotation": R.ravel().tolist(), "translation": t.tolist()}
-            examples.append(Example(question(kind, protocol), answer, target, (0, 1)))
+            template = int(rng.integers(len(QUESTIONS[kind]))) if vary else 0
+            examples.append(Example(question(kind, protocol, template), answer, target, (0, 1)))
         return examples
 
     def read(self, text: str, target=None):

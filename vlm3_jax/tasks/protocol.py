@@ -24,7 +24,8 @@ class Protocol:
 
     Coordinates lie in [0, `coord_range`); `resize` is applied to every image before it is shown; `think` adds the
     release's step-by-step suffix to the correspondence question; at most `questions` are asked about one record.
-    ValueError for a value that no protocol has.
+    `marker`: a depth question names its point by an arrow that is drawn into the image, as DepthLM does, not by
+    coordinates; every question then needs an image of its own. ValueError for a value that no protocol has.
     """
 
     task: str
@@ -33,6 +34,7 @@ class Protocol:
     resize: Resize = Focal(1000.0)  # noqa: RUF009
     think: bool = False
     questions: int = 10
+    marker: bool = False
 
     def __post_init__(self):
         if self.wording not in WORDINGS:
@@ -43,13 +45,23 @@ class Protocol:
             value = getattr(self, field)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{field} is {value!r}, but must be a whole number of at least 1")
-        if type(self.think) is not bool:
-            raise ValueError(f"think is {self.think!r}, but must be true or false")
+        for field in ("think", "marker"):
+            if type(value := getattr(self, field)) is not bool:
+                raise ValueError(f"{field} is {value!r}, but must be true or false")
+        if self.marker and (self.task != "depth" or self.wording == "paper"):
+            raise ValueError(
+                f"marker is for depth in the release's or the short wording, not {self.task}, {self.wording}"
+            )
+        if self.marker and self.questions != 1:
+            raise ValueError(f"questions is {self.questions}, but with a marker every question needs its own image: 1")
 
     def facts(self) -> dict:
         """The protocol as JSON, the task left out: what stands under its name in `vlm3.json`."""
         fields = dataclasses.asdict(self) | {"resize": str(self.resize)}
         del fields["task"]
+        # Programs that know of no marker can then read all other protocols.
+        if not self.marker:
+            del fields["marker"]
         return fields
 
 
@@ -84,17 +96,26 @@ NAMED = {"release": RELEASE, "paper": PAPER, "short": SHORT}
 
 
 def given(
-    task: str, wording: str = "release", *, resize: str = "", coord_range: int = 0, questions: int = 0, think=False
+    task: str,
+    wording: str = "release",
+    *,
+    resize: str = "",
+    coord_range: int = 0,
+    questions: int = 0,
+    think: bool = False,
+    marker: bool = False,
 ) -> Protocol:
     """The named protocol of a task, with what is given in place of its own (a component's fields).
 
-    ValueError if a value is not allowed.
+    With a marker one question is asked unless `questions` says otherwise. ValueError if a value is not allowed.
     """
     if wording not in NAMED:
         raise ValueError(f"protocol is {wording!r}; choose one of {WORDINGS}")
     own = NAMED[wording][task]
+    questions = questions or int(marker)
     changes = {"coord_range": coord_range, "questions": questions, "resize": resize and resize_rule(resize)}
-    return dataclasses.replace(own, think=think, **{field: value for field, value in changes.items() if value})
+    changes = {field: value for field, value in changes.items() if value}
+    return dataclasses.replace(own, think=think, marker=marker, **changes)
 
 
 def read(folder) -> dict[str, Protocol]:

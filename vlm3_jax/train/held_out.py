@@ -64,9 +64,9 @@ class HeldOut:
         self._rows = [[rows[start + i] for i in mine] for start in range(0, len(rows), size)]
 
     def sample(self, index: int) -> Sample | PassedOver | Bad:
-        """What record `index` gives."""
-        component = self.components[0]
-        return component.sample(index, (self._setup.config.seed, index), f"{component.name}/{index}")
+        """What record `index` gives, asked as in evaluation."""
+        component, key = self.components[0], (self._setup.config.seed, index)
+        return component.sample(index, key, f"{component.name}/{index}", training=False)
 
     def describe(self, index: int) -> tuple[str, str, str]:
         """(sample id, component name, file) of record `index`."""
