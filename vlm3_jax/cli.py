@@ -239,6 +239,15 @@ def _data_mix(args, fields) -> None:
         rich.console.Console().print(found)
 
 
+def _data_sweep(args, fields) -> None:
+    from vlm3_jax.sweep import sweep
+
+    if args.steps < 1:
+        raise UserError(f"--steps={args.steps}: give the runs at least 1 step")
+    if table := sweep(read_config(args, fields), args.runs, args.steps):
+        print(f"weights: {table}; train on them with --config.data.weights={table}")
+
+
 def _data_show(args, fields) -> None:
     from vlm3_jax.data import inspect
     from vlm3_jax.data.mixture import Mixture, first_phase
@@ -466,6 +475,10 @@ def make_parser() -> argparse.ArgumentParser:
     with_config(sub)
     sub.add_argument("--samples", type=int, default=1000, help="samples to draw")
     sub.add_argument("--json", action="store_true", help="print all figures as JSON")
+    sub = command("sweep", _data_sweep, "try drawn weights in short runs and propose better ones; resumable", data)
+    with_config(sub)
+    sub.add_argument("--runs", type=int, default=32, help="runs with drawn weights; the first has those of the config")
+    sub.add_argument("--steps", type=int, default=200, help="steps of a run, on average")
     sub = command("show", _data_show, "print one sample of a mixture, and draw it", data)
     with_config(sub)
     sub.add_argument("--index", type=int, default=0, help="which draw of the mixture, from 0")
