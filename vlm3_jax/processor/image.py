@@ -179,7 +179,9 @@ class ImageLayout(Patches):
 
     def picture(self) -> Image.Image:
         """What is shown of the image, before its sides become multiples of a visual token. BadRecord as in `load`."""
-        image = Image.fromarray(self._mirrored(self.ref.load()))
+        image = self.ref.picture()
+        if self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if image.size != self.size:
             image = image.resize(self.size, Image.Resampling.BICUBIC)
         if self.crop is not None:

@@ -47,17 +47,23 @@ class ImageRef:
         BadRecord if the image is missing, damaged, of another size, of more than 8 bits a value or to be turned by its
         EXIF orientation; Unreadable if the storage fails twice.
         """
+        return self.pixels if self.pixels is not None else np.asarray(self.picture())
+
+    def picture(self) -> Image.Image:
+        """The same as an RGB image of Pillow, which spares copies to who goes on with that. Errors as in `load`."""
         if self.pixels is not None:
-            return self.pixels
+            return Image.fromarray(self.pixels)
         data = self.data if self.data is not None else self._read()
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             self._check(image)
-            pixels = np.asarray(image.convert("RGB"))
+            # Converting would copy, and decode; what is RGB already is decoded by `load` alone.
+            image.load()
+            picture = image if image.mode == "RGB" else image.convert("RGB")
             # Some programs apply it and others do not, so the labels may be of either.
             if (turn := orientation(image)) != 1:
                 raise BadRecord(f"{self.name}: its EXIF orientation is {turn}; store it as it is seen, without the tag")
-            return pixels
+            return picture
         except (BadRecord, MemoryError):
             raise
         except UnidentifiedImageError:
