@@ -34,6 +34,18 @@ def _resample(frame: np.ndarray, size: int) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _taps(n: int, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     """First source index int [size], weights int32 [size, K] and the shift that undoes their scale."""
+    first, _, weights = float_taps(n, size)
+    shift = 0
+    while shift < _MAX_SHIFT and int(0.5 + weights.max() * (1 << (shift + 1))) < 1 << _WEIGHT_BITS:
+        shift += 1
+    return first, whole_weights(weights, shift), shift
+
+
+def float_taps(n: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of n values resampled to `size`: first source index int [size], number of taps int [size], weights [size, K].
+
+    Pillow and torch weigh alike up to here.
+    """
     scale = n / size
     stretch = max(scale, 1.0)
     center = scale * (np.arange(size) + 0.5)
@@ -46,10 +58,12 @@ def _taps(n: int, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     for column in weights.T:
         total += column  # one after the other, as torch sums them
     weights /= total[:, None]
-    shift = 0
-    while shift < _MAX_SHIFT and int(0.5 + weights.max() * (1 << (shift + 1))) < 1 << _WEIGHT_BITS:
-        shift += 1
-    return first, np.trunc(weights * (1 << shift) + np.copysign(0.5, weights)).astype(np.int32), shift
+    return first, count, weights
+
+
+def whole_weights(weights: np.ndarray, shift: int) -> np.ndarray:
+    """Weights times 2^shift, rounded half away from 0, int32."""
+    return np.trunc(weights * (1 << shift) + np.copysign(0.5, weights)).astype(np.int32)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
