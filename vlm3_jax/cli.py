@@ -240,11 +240,17 @@ def _data_mix(args, fields) -> None:
 
 
 def _data_sweep(args, fields) -> None:
+    import jax
+
     from vlm3_jax.sweep import sweep
 
     if args.steps < 1:
         raise UserError(f"--steps={args.steps}: give the runs at least 1 step")
-    if table := sweep(read_config(args, fields), args.runs, args.steps):
+    config = read_config(args, fields)
+    # All runs have one step to compile.
+    if config.workdir and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.path.join(config.workdir, "compiled"))
+    if table := sweep(config, args.runs, args.steps):
         print(f"weights: {table}; train on them with --config.data.weights={table}")
 
 

@@ -11,7 +11,6 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from vlm3_jax import weighting
@@ -49,9 +48,6 @@ def sweep(config, runs: int, steps: int, say: Callable[[str], None] = print) -> 
     """
     plan = _plan(config, runs, steps)
     workdir = pathlib.Path(config.workdir)
-    # All runs have one step to compile.
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     scores = []
     for number in range(runs):
         folder = workdir / "runs" / f"{number:04d}"
