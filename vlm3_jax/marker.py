@@ -24,10 +24,16 @@ def fits(points_px, width: int, height: int) -> np.ndarray:
     return ((points >= LENGTH) & (points < np.array([width, height]) - LENGTH)).all(-1)
 
 
-def drawn(image: Image.Image, point: tuple[int, int]) -> Image.Image:
-    """A copy of an RGB image with the arrow at `point` (x, y), as far as it lies in the image."""
+def drawn(image: Image.Image | np.ndarray, point: tuple[int, int]) -> Image.Image | np.ndarray:
+    """A copy of an RGB image (or of its pixels [H, W, 3 or 4]) with the arrow at `point` (x, y), as far as it lies in
+    the image.
+    """
     marked, (x, y) = image.copy(), point
-    for right, down in OFFSETS:
-        if 0 <= x + right < image.width and 0 <= y + down < image.height:
-            marked.putpixel((x + right, y + down), RED)
+    height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
+    for column, row in ((x + right, y + down) for right, down in OFFSETS):
+        if 0 <= column < width and 0 <= row < height:
+            if isinstance(image, np.ndarray):
+                marked[row, column, :3] = RED
+            else:
+                marked.putpixel((column, row), RED)
     return marked

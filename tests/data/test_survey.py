@@ -253,7 +253,8 @@ def command(tiny_model, tmp_path, monkeypatch):
 def test_command(command, capsys):
     assert cli.main([*command, "--config.train.batch=9"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("component records share drawn epochs", "match 24", "data.row_tokens 256", "tokens filled",
+    for words in ("component records share drawn epochs questions lost", "match 24", "data.row_tokens 256",
+                  "tokens filled", "questions: ", "repeated most: depth, ",
                   "patches filled", "attention work, text", "attention work, vision", "rows for 9 samples",
                   "60 samples drawn; 0 records passed over, 0 bad", "of 9 asked",
                   "steps for 1,000 samples"):  # fmt: skip

@@ -87,7 +87,9 @@ def _ridge(shares: np.ndarray, scores: np.ndarray, name: str) -> Law:
     best = np.argmin(left_out, axis=0)
     # Without any features a run that is left out is predicted by the mean of the others.
     none = scores.var(0) * (count / (count - 1)) ** 2
-    r2 = 1 - np.min(left_out, axis=0) / np.maximum(none, 1e-300)
+    # Scores that are all alike leave nothing to explain.
+    varies = none > (1e-9 * np.abs(mean)) ** 2
+    r2 = np.where(varies, 1 - np.min(left_out, axis=0) / np.where(varies, none, 1), 0.0)
     slopes = vt.T @ (s[:, None] / (s[:, None] ** 2 + PENALTIES[best]) * rotated)
     return Law(name, r2, centre, scale, mean, slopes)
 

@@ -134,29 +134,33 @@ class MixReport:
 
     def __rich_console__(self, console, options) -> Iterator:
         yield self._shares_table()
+        yield self._sizes_table()
         yield self._rows_table()
         for line in self.sentences():
             yield rich.text.Text(line)
 
     def _shares_table(self) -> rich.table.Table:
-        table = rich.table.Table("component", box=rich.box.SIMPLE_HEAD)
-        for name in ("records", "share", "drawn", "epochs", "questions", "tokens", "patches", "answers"):
-            table.add_column(name, justify="right")
+        table = _table("component", "records", "share", "drawn", "epochs", "questions", "lost")
         for part in self.shares:
-            sizes = [f"{mean:,.0f} / {top:,}" for mean, top in _mean_and_largest(part.sizes)] or ["-"] * 3
             epochs = "-" if part.epochs is None else f"{part.epochs:,.2f}"
             shares = f"{part.share:.1%}", f"{part.drawn:.1%}"
-            table.add_row(part.name, f"{part.records:,}", *shares, epochs, f"{part.questions:.1f}", *sizes)
-        table.caption = "questions (mean), tokens, patches and supervised tokens (answers; mean / largest) of a sample"
+            table.add_row(part.name, f"{part.records:,}", *shares, epochs, f"{part.questions:.1f}", f"{part.lost:.1%}")
+        table.caption = "questions: of a sample; lost: draws without one"
         if self.run.samples:
             table.caption += f"; epochs in {self.run.samples:,} samples"
         return table
 
+    def _sizes_table(self) -> rich.table.Table:
+        table = _table("component", "tokens", "patches", "answers")
+        for part in self.shares:
+            sizes = [f"{mean:,.0f} / {top:,}" for mean, top in _mean_and_largest(part.sizes)] or ["-"] * 3
+            table.add_row(part.name, *sizes)
+        table.caption = "tokens, patches and supervised tokens (answers) of a sample: mean / largest"
+        return table
+
     def _rows_table(self) -> rich.table.Table:
         fills = [self.configured, *self.proposed]
-        table = rich.table.Table("rows", "configured", *["proposed"] * len(self.proposed), box=rich.box.SIMPLE_HEAD)
-        for column in table.columns[1:]:
-            column.justify = "right"
+        table = _table("rows", "configured", *["proposed"] * len(self.proposed))
 
         def line(name, value, form=""):
             table.add_row(name, *(f"{value(fill):{form}}" for fill in fills))
@@ -196,6 +200,14 @@ class MixReport:
             "run": dataclasses.asdict(self.run),
             "step": step,
         }
+
+
+def _table(first: str, *numbers: str) -> rich.table.Table:
+    """A table with a column of names and columns of numbers."""
+    table = rich.table.Table(first, box=rich.box.SIMPLE_HEAD)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _mean_and_largest(sizes: np.ndarray) -> list[tuple[float, int]]:

@@ -8,6 +8,7 @@ is ever unpickled.
 import dataclasses
 import hashlib
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -49,14 +50,21 @@ class ImageRef:
         """
         return self.pixels if self.pixels is not None else np.asarray(self.picture())
 
-    def picture(self) -> Image.Image:
-        """The same as an RGB image of Pillow, which spares copies to who goes on with that. Errors as in `load`."""
+    def picture(self, decode_jpeg: Callable[[bytes], np.ndarray | None] | None = None) -> Image.Image | np.ndarray:
+        """The same as an RGB image of Pillow, which spares copies to who goes on with that. Errors as in `load`.
+
+        Of a JPEG of three colours it is what `decode_jpeg` makes of the encoded bytes, unless that is None.
+        """
         if self.pixels is not None:
             return Image.fromarray(self.pixels)
         data = self.data if self.data is not None else self._read()
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             self._check(image)
+            if decode_jpeg and (image.format, image.mode) == ("JPEG", "RGB") and orientation(image) == 1:
+                decoded = decode_jpeg(data)
+                if decoded is not None:
+                    return decoded
             # Converting would copy, and decode; what is RGB already is decoded by `load` alone.
             image.load()
             picture = image if image.mode == "RGB" else image.convert("RGB")
