@@ -39,19 +39,19 @@ def losses(depth, match=1.0):
 
 
 def test_runs_are_trained_and_their_losses_become_a_table(config, tmp_path, monkeypatch):
-    """Two components, two of the four runs for real; the losses of the others are written as a run writes them."""
-    trained = []
+    """Two components, one of the four runs for real; the losses of the others are written as a run writes them."""
+    trained, really = [], loop.train
 
     def train(run):
         trained.append(run)
-        if len(trained) > 2:
+        if len(trained) > 1:
             return False
-        return loop.train(run)
+        return really(run)
 
     monkeypatch.setattr(sweeps.loop, "train", train)
     lines = []
     assert sweep(config, 4, 2, lines.append) is None
-    assert lines[-1] == "stopped in run 3 of 4; the same command goes on from there"
+    assert lines[-1] == "stopped in run 2 of 4; the same command goes on from there"
     plan = Plan(**json.loads((tmp_path / "sweep" / "sweep.json").read_text())["plan"])
     assert plan.shares == {"depth": pytest.approx(2 / 3), "match": pytest.approx(1 / 3)}
     for number, run in enumerate(trained):
@@ -59,20 +59,19 @@ def test_runs_are_trained_and_their_losses_become_a_table(config, tmp_path, monk
         assert weights == plan.weights(number) | {"idle": 0.0}
         assert run.train.samples == plan.samples
     assert plan.weights(0) == pytest.approx(plan.shares)
-    for number in (0, 1):
-        done = tmp_path / "sweep" / "runs" / f"000{number}"
-        assert not (done / "checkpoints").exists()
-        rows = rows_of_metrics(done)
-        assert 1 <= sum("loss" in row for row in rows) <= 4
-        found = json.loads((done / "score.json").read_text())["losses"]
-        assert found["match"]["loss"] == rows[-1]["eval_loss/match"]
-        assert found["depth"]["answers_alone"] == rows[-1]["answer_entropy/depth"]
-    for number in (2, 3):
+    done = tmp_path / "sweep" / "runs" / "0000"
+    assert not (done / "checkpoints").exists()
+    rows = rows_of_metrics(done)
+    assert 1 <= sum("loss" in row for row in rows) <= 4
+    found = json.loads((done / "score.json").read_text())["losses"]
+    assert found["match"]["loss"] == rows[-1]["eval_loss/match"]
+    assert found["depth"]["answers_alone"] == rows[-1]["answer_entropy/depth"]
+    for number in (1, 2, 3):
         done = tmp_path / "sweep" / "runs" / f"000{number}"
         done.mkdir(exist_ok=True)
         (done / "score.json").write_text(json.dumps({"losses": losses(1.0)}))
     path = sweep(config, 4, 2, lines.append)
-    assert len(trained) == 3
+    assert len(trained) == 2
     table = weighting.read_table(path)
     assert sum(table.weights.values()) == pytest.approx(1)
     assert len(table.evidence["runs"]) == 4

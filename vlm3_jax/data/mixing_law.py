@@ -26,19 +26,23 @@ def draw_shares(own: Sequence[float], count: int, seed: int, first: int = 0) -> 
 
     They lie around halfway between the own shares and even ones, so that every component is tried at many shares.
     """
-    own = _floored(np.asarray(own, np.float64) / np.sum(own))
-    centre = len(own) * (own + 1 / len(own)) / 2
-    drawn = []
-    for number in range(first, first + count):
-        rng = np.random.default_rng([seed, number])
-        strength = np.exp(rng.uniform(*np.log(STRENGTHS)))
-        drawn.append(own if number == 0 else _floored(rng.dirichlet(strength * centre)))
+    drawn = [_drawn(own, np.random.default_rng([seed, number]), 1)[0] for number in range(first, first + count)]
+    if first == 0:
+        drawn[0] = _floored(np.asarray(own, np.float64) / np.sum(own))
     return np.array(drawn).reshape(count, len(own))
+
+
+def _drawn(own: Sequence[float], rng: np.random.Generator, count: int) -> np.ndarray:
+    own = _floored(np.asarray(own, np.float64) / np.sum(own))
+    strength = np.exp(rng.uniform(*np.log(STRENGTHS), (count, 1)))
+    # Gamma variates over their sum are a draw from a Dirichlet distribution.
+    drawn = rng.gamma(strength * len(own) * (own + 1 / len(own)) / 2) + 1e-300
+    return _floored(drawn / drawn.sum(1, keepdims=True))
 
 
 def _floored(shares: np.ndarray) -> np.ndarray:
     shares = np.maximum(shares, LEAST)
-    return shares / shares.sum()
+    return shares / shares.sum(-1, keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,6 +103,6 @@ def propose(law: Law, own: Sequence[float], seed: int) -> np.ndarray:
 
     Best is the lowest mean of the predicted scores.
     """
-    drawn = draw_shares(own, CANDIDATES, seed, first=1_000_000)
+    drawn = _drawn(own, np.random.default_rng([seed]), CANDIDATES)
     best = np.argsort(law.predict(drawn).mean(1))[:BEST]
     return drawn[best].mean(0)
