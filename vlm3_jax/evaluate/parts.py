@@ -79,6 +79,7 @@ def keys(questions: Questions, images: tuple[ImageLayout, ...]) -> list[str]:
     shown = hashlib.sha256()
     for layout in images:
         about = layout.size, layout.crop, layout.final, layout.grid, layout.flip, layout.blank
+        about += () if layout.marker is None else (layout.marker,)
         shown.update(repr(about).encode() + (b"" if layout.blank else layout.ref.digest()))
     return [
         hashlib.sha256(shown.digest() + example.question.encode(errors="backslashreplace")).hexdigest()[:32]

@@ -29,8 +29,8 @@ TEXT = {
     ("objects", "paper"): (113, 53),
     ("correspondence", "release"): (57, 12),
     ("correspondence", "paper"): (65, 17),
-    ("pose", "release"): (80, 19),
-    ("pose", "paper"): (90, 23),
+    ("pose", "release"): (69, 19),
+    ("pose", "paper"): (86, 23),
 }
 SHORT = (16, 6)
 IMAGES = {"depth": 1, "objects": 1, "correspondence": 2, "pose": 2, "conversation": 1}
