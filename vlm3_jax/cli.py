@@ -248,7 +248,8 @@ def _data_sweep(args, fields) -> None:
         raise UserError(f"--steps={args.steps}: give the runs at least 1 step")
     config = read_config(args, fields)
     # All runs have one step to compile.
-    if config.workdir and not jax.config.jax_compilation_cache_dir:
+    local = config.workdir and not storage.is_remote(storage.path(config.workdir))
+    if local and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", os.path.join(config.workdir, "compiled"))
     if table := sweep(config, args.runs, args.steps):
         print(f"weights: {table}; train on them with --config.data.weights={table}")

@@ -7,13 +7,12 @@ what is missing. A run that was stopped is resumed, as training is. The regressi
 import dataclasses
 import json
 import math
-import pathlib
 import shutil
 from collections.abc import Callable
 
 import numpy as np
 
-from vlm3_jax import weighting
+from vlm3_jax import storage, weighting
 from vlm3_jax.data import mixing_law, survey
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import read_json, write_text
@@ -41,13 +40,13 @@ class Plan:
         return dict(zip(self.shares, drawn.tolist(), strict=True))
 
 
-def sweep(config, runs: int, steps: int, say: Callable[[str], None] = print) -> pathlib.Path | None:
+def sweep(config, runs: int, steps: int, say: Callable[[str], None] = print) -> storage.AnyPath | None:
     """Runs what is missing of `runs` runs of about `steps` steps, and writes WORKDIR/weights.json; None if interrupted.
 
     UserError if the config has nothing to compare, too few runs are asked for, or WORKDIR holds another sweep.
     """
     plan = _plan(config, runs, steps)
-    workdir = pathlib.Path(config.workdir)
+    workdir = storage.path(config.workdir)
     scores = []
     for number in range(runs):
         folder = workdir / "runs" / f"{number:04d}"
@@ -100,7 +99,7 @@ def _plan(config, runs: int, steps: int) -> Plan:
     return plan
 
 
-def _run(config, plan: Plan, number: int, folder: pathlib.Path) -> bool:
+def _run(config, plan: Plan, number: int, folder: storage.AnyPath) -> bool:
     """One run, to its score; False if it was interrupted."""
     folder.mkdir(parents=True, exist_ok=True)
     table = weighting.Table(plan.weights(number), f"run {number} of a sweep")
@@ -116,11 +115,14 @@ def _run(config, plan: Plan, number: int, folder: pathlib.Path) -> bool:
     write_text(folder / SCORE, json.dumps({"weights": table.weights, "losses": _losses(folder)}, indent=2) + "\n")
     # A model and its moments a run would soon fill a disk.
     for name in ("checkpoints", "model"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        if storage.is_remote(folder):
+            (folder / name).rmtree()
+        else:
+            shutil.rmtree(folder / name, ignore_errors=True)
     return True
 
 
-def _losses(folder: pathlib.Path) -> dict[str, dict[str, float]]:
+def _losses(folder: storage.AnyPath) -> dict[str, dict[str, float]]:
     """The held-out losses at the end of a run, and what the answers alone would cost, in nats a token, by component."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if any(key.startswith("eval_loss/") for key in row)]

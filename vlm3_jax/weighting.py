@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm3_jax import storage
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import Fields, read_json, write_text
-from vlm3_jax.storage import local_path
 
 VERSION = 1
 WORDS = '"table", "uniform", "size", "size^ALPHA" (as "size^0.5"), "unimax:EPOCHS" (as "unimax:4") or a file (.json)'
@@ -151,7 +151,7 @@ class Table:
 
 def read_table(path) -> Table:
     """The table in a file; UserError names file and field."""
-    path = local_path(path)
+    path = storage.path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such table of weights")
     fields = Fields(read_json(path), str(path))
