@@ -115,7 +115,7 @@ def test_a_broken_depth_map_is_a_bad_record(settings, tmp_path):
     parts = components_of(settings, tmp_path, a=[good, dataclasses.replace(pair(1), depth_maps=(broken,))])
     report = check.check(parts)
     assert [item.id for item in report.bad] == ["a/1"]
-    assert "cannot decode the depth map" in report.bad[0].reason
+    assert "cannot decode the map" in report.bad[0].reason
 
 
 def test_pictures_of_stored_records_have_maps_and_lines():

@@ -42,9 +42,12 @@ def check_matches(record, poses):
     for pose, pixels in zip(poses, (record.matches.points0_px, record.matches.points1_px)):
         rays = np.c_[(pixels - own_data.K[2:]) / own_data.K[:2], np.ones(len(pixels))]
         z = own_data.truth(pose, pixels)
+        # A pixel rounded over an edge may look past everything.
+        z = np.where(np.isfinite(z), z, np.nan)
         ends.append((rays * z[:, None]) @ pose[:3, :3].T + pose[:3, 3])
-    assert len(ends[0]) > 10
-    assert np.median(np.linalg.norm(ends[0] - ends[1], axis=1)) < 0.1
+    apart = np.linalg.norm(ends[0] - ends[1], axis=1)
+    assert np.isfinite(apart).sum() > 10
+    assert np.nanmedian(apart) < 0.1
 
 
 # RGB-D folders
