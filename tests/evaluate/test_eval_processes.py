@@ -70,6 +70,7 @@ def alone(place, tmp_path_factory):
     return answered(place, tmp_path_factory.mktemp("alone"))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_bytes_of_one(place, alone, tmp_path):
     assert alone.count(b"\n") == 3 * 2 * 48 * 3
     assert answered(place, tmp_path, processes=2) == alone
