@@ -29,6 +29,7 @@ from small_data import QWEN_VISION, Opened, loader_of  # noqa: E402
 from vlm3_jax import config as configs  # noqa: E402
 from vlm3_jax.data.component import SampleSettings  # noqa: E402
 from vlm3_jax.data.packing import RowBudget  # noqa: E402
+from vlm3_jax.processor import image  # noqa: E402
 from vlm3_jax.processor.chat import ChatFormat  # noqa: E402
 from vlm3_jax.processor.video import VideoSpec  # noqa: E402
 from vlm3_jax.tasks import depth  # noqa: E402
@@ -72,18 +73,18 @@ class Theirs:
         """Token ids, pixel values and grid."""
         row = json.loads(self.lines[number % len(self.lines)])
         scale = TARGET / row["intrinsics"][0]
-        image = Image.open(self.folder / row["image"]).convert("RGB")
-        image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BICUBIC)
+        photo = Image.open(self.folder / row["image"]).convert("RGB")
+        photo = photo.resize((int(photo.width * scale), int(photo.height * scale)), Image.Resampling.BICUBIC)
         rng, turns = np.random.default_rng(number), []
         for place, index in enumerate(rng.permutation(len(row["depth"]))[:QUESTIONS].tolist()):
             (x, y), d = row["pixel_coords"][index], row["depth"][index]
-            x, y = (round(int(v * scale) * 2000 / side) for v, side in zip((x, y), image.size, strict=True))
+            x, y = (round(int(v * scale) * 2000 / side) for v, side in zip((x, y), photo.size, strict=True))
             question = [{"type": "text", "text": depth.question(x, y, RELEASE["depth"])}]
             turns.append({"role": "user", "content": ([] if place else [{"type": "image"}]) + question})
             answer = ANSWER.format(d=d)
             turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         text = self.processor.apply_chat_template(turns, tokenize=False)
-        return self.processor(text=[text], images=[image], return_tensors="np")
+        return self.processor(text=[text], images=[photo], return_tensors="np")
 
 
 def ours(opened: Opened, settings: SampleSettings, batches: int) -> float:
@@ -121,7 +122,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=2, help="of ours in a round, four rows each")
     parser.add_argument("--samples", type=int, default=16, help="of theirs in a round")
+    parser.add_argument("--plain", action="store_true", help="without the machine code of the extra fast")
     args = parser.parse_args()
+    if args.plain:
+        image.compiled = lambda: None
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         qwen.write_qwen(folder)
@@ -131,7 +135,8 @@ def main() -> None:
         )
         entry = {"kind": "depthlm", "path": str(path), "depth_kind": "z", "questions": QUESTIONS}
         opened, side = Opened({"photographs": entry}, settings, 4), Theirs(path, folder)
-        found = {"ours": [], "theirs": [], "same pixels": same_pixels(opened, side)}
+        found = {"machine code": image.compiled() is not None, "same pixels": same_pixels(opened, side)}
+        found |= {"ours": [], "theirs": []}
         for _ in range(args.rounds):
             found["ours"].append(round(ours(opened, settings, args.batches), 2))
             found["theirs"].append(round(theirs(side, args.samples), 2))
