@@ -81,7 +81,7 @@ def test_what_is_no_photo_is_one_line(pixels, tmp_path):
         (tmp_path / "deep.png", "deep.png: I;16 has more than 8 bits a pixel; convert it to 8 bits"),
         ("a\0b", "cannot be read as an image (embedded null byte)"),
         ("https://a.b/c.jpg", "https://a.b/c.jpg: images are not fetched from the net; download it and give the file"),
-        ("gs://lab/c.jpg", "gs://lab/c.jpg: only local files are read"),
+        ("ftp://lab/c.jpg", "ftp://lab/c.jpg: give a local path or one that begins with gs://, s3://"),
         ("file://other/c.jpg", "a file of another machine; write file:///PATH"),
         (f"data:image/png;base64,{body}", "data: URL: cannot be read as an image (no JPEG, PNG, WEBP file)"),
         (f"data:image/png;base64,{body}!", "data: URL: not base64"),

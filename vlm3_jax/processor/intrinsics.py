@@ -7,16 +7,17 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Protocol
 
 from PIL import ExifTags, Image
 
+from vlm3_jax import storage
 from vlm3_jax.camera import Camera, as_camera
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import read_json, write_text
 from vlm3_jax.records import orientation
+from vlm3_jax.storage import AnyPath
 
 # What a camera's file is called: photo.jpg has photo.camera.json.
 SIDECAR = ".camera.json"
@@ -40,7 +41,7 @@ class Calibrator(Protocol):
 
 def find(
     image: Image.Image,
-    path: str | os.PathLike,
+    path: str | os.PathLike | AnyPath,
     flag: Rule | None = None,
     calibrated: Callable[[Image.Image], tuple[Camera, str]] | None = None,
 ) -> tuple[Camera, str] | None:
@@ -88,20 +89,20 @@ def _square(focal: float, width: int, height: int) -> Camera:
     return Camera(focal, focal, width / 2, height / 2, width, height)
 
 
-def sidecar(path: str | os.PathLike) -> pathlib.Path:
+def sidecar(path: str | os.PathLike | AnyPath) -> AnyPath:
     """The file beside an image that holds its camera."""
-    path = pathlib.Path(path)
+    path = storage.path(path)
     return path.with_name(path.stem + SIDECAR)
 
 
-def write_sidecar(path: str | os.PathLike, camera: Camera, source: str) -> pathlib.Path:
+def write_sidecar(path: str | os.PathLike | AnyPath, camera: Camera, source: str) -> AnyPath:
     """Writes the file beside the image at `path`: the fields of `Camera`, and `source`, where it is known from."""
     target = sidecar(path)
     write_text(target, json.dumps({**dataclasses.asdict(camera), "source": source}, indent=1) + "\n")
     return target
 
 
-def read_sidecar(path: pathlib.Path, width: int, height: int) -> Camera:
+def read_sidecar(path: AnyPath, width: int, height: int) -> Camera:
     """The camera in a file, of an image of this size: the matrix K, or the fields of `Camera`. UserError if not."""
     fields = read_json(path)
     if isinstance(fields, dict) and fields.keys() == {"K"}:
