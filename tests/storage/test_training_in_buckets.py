@@ -116,7 +116,7 @@ def test_a_second_command_is_refused(place, local, capsys):
     line = capsys.readouterr().err
     assert line.startswith(f"vlm3 train: {place}/run: another run is writing it (process {os.getpid()} on ")
     assert line.count("\n") == 1
-    assert [path.name for path in (place / "run").iterdir()] == []
+    assert not (place / "run").is_dir()
 
 
 def test_a_stale_lock_is_taken_over_and_its_owner_notices(place, monkeypatch):
@@ -154,8 +154,10 @@ def test_a_damaged_step_is_kept_aside(place, local):
     where = place / "run"
     assert command(local, where, "--config.train.max_steps=8")[0] == 0
     assert locate.steps(where) == [4, 8]
-    largest = max((where / "checkpoints" / "8").walk(), key=lambda found: found[1].st_size)[0]
-    largest.write_bytes(largest.read_bytes()[:-50] + bytes(50))
+    for path, stat in (where / "checkpoints" / "8" / "params").walk():
+        if stat.st_size > 10_000:
+            data = path.read_bytes()
+            path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
     assert command(local, where)[0] == 0
     assert rows(where) == rows(local.workdir)
     assert (where / "checkpoints" / "8.damaged").is_dir()

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import glob
 import hashlib
 import json
 import logging
@@ -19,6 +20,8 @@ from vlm3_jax.storage.paths import Stat
 
 # Files sent or fetched at the same time.
 _FILES = 8
+# Copies of one folder in the cache: its small files and all of them, now and as they were last.
+COPIES = 4
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +71,12 @@ def _fetched(folder: BucketPath, entries: dict[str, Stat]) -> pathlib.Path:
             part.rename(place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    # Of a folder that changes, such as the export of a run, old copies go.
+    copies = place.parent.glob(glob.escape(place.name.rpartition("@")[0]) + "@*")
+    # Or another process removes them at this moment.
+    with contextlib.suppress(OSError):
+        for old in sorted(copies, key=lambda copy: copy.stat().st_mtime)[:-COPIES]:
+            shutil.rmtree(old, ignore_errors=True)
     return place
 
 
@@ -131,9 +140,8 @@ class Workspace:
             for name in names:
                 self.fetch(name)
             yield self
-        except BaseException:
-            if problem := self.publish():
-                _log.warning("%s", problem)
+        except BaseException as error:
+            self.put_up_last(error)
             raise
         else:
             self.publish(final=True)
@@ -158,6 +166,15 @@ class Workspace:
                     raise
                 return f"{error}; tried again at the next save"
         return None
+
+    def put_up_last(self, error: BaseException) -> None:
+        """Before a run ends with an error: puts up what it has told; the error names the bucket, not the copy here."""
+        if not self._own:
+            return
+        if problem := self.publish():
+            _log.warning("%s", problem)
+        if isinstance(error, UserError) and error.args and isinstance(error.args[0], str):
+            error.args = (error.args[0].replace(str(self._own), str(self.workdir)), *error.args[1:])
 
     def _is_wanted(self, path: pathlib.Path) -> bool:
         """Whether a file is to be put up: wandb has its own way of doing so."""

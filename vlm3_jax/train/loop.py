@@ -151,6 +151,7 @@ class _Run:
         self.feed = Feed(setup, components, schedule, goodput)
         opened.callback(self.feed.close)
         self.profile = Profile(self.config.profile, setup.work.folder / "profile")
+        self.profile_folder = setup.workdir / "profile"
         opened.callback(self.profile.close)
         self.log.introduce(self.step if resumed else None, self.checkpoints.notes)
 
@@ -211,7 +212,7 @@ def _steps(run: _Run, stop: list) -> bool:
         run.profile.before(run.step + 1)
         metrics = run.train_on(batch)
         if run.profile.after(run.step, metrics):
-            log.say(f"recorded steps for xprof: {run.profile.folder}")
+            log.say(f"recorded steps for xprof: {run.profile_folder}")
         log.add(Logged(run.step, run.samples, batch, metrics))
         run.checkpoints.check()
         evaluate = run.due(config.eval_every) or run.complete()
@@ -249,8 +250,8 @@ def _put_up(setup: Setup):
     """What was told before an error is put up too, also where that ends the process at once."""
     try:
         yield
-    except BaseException:
-        setup.work.publish()
+    except BaseException as error:
+        setup.work.put_up_last(error)
         raise
 
 

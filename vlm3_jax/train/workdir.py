@@ -99,7 +99,7 @@ def _refuse_other_folders(workdir: AnyPath, token: bytes) -> None:
         numbers = ", ".join(map(str, np.flatnonzero(~here)))
         raise UserError(
             f"{workdir}: --workdir is not the same folder in process {numbers} as in process 0; "
-            "it must lie on a file system that all hosts share, or in a bucket"
+            "it must lie on a file system that all hosts share"
         )
 
 

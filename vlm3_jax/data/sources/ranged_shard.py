@@ -36,6 +36,8 @@ class RangedShard:
         start, stop = postscript.get(1, size), size - BLOCK
         if postscript.get(2) != MAGIC or start >= stop:
             raise BadRecord("truncated, or no ArrayRecord file")
+        if stop - start > MAX_CHUNK_BYTES:
+            raise BadRecord(f"an index of {stop - start:,} bytes, at most {MAX_CHUNK_BYTES:,} are read")
         footer = end[start - first : stop - first] if start >= first else path.read_range(start, stop)
         metadata, *chunks = _records(_chunk(footer, start))
         described = _fields(_fields(metadata).get(1, b""))
@@ -98,7 +100,7 @@ def _records(chunk: tuple[int, int, bytes]) -> list[bytes]:
         raise BadRecord("Corrupted: an empty chunk")
     size, at = _varint(data, 1)
     # A size takes ten bytes at most.
-    sizes = _plain(data[0], data[at : at + size], 10 * count)
+    sizes = _plain(data[0], data[at : at + size], min(10 * count, MAX_CHUNK_BYTES))
     values = _plain(data[0], data[at + size :], decoded)
     ends, place, end = [0], 0, 0
     for _ in range(count):
