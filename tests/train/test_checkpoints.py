@@ -228,6 +228,8 @@ def test_a_process_among_others_ends_to_try_again(saved, tmp_path, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == ["2", "5.damaged"]
 
 
+# An event loop of Orbax that cannot be made is thrown away half made, and says so when it is.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_too_many_open_files_are_no_damage(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "run") / "checkpoints"
     line = rf"{folder}: step 5 cannot be read \(Too many open files\); once that is mended, the same command goes on"
