@@ -41,7 +41,7 @@ def page() -> str:
         if builders:
             parts.append(f"## {title}\n\n{_table(builders)}")
             parts += [_section(builder) for builder in builders]
-    missing = sorted({*mixtures.DEPTH, *mixtures.PAIRS, *mixtures.OBJECTS} - table.keys())
+    missing = sorted({*mixtures.DEPTH.weights, *mixtures.PAIRS.weights, *mixtures.OBJECTS.weights} - table.keys())
     if missing:
         parts.append(f"## Without a builder\n\nOf the sets that the shipped mixtures name: {', '.join(missing)}.\n")
     return "\n".join(parts)
