@@ -83,7 +83,9 @@ def test_jobset_numbers_belong_together(jobset):
     assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == container["name"]
     program, _, *command = container["command"]
     assert program == "vlm3"
-    accepted([*command, *container["args"]], chips * spec["parallelism"] * job["replicas"])
+    filled = [argument.replace("BUCKET", "bucket") for argument in (*command, *container["args"])]
+    assert filled != [*command, *container["args"]]  # the reader's own: as it stands it is refused
+    accepted(filled, chips * spec["parallelism"] * job["replicas"])
     assert f"--config.mesh.replica={job['replicas']}" in container["args"]
 
 
@@ -100,9 +102,9 @@ def test_xpk_gets_one_command(tmp_path):
     environment = fake(tmp_path, "xpk", 'printf "%s\\n" "$@"\n') | {
         "CLUSTER": "c",
         "IMAGE": "i",
-        "VLM3_DATA": "gs://b/d",
+        "VLM3_DATA": "gs://bucket/d",
     }
-    arguments = ["--config=depth", "--workdir=gs://b/a b", "--config.mesh.replica=2", "--config.data.rows=128"]
+    arguments = ["--config=depth", "--workdir=gs://bucket/a b", "--config.mesh.replica=2", "--config.data.rows=128"]
     done = subprocess.run([LAUNCH / "gke" / "xpk.sh", *arguments], env=environment, capture_output=True, check=True)
     words = done.stdout.decode().splitlines()
     options = dict(word.removeprefix("--").split("=", 1) for word in words[2:] if "=" in word)
@@ -114,7 +116,7 @@ def test_xpk_gets_one_command(tmp_path):
         ["bash", "-c", 'exec() { printf "%s\\n" "$@"; }; ' + options["command"]], capture_output=True
     )
     *program, train, rest = shown.stdout.decode().split("\n", 4)
-    assert (program, train) == (["env", "VLM3_DATA=gs://b/d", "vlm3"], "train")
+    assert (program, train) == (["env", "VLM3_DATA=gs://bucket/d", "vlm3"], "train")
     accepted(rest.splitlines(), 128)
 
 
