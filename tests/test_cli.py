@@ -17,6 +17,7 @@ from tests.support import rows_of_metrics, small_run, write_depthlm, write_recor
 from vlm3_jax import cli
 from vlm3_jax import config as configs
 from vlm3_jax.checkpoint import tiny
+from vlm3_jax.commands import arguments
 from vlm3_jax.errors import Again
 from vlm3_jax.tasks import protocol
 
@@ -341,7 +342,7 @@ def test_what_may_succeed_again_has_a_code_of_its_own(monkeypatch, capsys, tmp_p
     def passing(*_):
         raise Again("the storage does not answer")
 
-    monkeypatch.setattr(cli, "read_config", passing)
+    monkeypatch.setattr(arguments, "read_config", passing)
     assert cli.main(["train", f"--config={tmp_path / 'none.py'}"]) == 1
     assert capsys.readouterr().err == "vlm3 train: the storage does not answer\n"
 

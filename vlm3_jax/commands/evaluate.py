@@ -1,0 +1,123 @@
+"""`vlm3 eval`, `report`, `score` and `ask`: answers and what they are worth."""
+
+import argparse
+import json
+import sys
+
+from vlm3_jax import storage
+from vlm3_jax.commands import arguments
+from vlm3_jax.errors import UserError
+from vlm3_jax.tasks import TASKS
+
+
+def add(parsers) -> None:
+    """The commands with their options."""
+    from vlm3_jax.tasks.score import describe_targets
+
+    sub = arguments.command(
+        parsers, "eval", _eval, "ask a model the held-out questions and score its answers; again after a kill goes on"
+    )
+    arguments.with_config(sub)
+    arguments.with_processes(sub)
+    sub.add_argument("--out", help="folder of predictions and scores (default: WORKDIR/eval)")
+    sub = arguments.command(
+        parsers, "report", _report, "write an HTML report of one or more evaluations, the last one being the subject"
+    )
+    sub.add_argument("results", nargs="+", help="folders that `vlm3 eval` has written")
+    sub.add_argument("--out", default="report.html", help="the file to write")
+    sub.add_argument("--metrics", help="the training's metrics.jsonl, for the loss curve")
+    sub = arguments.command(parsers, "score", _score, "score anybody's answers")
+    sub.add_argument("task", choices=TASKS)
+    sub.add_argument("predictions", help='rows {"id", "prediction": text}')
+    sub.add_argument("targets", help='rows {"id", "target": {"kind": ..., ...}}')
+    sub.add_argument(
+        "--rules",
+        choices=("vlm3", "release"),
+        default="vlm3",
+        help="how answers are read: by the rules of docs/conventions.md, or as the release's notebook and the paper do",
+    )
+    sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, describe_targets()
+    _add_ask(parsers)
+
+
+def _add_ask(parsers) -> None:
+    sub = arguments.command(parsers, "ask", _ask, "ask a model a question about images")
+    sub.add_argument("--model", required=True, help="HF directory, finished workdir or hub name")
+    arguments.with_base(sub)
+    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and computation")
+    sub.add_argument("images", nargs="*", help="image files, in the order in which they are shown")
+    sub.add_argument("--question", required=True)
+    sub.add_argument(
+        "--task",
+        choices=TASKS,
+        help="resize the images as the model does for this task (default: as for all it was trained on, if they agree)",
+    )
+    sub.add_argument("--camera", metavar="FX,FY,CX,CY", help="of the upright images, px (default: camera file or EXIF)")
+    sub.add_argument("--max-new-tokens", type=int, help="where the answer is cut (default: the checkpoint's, or 256)")
+    for name, kind, help in (
+        ("temperature", float, "draw tokens from logits divided by this; 0 for the most probable one"),
+        ("top-p", float, "draw from the fewest most probable tokens that reach this probability"),
+        ("top-k", int, "draw from this many most probable tokens"),
+        ("seed", int, "another seed draws another answer"),
+    ):
+        sub.add_argument(f"--{name}", type=kind, help=f"{help}; with any of these four the rest are the checkpoint's")
+
+
+def _eval(args, fields) -> None:
+    from vlm3_jax.parallel import processes
+
+    with processes.joined("eval", args.coordinator, args.processes, args.process):
+        import rich.console
+
+        from vlm3_jax.evaluate.run import evaluate_model
+
+        config = arguments.read_config(args, fields)
+        out = storage.path(args.out) if args.out else storage.path(config.workdir) / "eval"
+        results = evaluate_model(config, out)
+        if results is not None:
+            rich.console.Console().print(results.table())
+            print(f"predictions and scores: {out}")
+
+
+def _report(args, _) -> None:
+    from vlm3_jax.evaluate.report.page import write_report
+
+    folders = [storage.path(folder) for folder in args.results]
+    names = [folder.absolute().name for folder in folders]
+    labels = names if len(set(names)) == len(names) else args.results
+    print(write_report(storage.path(args.out), dict(zip(labels, folders)), metrics=args.metrics))
+
+
+def _score(args, _) -> None:
+    from vlm3_jax.tasks.score import score_files
+
+    print(json.dumps(score_files(args.task, args.predictions, args.targets, args.rules), indent=2))
+
+
+def _ask(args, _) -> None:
+    import vlm3_jax
+    from vlm3_jax.camera import AsIs
+    from vlm3_jax.processor.photo import open_photo
+
+    photos = [open_photo(image, _matrix(args.camera)) for image in args.images]
+    model = vlm3_jax.load(args.model, max_new_tokens=args.max_new_tokens, dtype=args.dtype, base=args.base)
+    rule = model.resize_rule(args.task)
+    shown = f"resized by {rule}"
+    if rule == AsIs():
+        shown = "shown as it is: lengths in metres mean little without the model's resize rule, see --task"
+    for photo in photos:
+        print(f"{photo}; {shown}", file=sys.stderr)
+    given = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k", "seed")}
+    sampled = any(value is not None for value in given.values())
+    print(model.ask(photos, args.question, None, model.sampling(**given) if sampled else None, args.task))
+
+
+def _matrix(text: str | None):
+    """K of "FX,FY,CX,CY"."""
+    if text is None:
+        return None
+    try:
+        fx, fy, cx, cy = map(float, text.split(","))
+    except ValueError:
+        raise UserError(f"--camera={text}: write FX,FY,CX,CY in pixels of the upright image") from None
+    return [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]
