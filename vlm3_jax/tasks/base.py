@@ -62,6 +62,14 @@ class Task(abc.ABC):
         rng; evaluation keeps it off and always gets the published wording.
         """
 
+    def frozen(self, record: Record, protocol: Protocol) -> list[Example]:
+        """A question about every label of a unified record, in their order, in the published words.
+
+        What a benchmark asks, whose labels were chosen once and for all: nothing is drawn, and none is left out,
+        however hard its answer is to write.
+        """
+        return self.examples(record, np.random.default_rng(0), protocol)
+
     def alone(self, examples: Sequence[Example]) -> list[Example]:
         """Those of a record's examples that can be asked by themselves, right after the images that they show."""
         return list(examples)

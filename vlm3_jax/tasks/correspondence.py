@@ -56,20 +56,14 @@ class CorrespondenceTask(Task):
         """
         if record.matches is None:
             return []
-        sizes = [(view.camera.width, view.camera.height) for view in record.views[:2]]
         points = [np.asarray(p).reshape(-1, 2) for p in (record.matches.points0_px, record.matches.points1_px)]
-        inside = [((p >= 0) & (p < size)).all(-1) for p, size in zip(points, sizes)]
+        inside = [((p >= 0) & (p < size)).all(-1) for p, size in zip(points, _sizes(record))]
         chosen = rng.permutation(np.flatnonzero(inside[0] & inside[1]))[: protocol.questions]
-        R = protocol.coord_range
-        coords0, coords1 = (normalize_points(p[chosen], s, R).tolist() for p, s in zip(points, sizes))
-        truths = (points[1][chosen] * (R / np.array(sizes[1]))).tolist()
-        examples = []
-        for coords, match, truth in zip(coords0, coords1, truths):
-            template = int(rng.integers(len(_QUESTIONS))) if vary else 0
-            target = {"kind": "match", "coords": coords, "truth": truth, "coord_range": R}
-            asked, answer = question(*coords, protocol, template), _answer(coords, match, protocol)
-            examples.append(Example(asked, answer, target, (0, 1)))
-        return examples
+        return _ask(record, chosen, protocol, rng if vary else None)
+
+    def frozen(self, record: Record, protocol: Protocol) -> list[Example]:
+        """Every match."""
+        return [] if record.matches is None else _ask(record, np.arange(len(record.matches.points0_px)), protocol)
 
     def read(self, text: str, target=None) -> tuple[float, float] | None:
         """The pair of numbers given for the second image (`correspondence_answers`); brackets are optional."""
@@ -106,6 +100,25 @@ class CorrespondenceTask(Task):
     def extra_references(self, targets) -> dict[str, list[tuple[float, float]]]:
         """`copy_query`: the pixel that was asked about, as if the camera had not moved."""
         return {"copy_query": [tuple(t["coords"]) for t in targets]}
+
+
+def _sizes(record: Record) -> list[tuple[int, int]]:
+    return [(view.camera.width, view.camera.height) for view in record.views[:2]]
+
+
+def _ask(record: Record, chosen, protocol: Protocol, rng: np.random.Generator | None = None) -> list[Example]:
+    """Questions about the matches with these numbers, in the published words or in drawn ones."""
+    R, sizes = protocol.coord_range, _sizes(record)
+    points = [np.asarray(p).reshape(-1, 2)[chosen] for p in (record.matches.points0_px, record.matches.points1_px)]
+    coords0, coords1 = (normalize_points(p, s, R).tolist() for p, s in zip(points, sizes))
+    truths = (points[1] * (R / np.array(sizes[1]))).tolist()
+    examples = []
+    for coords, match, truth in zip(coords0, coords1, truths):
+        template = 0 if rng is None else int(rng.integers(len(_QUESTIONS)))
+        target = {"kind": "match", "coords": coords, "truth": truth, "coord_range": R}
+        asked, answer = question(*coords, protocol, template), _answer(coords, match, protocol)
+        examples.append(Example(asked, answer, target, (0, 1)))
+    return examples
 
 
 def _truth(targets) -> tuple[np.ndarray, np.ndarray]:

@@ -67,6 +67,14 @@ class DepthTask(Task):
                 return _ask(record, labels, chosen, protocol)
         return []
 
+    def frozen(self, record: Record, protocol: Protocol) -> list[Example]:
+        """Every point of every label."""
+        return [
+            example
+            for labels in record.depth
+            for example in _ask(record, labels, np.arange(len(labels.points_px)), protocol)
+        ]
+
     def read(self, text: str, target=None) -> float | None:
         """Metres: the length in `<answer>`, else in the text around it; a bare number is metres."""
         return measures.read(text, lengths.metres)

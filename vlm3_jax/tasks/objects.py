@@ -86,6 +86,10 @@ class ObjectsTask(Task):
                 queues.append((family, subjects))
         return examples
 
+    def frozen(self, record: Record, protocol: Protocol) -> list[Example]:
+        """Every question of the record's conversation, as it is stored."""
+        return [] if record.conversation is None else stored.examples(record, protocol, alone=True)
+
     def read(self, text: str, target=None) -> bool | int | float | None:
         """What the answer says; without a target: an hour, else a quantity in metres, else yes or no."""
         if target is None:

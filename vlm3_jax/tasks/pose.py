@@ -58,31 +58,21 @@ class PoseTask(Task):
         `vary`. `target` holds the pair's id and cam1_T_cam2 (`rotation` row by row, `translation`). BadRecord for a
         pose that is no rigid motion.
         """
-        if len(record.views) < 2 or any(view.world_T_cam is None for view in record.views[:2]):
+        relative = _relative(record)
+        if relative is None:
             return []
-        poses = [
-            geometry.check_pose(view.world_T_cam, f"{record.id}, view {i}") for i, view in enumerate(record.views[:2])
-        ]
-        relative = geometry.relative_pose(*poses)
-        R, t = relative[:3, :3], relative[:3, 3]
-        if record.metric and np.linalg.norm(t) > MAX_DEPTH_M:
-            raise BadRecord(f"{record.id}: its cameras are {np.linalg.norm(t):.3g} m apart, above {MAX_DEPTH_M:g}")
-        kinds = [
-            kind
-            for kind in (PAPER_KINDS if protocol.wording == "paper" else KINDS)
-            if (kind != "translation_distance" or record.metric)
-            and (kind != "translation_direction" or np.linalg.norm(t) > MIN_BASELINE)
-        ]
+        kinds = _kinds(record, relative, protocol)
         if vary:
             kinds = rng.permutation(kinds).tolist()
         kinds = rng.permutation(kinds[: protocol.questions]).tolist()
-        examples = []
-        for kind in kinds:
-            answer = _short_answer(kind, R, t) if protocol.wording == "short" else _answer(kind, R, t)
-            target = {"kind": kind, "pair": record.id, "rotation": R.ravel().tolist(), "translation": t.tolist()}
-            template = int(rng.integers(len(QUESTIONS[kind]))) if vary else 0
-            examples.append(Example(question(kind, protocol, template), answer, target, (0, 1)))
-        return examples
+        return [_ask(record, relative, kind, protocol, rng if vary else None) for kind in kinds]
+
+    def frozen(self, record: Record, protocol: Protocol) -> list[Example]:
+        """All kinds of questions, in the order of `KINDS`."""
+        relative = _relative(record)
+        if relative is None:
+            return []
+        return [_ask(record, relative, kind, protocol) for kind in _kinds(record, relative, protocol)]
 
     def read(self, text: str, target=None):
         """The answer to the question of `target["kind"]`; without a target, its form tells which question it was."""
@@ -148,6 +138,37 @@ class PoseTask(Task):
 
         candidates = [answers(d) for d in ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))]
         return max(candidates, key=lambda c: np.nansum(self.item_scores(c, targets)))
+
+
+def _relative(record: Record) -> np.ndarray | None:
+    """cam1_T_cam2 of views 0 and 1; None without both poses. BadRecord for a pose that cannot be one."""
+    if len(record.views) < 2 or any(view.world_T_cam is None for view in record.views[:2]):
+        return None
+    poses = [geometry.check_pose(view.world_T_cam, f"{record.id}, view {i}") for i, view in enumerate(record.views[:2])]
+    relative = geometry.relative_pose(*poses)
+    apart = np.linalg.norm(relative[:3, 3])
+    if record.metric and apart > MAX_DEPTH_M:
+        raise BadRecord(f"{record.id}: its cameras are {apart:.3g} m apart, above {MAX_DEPTH_M:g}")
+    return relative
+
+
+def _kinds(record: Record, relative, protocol: Protocol) -> list[str]:
+    """What can be asked about the pair."""
+    return [
+        kind
+        for kind in (PAPER_KINDS if protocol.wording == "paper" else KINDS)
+        if (kind != "translation_distance" or record.metric)
+        and (kind != "translation_direction" or np.linalg.norm(relative[:3, 3]) > MIN_BASELINE)
+    ]
+
+
+def _ask(record: Record, relative, kind: str, protocol: Protocol, rng: np.random.Generator | None = None) -> Example:
+    """One question about the pair, in the published words or in drawn ones."""
+    R, t = relative[:3, :3], relative[:3, 3]
+    answer = _short_answer(kind, R, t) if protocol.wording == "short" else _answer(kind, R, t)
+    target = {"kind": kind, "pair": record.id, "rotation": R.ravel().tolist(), "translation": t.tolist()}
+    template = 0 if rng is None else int(rng.integers(len(QUESTIONS[kind])))
+    return Example(question(kind, protocol, template), answer, target, (0, 1))
 
 
 def auc(error_deg: float, degrees: int) -> float:
