@@ -28,7 +28,7 @@ def build(args) -> str:
         raise UserError("what stands after -- are flags of Apache Beam; give --beam with them")
     if not args.raw:
         raise UserError(f"--raw: give the folder of {args.name} as it is published")
-    return str(run(_build(args), args.workers, args.max_bad, args.runner if args.beam else None))
+    return str(run(make(args), args.workers, args.max_bad, args.runner if args.beam else None))
 
 
 def _rendered(args):
@@ -38,13 +38,14 @@ def _rendered(args):
     return synth.build(args.out, args.count, options, seed=args.seed, first=args.first, workers=args.workers)
 
 
-def _build(args) -> Build:
+def make(args) -> Build:
+    """The build of a set that the parsed arguments describe; nothing is written."""
     builder = registry.get(args.name)
     split = args.split or builder.splits[0]
     return make_build(
         args.name,
         args.raw,
-        args.out or default_out(builder, split),
+        args.out or default_out(builder, split, args.depthlm),
         split,
         depthlm=args.depthlm,
         images=Images(f"focal:{args.focal}" if args.focal else "", vision(args.final), _quality(args.quality)),
@@ -53,9 +54,9 @@ def _build(args) -> Build:
     )
 
 
-def default_out(builder: type[Builder], split: str) -> AnyPath:
-    """Where the shipped mixtures look for a split."""
-    part = "held_out" if split == builder.held_out else split
+def default_out(builder: type[Builder], split: str, depthlm: bool = False) -> AnyPath:
+    """Where the shipped mixtures and the benchmarks look for a split."""
+    part = ("held_out" if split == builder.held_out else split) + ("_depthlm" if depthlm else "")
     return path(os.environ.get("VLM3_DATA", "runs/data"), "VLM3_DATA") / builder.folder / builder.name / part
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from tests.builders import files, truth, vehicle, world
+from tests.builders import files, pairs, truth, vehicle, world
 from vlm3_jax.builders import common
 from vlm3_jax.builders.eth3d import Eth3d
+from vlm3_jax.builders.eth3d_pairs import Eth3dPairs
 from vlm3_jax.errors import BadRecord, UserError
 
 WIDTH, HEIGHT = 96, 64
@@ -105,3 +106,18 @@ def test_photos_without_depth_are_counted_and_damage_is_named(tmp_path):
         _built(tmp_path)
     with pytest.raises(UserError, match="courtyard"):
         Eth3d().frames(tmp_path / "delivery_area", "train")
+
+
+def test_pairs_are_of_the_same_photos(tmp_path):
+    records, skipped = pairs.build(Eth3dPairs(), write(tmp_path), "test")
+    singles = _built(tmp_path)
+    # The two photos do not look the same way (one is rolled), yet share enough; the third has no depth.
+    assert list(records) == ["delivery_area/DSC_0219-DSC_0711"] or list(records) == ["delivery_area/DSC_0711-DSC_0219"]
+    assert all("no depth" in reason for reason in skipped.values())
+    (record,) = records.values()
+    for name, view, depth in zip(record.id.split("/")[1].split("-"), record.views, record.depth_maps, strict=True):
+        single = singles[f"delivery_area/{name}"]
+        np.testing.assert_array_equal(view.world_T_cam, single.views[0].world_T_cam)
+        assert view.camera == single.views[0].camera
+        np.testing.assert_allclose(depth.load(), single.depth_maps[0].load(), atol=1.1e-3)
+    assert record.covisibility > 0.025

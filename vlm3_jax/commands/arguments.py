@@ -41,8 +41,8 @@ def with_processes(sub) -> None:
 
 
 def read_config(args, fields):
-    """The config of --config with the overrides of the command line, checked and locked."""
-    config = configs.load(args.config)
+    """The config of --config (else the defaults) with the overrides of the command line, checked and locked."""
+    config = configs.load(args.config) if args.config else configs.base()
     for name in ("workdir", "model", "base"):
         if getattr(args, name, None):
             config[name] = getattr(args, name)

@@ -125,6 +125,25 @@ def _data_build(args, _) -> None:
     from vlm3_jax.builders.running import command
 
     print(command.build(args))
+    if not args.list and args.name != command.SYNTH:
+        _freeze(command.make(args))
+
+
+def _freeze(build) -> None:
+    """Makes the manifests of the benchmarks that ask about a build."""
+    from vlm3_jax.evaluate import benchmarks
+
+    found = benchmarks.of_builder(build.name, build.split)
+    if not found:
+        return
+    from vlm3_jax.builders.running.plan import jobs
+    from vlm3_jax.evaluate import freeze
+
+    items = (item.key for job in jobs(build)[1] for item in job.items)
+    keys = freeze.written_keys(build.out, items)
+    for benchmark in found:
+        rules = "depthlm" if build.options.depthlm else "metres"
+        print(freeze.freeze(benchmarks.Asked(benchmark, rules), build.out, keys))
 
 
 def _data_import(args, _) -> None:

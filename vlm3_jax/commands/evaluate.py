@@ -17,9 +17,10 @@ def add(parsers) -> None:
     sub = arguments.command(
         parsers, "eval", _eval, "ask a model the held-out questions and score its answers; again after a kill goes on"
     )
-    arguments.with_config(sub)
+    arguments.with_config(sub, required=False)
     arguments.with_processes(sub)
     sub.add_argument("--out", help="folder of predictions and scores (default: WORKDIR/eval)")
+    _add_bench(sub)
     sub = arguments.command(
         parsers, "report", _report, "write an HTML report of one or more evaluations, the last one being the subject"
     )
@@ -38,6 +39,24 @@ def add(parsers) -> None:
     )
     sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, describe_targets()
     _add_ask(parsers)
+
+
+def _add_bench(sub) -> None:
+    sub.add_argument(
+        "--bench",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="public benchmarks instead of a config's held-out data: ibims1, nyuv2, ..., depth, objects, "
+        "correspondence, pose or all (repeatable; docs/evaluation.md); their built data are looked for in VLM3_DATA",
+    )
+    sub.add_argument(
+        "--rules",
+        choices=("metres", "depthlm"),
+        default="metres",
+        help="depth labels: true metres, or those that DepthLM's curators stored and published numbers are of",
+    )
+    sub.add_argument("--records", type=int, metavar="N", help="of each benchmark only N records, evenly spaced")
 
 
 def _add_ask(parsers) -> None:
@@ -66,9 +85,17 @@ def _add_ask(parsers) -> None:
 def _eval(args, fields) -> None:
     from vlm3_jax.parallel import processes
 
+    if not (args.config or args.bench):
+        raise UserError("--config: missing; give a config with held-out data, or --bench and --model")
     with processes.joined("eval", args.coordinator, args.processes, args.process):
         import rich.console
 
+        if args.bench:
+            found = _bench(args, fields)
+            if found is not None:
+                rich.console.Console(width=None if sys.stdout.isatty() else 200).print(found.rich())
+                print(f"predictions, scores and tables: {args.out}")
+            return
         from vlm3_jax.evaluate.run import evaluate_model
 
         config = arguments.read_config(args, fields)
@@ -77,6 +104,23 @@ def _eval(args, fields) -> None:
         if results is not None:
             rich.console.Console().print(results.table())
             print(f"predictions and scores: {out}")
+
+
+def _bench(args, fields):
+    """The tables of benchmarks; None in all processes but the first."""
+    from vlm3_jax.evaluate import benchmarks
+    from vlm3_jax.evaluate.bench_run import evaluate_benchmarks
+
+    if not args.out:
+        raise UserError("--out: missing; give a folder for predictions, scores and tables")
+    if args.records is not None and args.records < 1:
+        raise UserError(f"--records={args.records}: ask about 1 at least")
+    asked = benchmarks.find(args.bench, args.rules)
+    args.workdir = args.workdir or args.out
+    # A model is judged by its answers alone, unless somebody asks for more.
+    given = any(field.startswith("eval.variants=") for field in fields)
+    fields = fields if args.config or given else ["eval.variants=model", *fields]
+    return evaluate_benchmarks(arguments.read_config(args, fields), asked, storage.path(args.out), args.records)
 
 
 def _report(args, _) -> None:

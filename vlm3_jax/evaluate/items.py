@@ -12,18 +12,22 @@ from vlm3_jax.tasks.base import Example
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Questions:
-    """All questions about one record of a component, hence about the same `images`, as the model sees them."""
+    """All questions about one record of a component, hence about the same `images`, as the model sees them.
+
+    `first`: the number of the first of them, where others about the same record are asked by themselves.
+    """
 
     component: str
     record: str
     task: str
     images: tuple[ImageLayout, ...]
     examples: tuple[Example, ...]
+    first: int = 0
 
     @property
     def ids(self) -> list[str]:
         """COMPONENT/RECORD/NUMBER of every question; only to name them, nobody takes an id apart."""
-        return [f"{self.component}/{self.record}/{number}" for number in range(len(self.examples))]
+        return [f"{self.component}/{self.record}/{self.first + number}" for number in range(len(self.examples))]
 
     @property
     def brief(self) -> "Brief":
@@ -92,7 +96,7 @@ class HeldOut(Sequence):
 
 def briefs(asked: Sequence[Questions]) -> list[Brief]:
     """Of questions that are all in memory too."""
-    return asked.briefs if isinstance(asked, HeldOut) else [questions.brief for questions in asked]
+    return asked.briefs if hasattr(asked, "briefs") else [questions.brief for questions in asked]
 
 
 def _questions(component: Component, sample: Sample) -> Questions:

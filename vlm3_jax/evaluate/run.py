@@ -47,13 +47,6 @@ def evaluate_model(config, out_dir, progress: bool = True) -> Results | None:
     components = setup.components(config.eval.components)
     where = setup.work.folder / QUARANTINE if first else None
     evaluation = config.eval
-    settings = {
-        "model": setup.model.fingerprint(),
-        "dtype": evaluation.dtype,
-        "max_new_tokens": evaluation.max_new_tokens,
-        "questions": evaluation.questions,
-        "image_sets": evaluation.image_sets,
-    }
     with setup.work.published(*([QUARANTINE] if first else [])):
         asked = HeldOut(
             components,
@@ -67,10 +60,22 @@ def evaluate_model(config, out_dir, progress: bool = True) -> Results | None:
             variants=evaluation.variants,
             progress=progress,
             share=Share(jax.process_index(), jax.process_count()),
-            settings=settings,
+            settings=settings_of(setup),
             spec=setup.spec,
             quarantine=Quarantine(where, config.data.max_bad_fraction),
         )
+
+
+def settings_of(setup: Setup) -> dict:
+    """What an answer depends on beside its question and images."""
+    evaluation = setup.config.eval
+    return {
+        "model": setup.model.fingerprint(),
+        "dtype": evaluation.dtype,
+        "max_new_tokens": evaluation.max_new_tokens,
+        "questions": evaluation.questions,
+        "image_sets": evaluation.image_sets,
+    }
 
 
 def make_engine(setup: Setup) -> Engine:
@@ -123,18 +128,19 @@ def evaluate(
         raise UserError(f"variants: choose from {', '.join(VARIANTS)} and include model; got {', '.join(variants)}")
     about = briefs(asked)
     units = plan.make_units(about, variants, records_per_call, seed)
-    name = f"{parts.FOLDER}/{plan.digest(about, units, {**settings, 'seed': seed})}"
+    digest = plan.digest(about, units, {**settings, "seed": seed})
+    name = f"{parts.FOLDER}/{digest}"
     work = Workspace(storage.path(out_dir))
     with work.published(f"{name}/*.jsonl"):
         with Parts(work.folder / name, share.process, work.publish) as own:
             answer_share(answerer, asked, units, own, share, spec, progress)
         work.publish(final=True)
-        processes.all_here("answered")
+        processes.all_here(f"answered {digest}")
         if share.process == 0:
             # Those of the other processes.
             work.fetch(f"{name}/*.jsonl")
             merge(work.folder / name, work.folder, about, variants, quarantine or Quarantine())
             write_thumbnails(work.folder, asked)
             results = rescore(work.folder)
-    processes.all_here("scored")
+    processes.all_here(f"scored {digest}")
     return results if share.process == 0 else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlm3_jax import storage, tasks
 from vlm3_jax.errors import UserError
-from vlm3_jax.evaluate import statistics
+from vlm3_jax.evaluate import outputs, statistics, swap
 from vlm3_jax.evaluate.predictions import FILE, read_predictions
 from vlm3_jax.evaluate.results import Entry, Results, Score
 
@@ -27,9 +27,12 @@ class Answers:
 
     @classmethod
     def of(cls, task: tasks.Task, rows: list[dict[str, Any]]) -> "Answers":
-        """Of rows of one variant."""
+        """Of rows of one variant: what their texts say, or the `value` of one that is no text."""
         targets = [row["target"] for row in rows]
-        parsed = [task.parse(row["prediction"], target) for row, target in zip(rows, targets, strict=True)]
+        parsed = [
+            row["value"] if "value" in row else task.parse(row["prediction"], target)
+            for row, target in zip(rows, targets, strict=True)
+        ]
         return cls(rows, parsed, task.item_scores(parsed, targets))
 
     @property
@@ -45,11 +48,16 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell:
-    """One task on one component: its answers by variant, all to the same questions in the same order."""
+    """One task on one component: its answers by variant, all to the same questions in the same order.
+
+    `folder`: where they, and pictures of their images, were read. `manifest`: the checksum of what a benchmark asks.
+    """
 
     component: str
     task: tasks.Task
     variants: dict[str, Answers]
+    folder: storage.AnyPath | None = None
+    manifest: str = ""
 
     @property
     def model(self) -> Answers:
@@ -60,8 +68,17 @@ class Cell:
 def read_cells(folder: storage.AnyPath) -> list[Cell]:
     """The answers in an evaluation's output folder, in the order of `tasks.TASKS`, then as written.
 
-    UserError if variants hold different questions.
+    Of a folder of benchmarks those of all. UserError if variants hold different questions, or if there are no answers.
     """
+    if benches := list(outputs.benches(storage.path(folder))):
+        cells = [
+            dataclasses.replace(cell, manifest=bench.sha256) for bench in benches for cell in _read_cells(bench.folder)
+        ]
+        return sorted(cells, key=lambda cell: list(tasks.TASKS).index(cell.task.name))
+    return _read_cells(folder)
+
+
+def _read_cells(folder: storage.AnyPath) -> list[Cell]:
     found = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in read_predictions(folder):
         found[row["task"], row["component"]][row["variant"]].append(row)
@@ -74,7 +91,8 @@ def read_cells(folder: storage.AnyPath) -> list[Cell]:
                 f"the same order, model among them; found {', '.join(f'{v}: {len(ids)}' for v, ids in asked.items())}"
             )
         judge = tasks.get(task)
-        cells.append(Cell(component, judge, {name: Answers.of(judge, rows) for name, rows in variants.items()}))
+        answers = {name: Answers.of(judge, rows) for name, rows in variants.items()}
+        cells.append(Cell(component, judge, answers, storage.path(folder)))
     return cells
 
 
@@ -87,19 +105,31 @@ def rescore(folder: storage.AnyPath) -> Results:
 
 def score(cells: Sequence[Cell]) -> Results:
     """Scores of every task on every component: the variants, then the references, each compared with the model."""
-    return Results(tuple(map(_entry, cells)))
+    swapped = {cell.component: cell.model for cell in cells if cell.component.endswith(swap.SWAPPED)}
+    return Results(tuple(_entry(cell, swapped.get(cell.component + swap.SWAPPED)) for cell in cells))
 
 
 def before_after(before: Sequence[Cell], after: Sequence[Cell]) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """Paired difference after - before of the model's scores, by (component, task), over the questions of both runs."""
-    earlier = {(cell.component, cell.task.name): cell.model for cell in before}
+    """Paired difference after - before of the model's scores, by (component, task), over the questions of both runs.
+
+    Questions of a benchmark are the same by their ids, however the models were asked. UserError if these are of two
+    manifests.
+    """
+    earlier = {(cell.component, cell.task.name): cell for cell in before}
     gains = {}
     for cell in after:
         key, own = (cell.component, cell.task.name), cell.model
         if key in earlier:
-            theirs = dict(zip(map(_question, earlier[key].rows), earlier[key].scores, strict=True))
-            common = [i for i, row in enumerate(own.rows) if _question(row) in theirs]
-            scores = [theirs[_question(own.rows[i])] for i in common]
+            other = earlier[key]
+            if other.manifest != cell.manifest:
+                raise UserError(
+                    f"{other.folder} and {cell.folder}: asked by two manifests of {cell.component}, so their items "
+                    "cannot be compared"
+                )
+            name = _id if cell.manifest else _question
+            theirs = dict(zip(map(name, other.model.rows), other.model.scores, strict=True))
+            common = [i for i, row in enumerate(own.rows) if name(row) in theirs]
+            scores = [theirs[name(own.rows[i])] for i in common]
             records = [own.records[i] for i in common]
             gains[key] = statistics.paired_difference(own.scores[common], scores, records)
     return gains
@@ -109,16 +139,23 @@ def _question(row: dict[str, Any]) -> tuple[str, str]:
     return row["id"], row["question"]
 
 
+def _id(row: dict[str, Any]) -> str:
+    return row["id"]
+
+
 def references(task: tasks.Task, targets: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """Parsed answers that need no model, by name: the best constant, then what the task adds."""
     extra = {name.replace("_", " "): parsed for name, parsed in task.extra_references(targets).items()}
     return {"best constant": task.constant_answers(targets), **extra}
 
 
-def _entry(cell: Cell) -> Entry:
+def _entry(cell: Cell, swapped: Answers | None = None) -> Entry:
+    """Of a cell, and of pairs that were asked about the other way round too."""
     task, targets, records = cell.task, cell.model.targets, cell.model.records
     scores = {variant: answers.scores for variant, answers in cell.variants.items()}
     metrics = {variant: task.metrics(answers.parsed, targets) for variant, answers in cell.variants.items()}
+    if swapped is not None:
+        metrics["model"] |= swap.consistency(cell.model.parsed, targets, swapped.parsed, swapped.targets)
     for name, parsed in references(task, targets).items():
         scores[name] = task.item_scores(parsed, targets)
     return Entry(

@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from vlm3_jax.camera import Camera
+from vlm3_jax.errors import BadRecord
 from vlm3_jax.records.dense import DepthMap
 from vlm3_jax.records.labels import DepthPoints, Matches
 from vlm3_jax.records.mask_objects import mask_objects
@@ -24,6 +25,10 @@ TRIES = 8
 def occlusion_tolerance_m(distance_m):
     """a + r d - ln(0.5) T with a = T = 0.1 m and r = 0.005: the rule of UFM's correspondence evaluation."""
     return 0.1 + 0.005 * distance_m - np.log(0.5) * 0.1
+
+
+def _share_of(distance_m):
+    return RELATIVE * distance_m
 
 
 def rotate(points, matrix) -> np.ndarray:
@@ -65,13 +70,16 @@ class DepthView:
         depth = self.depth_at(points_px).astype(np.float64)
         return depth if self.map.kind == "z" else self.camera.z_from_distance(points_px, depth)
 
-    def sees(self, pixels, distance_m, metric: bool = True) -> np.ndarray:
-        """bool [N]: inside the view and not behind (nor before) what its depth shows there."""
+    def sees(self, pixels, distance_m, metric: bool = True, tolerance=None) -> np.ndarray:
+        """bool [N]: inside the view and not behind (nor before) what its depth shows there.
+
+        `tolerance`: how far off that may be, as a function of the distance; None: the rule for the scale.
+        """
         nearest, inside = _inside(self.camera, pixels, distance_m)
         stored = self.camera.distance_from_z(nearest, self.z_at(nearest))
-        tolerance = occlusion_tolerance_m(distance_m) if metric else RELATIVE * distance_m
+        allowed = tolerance or (occlusion_tolerance_m if metric else _share_of)
         # NaN compares false.
-        return inside & (stored > 0) & (np.abs(distance_m - stored) < tolerance)
+        return inside & (stored > 0) & (np.abs(distance_m - stored) < allowed(distance_m))
 
     def labelled(self) -> np.ndarray:
         """The map pixels with depth, as indices into the flat map."""
@@ -111,12 +119,14 @@ def covisibility(first: DepthView, second: DepthView, metric: bool = True, step:
     return float(np.mean(shares))
 
 
-def matches(first: DepthView, second: DepthView, rng: np.random.Generator, count: int, metric: bool = True) -> Matches:
-    """Up to `count` random pixels of view 0 whose surface point view 1 sees, and where."""
+def matches(
+    first: DepthView, second: DepthView, rng: np.random.Generator, count: int, metric: bool = True, tolerance=None
+) -> Matches:
+    """Up to `count` random pixels of view 0 whose surface point view 1 sees (`DepthView.sees`), and where."""
     flat = first.labelled()
     points = first.pixels(rng.choice(flat, min(TRIES * count, len(flat)), replace=False, shuffle=True))
     pixels, distance = moved(points, first, second)
-    kept = np.flatnonzero(second.sees(pixels, distance, metric))[:count]
+    kept = np.flatnonzero(second.sees(pixels, distance, metric, tolerance))[:count]
     return Matches(points[kept].astype(np.int32), pixels[kept].astype(np.float32))
 
 
@@ -156,6 +166,14 @@ def draw_labels(record: Record, rng: np.random.Generator, count: int) -> Record:
     found = (mask_objects(mask, *maps[mask.view], record.views[mask.view].camera, rng) for mask in masks)
     changes["objects"] = (*record.objects, *(label for label in found if len(label.names)))
     return dataclasses.replace(record, **changes)
+
+
+def posed_maps(record: Record) -> list[DepthView]:
+    """Both views of a stored record with their poses and depth. BadRecord unless it has both."""
+    found = _posed(record, {depth.view: (depth, _masked(depth, record)) for depth in record.depth_maps})
+    if not found:
+        raise BadRecord("it has no two views with poses and depth maps")
+    return found
 
 
 def _masked(depth: DepthMap, record: Record) -> np.ndarray:

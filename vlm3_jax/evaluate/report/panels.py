@@ -40,7 +40,7 @@ def panels(folder: storage.AnyPath, cells: Sequence[Cell]) -> dict[str, list[Pan
             title = f"{cell.component}: {len(cell.model.rows)} points"
             found[cell.task.name].append(Panel(title, pictures.depth_scatter(*_depths(cell.model))))
         for record, answers in _by_record(cell.model).items():
-            thumbnails = read_thumbnails(folder, cell.component, record)
+            thumbnails = read_thumbnails(cell.folder or folder, cell.component, record)
             if len(thumbnails) >= _IMAGES[cell.task.name]:
                 shown[cell.task].append((answers, thumbnails, f"{cell.component}/{record}"))
     for task, records in shown.items():

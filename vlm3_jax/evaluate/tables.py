@@ -1,0 +1,299 @@
+"""Tables of benchmarks: own rows under those of every system with published results, with differences.
+
+A mean is given only over the columns that the published mean covers; where some of them were not run it is marked as
+partial, and every system's mean over the columns that were run stands beside it.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlm3_jax import storage
+from vlm3_jax.evaluate import outputs, published
+from vlm3_jax.evaluate.benchmarks import BENCHMARKS, RULES, Benchmark
+from vlm3_jax.evaluate.results import load_results
+from vlm3_jax.files import write_text
+
+FILE = "benchmarks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where an own entry of a published column comes from: a benchmark's metric, times `factor`."""
+
+    benchmark: str
+    metric: str
+    factor: float = 1.0
+
+
+def _sources(task: str, factor: float = 1.0) -> tuple[Source, ...]:
+    return tuple(Source(b.name, b.metric, factor) for b in BENCHMARKS.values() if b.task == task and b.published)
+
+
+def _of(benchmark: str, *metrics: str, factor: float = 1.0) -> tuple[Source, ...]:
+    return tuple(Source(benchmark, metric, factor) for metric in metrics)
+
+
+_GROUPS = ("below_above", "left_right", "big_small", "tall_short", "wide_thin", "behind_front")
+_SIZES = ("direct", "horizontal", "vertical", "width", "height")
+# By task, for each of its published tables: the sources of its columns, and of its last where that is no mean of them.
+SOURCES: dict[str, tuple[tuple[tuple[Source, ...], Source | None], ...]] = {
+    "depth": ((_sources("depth"), None),),
+    "objects": (
+        (
+            _of("spatialrgpt_qualitative", *_GROUPS, factor=100),
+            Source("spatialrgpt_qualitative", "qualitative", 100),
+        ),
+        (
+            _of("spatialrgpt_quantitative", *(f"{name}_success" for name in (*_SIZES, "direction")), factor=100),
+            Source("spatialrgpt_quantitative", "quantitative", 100),
+        ),
+        (
+            _of("spatialrgpt_quantitative", *(f"{name}_abs_rel" for name in _SIZES), "direction_error_deg"),
+            Source("spatialrgpt_quantitative", "abs_rel"),
+        ),
+    ),
+    "correspondence": ((_sources("correspondence"), None),),
+    "pose": ((_sources("pose", 100), None),),
+}
+_DEPTHLM_LABELS = "published numbers are of DepthLM's labels (--rules=depthlm), of SUN RGB-D and NYUv2 0.8 x metres"
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """What one output folder holds: by (benchmark, rules) the metrics, the headline's interval, and what is partial."""
+
+    label: str
+    found: Mapping[tuple[str, str], tuple[Mapping[str, float], tuple[float, float], str]]
+
+    @classmethod
+    def read(cls, label: str, out: storage.AnyPath) -> "Own":
+        """Of the results in an output folder."""
+        found = {}
+        for bench in outputs.benches(out):
+            one = bench.asked
+            entry = load_results(bench.folder).entry(one.key, one.benchmark.task)
+            if entry is not None:
+                score = entry.scores["model"]
+                interval = (score.low, score.high) if entry.headline == one.benchmark.metric else (math.nan, math.nan)
+                found[one.benchmark.name, one.rules] = score.metrics, interval, bench.partial
+        return cls(label, found)
+
+    def value(self, source: Source, rules: str) -> float | None:
+        """An entry; None if it was not run, or has no value."""
+        metrics = self.found.get((source.benchmark, rules), ({},))[0]
+        value = metrics.get(source.metric, math.nan)
+        return None if math.isnan(value) else source.factor * value
+
+    def interval(self, source: Source, rules: str) -> tuple[float, float] | None:
+        """The 95 % interval of an entry, where it is its benchmark's headline."""
+        _, (low, high), _ = self.found.get((source.benchmark, rules), ({}, (math.nan, math.nan), ""))
+        headline = source.metric == BENCHMARKS[source.benchmark].metric
+        return None if math.isnan(low) or not headline else (source.factor * low, source.factor * high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A row: its entries, the mean or overall value (as published, or of all columns), and that of the columns run."""
+
+    name: str
+    values: tuple[float | None, ...]
+    overall: float | None
+    shared: float | None
+    intervals: tuple[tuple[float, float] | None, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One table: `lines` published, then `own`; `run`: the columns of the mean that all own rows have.
+
+    `partial`: whether the mean covers more columns than were run. `pooled`: the last column is no mean of the others.
+    """
+
+    task: str
+    metric: str
+    rules: str
+    higher_is_better: bool
+    digits: int
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    own: tuple[Line, ...]
+    run: tuple[str, ...]
+    partial: bool
+    pooled: bool
+    overall: str
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What it shows."""
+        labels = " on DepthLM's labels" if self.rules == "depthlm" else ""
+        return f"{self.task}: {self.metric}{labels} {'↑' if self.higher_is_better else '↓'}"
+
+    def differences(self, line: Line) -> tuple[float | None, ...]:
+        """The last own row minus a published one: each entry, the overall value, and the mean of the columns run."""
+        mine = self.own[-1]
+        pairs = zip((*mine.values, mine.overall, mine.shared), (*line.values, line.overall, line.shared), strict=True)
+        return tuple(None if None in pair else pair[0] - pair[1] for pair in pairs)
+
+    def cells(self) -> list[list[str]]:
+        """As text: a header, published rows with "value (own - this)", then of each own row values and intervals."""
+        header = ["answers by", *self.columns, f"{self.overall} as published"]
+        last = [] if self.pooled or not self.run else [f"mean of {len(self.run)} run" if self.partial else "mean here"]
+        rows = [header + last]
+        for line in self.lines:
+            shown = zip((*line.values, line.overall, line.shared), self.differences(line), strict=True)
+            rows.append([line.name, *(self._with(*pair) for pair in shown)][: len(rows[0])])
+        for line in self.own:
+            overall = "partial" if line.overall is None and self.partial else self._text(line.overall)
+            rows.append([line.name, *map(self._text, line.values), overall, self._text(line.shared)][: len(rows[0])])
+            spans = ["" if one is None else f"{self._text(one[0])} to {self._text(one[1])}" for one in line.intervals]
+            if any(spans):
+                rows.append(["  95 % interval", *spans, "", ""][: len(rows[0])])
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        tree = dataclasses.asdict(self) | {"title": self.title}
+        tree["differences"] = {line.name: self.differences(line) for line in self.lines}
+        return tree
+
+    def _text(self, value: float | None) -> str:
+        return "–" if value is None else f"{value:.{self.digits}f}"
+
+    def _with(self, value: float | None, difference: float | None) -> str:
+        return self._text(value) + ("" if difference is None else f" ({difference:+.{self.digits}f})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """All tables of some output folders; `missing`: by benchmark why it was not run."""
+
+    blocks: tuple[Block, ...]
+    missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def markdown(self) -> str:
+        """For a file, or another's report."""
+        parts = []
+        for block in self.blocks:
+            header, *rows = block.cells()
+            lines = [f"## {block.title}", "", _row(header), _row(["---"] * len(header)), *map(_row, rows), ""]
+            parts.append("\n".join([*lines, *(f"- {note}" for note in block.notes), ""]))
+        if self.missing:
+            parts.append("\n".join(["## Not run", "", *(f"- {name}: {why}" for name, why in self.missing.items()), ""]))
+        return "\n".join(parts)
+
+    def rich(self):
+        """For the terminal."""
+        import rich.box
+        import rich.console
+        import rich.table
+
+        found: list = []
+        for block in self.blocks:
+            header, *rows = block.cells()
+            table = rich.table.Table(title=block.title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+            for number, name in enumerate(header):
+                table.add_column(name, justify="right" if number else "left", overflow="fold")
+            for number, row in enumerate(rows):
+                own = number >= len(block.lines)
+                table.add_row(*row, style="bold" if own else None, end_section=number == len(block.lines) - 1)
+            found += [table, *(f"  {note}" for note in block.notes)]
+        found += [f"not run: {name}: {why}" for name, why in self.missing.items()]
+        return rich.console.Group(*found)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {"blocks": [block.to_json() for block in self.blocks], "not_run": dict(self.missing)}
+
+
+def write(out: storage.AnyPath, missing: Mapping[str, str] = {}) -> Tables:
+    """The tables of an output folder, also as benchmarks.json and benchmarks.md in it."""
+    found = of([Own.read(outputs.answers_by(out) or out.name, out)], missing)
+    write_text(out / f"{FILE}.json", json.dumps(found.to_json(), indent=1) + "\n")
+    write_text(out / f"{FILE}.md", found.markdown())
+    return found
+
+
+def of(owns: Sequence[Own], missing: Mapping[str, str] = {}) -> Tables:
+    """The tables of all tasks that one of the rows has results of."""
+    blocks = []
+    for rules in RULES:
+        for task, layout in SOURCES.items():
+            for table, (sources, overall) in zip(published.table(task), layout, strict=True):
+                blocks.append(_block(table, sources, overall, owns, rules, missing))
+    return Tables(tuple(block for block in blocks if block is not None), missing)
+
+
+def _block(table: published.Table, sources, overall, owns: Sequence[Own], rules: str, missing) -> Block | None:
+    """One table; None if none of the own rows has an entry of it."""
+    extra = _extra(table, sources, owns, rules)
+    every = (*sources, *(Source(b.name, b.metric, sources[0].factor) for b in extra))
+    values = [[own.value(source, rules) for source in every] for own in owns]
+    if not any(value is not None for row in values for value in row):
+        return None
+    run = [c for c in table.averaged if all(row[c] is not None for row in values)]
+    partial = len(run) < len(table.averaged)
+
+    def line(name, entries, whole, intervals=()) -> Line:
+        shared = None if overall or not run or any(entries[c] is None for c in run) else _mean(entries[c] for c in run)
+        return Line(name, tuple(entries), whole, shared, tuple(intervals))
+
+    lines = [line(row.model, [*row.values, *[None] * len(extra)], row.published) for row in table.rows]
+    own = []
+    for one, row in zip(owns, values, strict=True):
+        mean = None if partial else _mean(row[c] for c in table.averaged)
+        whole = one.value(overall, rules) if overall else mean
+        own.append(line(one.label, row, whole, [one.interval(source, rules) for source in every]))
+    return Block(
+        task=table.task,
+        metric=table.metric,
+        rules=rules,
+        higher_is_better=table.higher_is_better,
+        digits=table.digits,
+        columns=(*table.columns, *(f"{one.title} *" for one in extra)),
+        lines=tuple(lines),
+        own=tuple(own),
+        run=tuple(table.columns[c] for c in run),
+        partial=partial and not overall,
+        pooled=overall is not None,
+        overall=table.overall,
+        notes=tuple(_notes(table, every, extra, owns, rules, values)),
+    )
+
+
+def _extra(table: published.Table, sources, owns, rules: str) -> list[Benchmark]:
+    """Benchmarks of the task that no published table has a column for, and that were run."""
+    known = {source.benchmark for source in sources}
+    run = {name for own in owns for name, labels in own.found if labels == rules}
+    return [b for b in BENCHMARKS.values() if b.task == table.task and b.name in run and b.name not in known]
+
+
+def _notes(table: published.Table, sources, extra, owns, rules: str, values) -> list[str]:
+    notes = []
+    titles = (*table.columns, *(one.title for one in extra))
+    for own in owns:
+        whose = f"{own.label}: " if len(owns) > 1 else ""
+        for title, source in zip(titles, sources, strict=True):
+            partial = own.found.get((source.benchmark, rules), ({}, (), ""))[2]
+            if partial and f"{whose}{title}: {partial}" not in notes:
+                notes.append(f"{whose}{title}: {partial}")
+    left = [title for c, title in enumerate(table.columns) if all(row[c] is None for row in values)]
+    if left:
+        notes.append(f"not run: {', '.join(left)}")
+    if extra:
+        notes.append("* no published column")
+    if table.task == "depth" and rules == "metres":
+        notes.append(_DEPTHLM_LABELS)
+    return notes
+
+
+def _mean(values) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def _row(cells) -> str:
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
