@@ -6,11 +6,11 @@ import signal
 import sys
 
 from vlm3_jax import storage
-from vlm3_jax.commands import checkpoint, data, demo, evaluate, plan, train
+from vlm3_jax.commands import checkpoint, data, demo, evaluate, plan, score, train
 from vlm3_jax.errors import UserError
 
 # In the order of the help.
-GROUPS = (train, evaluate, checkpoint, plan, demo, data)
+GROUPS = (train, evaluate, score, checkpoint, plan, demo, data)
 # Options that name local files only: what is run as a program, and a picture to look at.
 LOCAL = ("config", "picture")
 

@@ -98,15 +98,19 @@ def questions(manifest, folder, wording: str = "release", **fields) -> FrozenQue
 
 
 class Knows:
-    """Answers by the image's name and the question; `turned` changes an answer."""
+    """Answers by the images' names and the question; `turned` changes an answer."""
 
     def __init__(self, asked, turned=lambda example: example.answer):
         self.answers = {
-            (one.images[0].ref.name, example.question): turned(example) for one in asked for example in one.examples
+            (_names(one.images), example.question): turned(example) for one in asked for example in one.examples
         }
 
     def answer(self, images, questions):
         return [
-            [self.answers[layouts[0].ref.name, text] for text in texts]
+            [self.answers[_names(layouts), text] for text in texts]
             for layouts, texts in zip(images, questions, strict=True)
         ]
+
+
+def _names(layouts) -> tuple[str, ...]:
+    return tuple(layout.ref.name for layout in layouts)

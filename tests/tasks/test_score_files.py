@@ -41,8 +41,10 @@ def test_scores_with_a_missing_prediction(tmp_path):
         ([{"prediction": "x"}], "line 1: expected an object with 'id'"),
         ([answer("a"), answer("a")], "p.jsonl, line 2: id 'a' is also on line 1"),
         ([answer("z")], "p.jsonl, line 1: id 'z' has no target in"),
-        ([answer("a", 2.0)], "line 1: 'prediction' must be a string"),
-        ([answer("a", None)], "line 1: 'prediction' must be a string"),
+        ([answer("a", [2.0])], "line 1: 'prediction' must be a text or a number, for a target of 'depth'"),
+        ([answer("a", True)], "line 1: 'prediction' must be a text or a number"),
+        ([answer("a", {"depth": 2})], "line 1: 'prediction' must be a text, the model's answer, or numbers"),
+        ([answer("a", None)], "line 1: 'prediction' must be a text"),
         ([{"id": ["a"], "prediction": "x"}], "line 1: 'id' must be"),
         (["[" * 100_000], "line 1: not JSON"),
     ],
@@ -53,6 +55,25 @@ def test_wrong_predictions(tmp_path, rows, message):
         score_files("depth", write(tmp_path / "p.jsonl", rows), targets)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_numbers_are_scored_as_they_are(tmp_path):
+    targets = write(tmp_path / "t.jsonl", [truth("a"), truth("b"), truth("c"), truth("d")])
+    predictions = write(tmp_path / "p.jsonl", [answer("a", 2.2), answer("b", 3), answer("c", "2 m"), answer("d", -1)])
+    metrics = score_files("depth", predictions, targets)
+    assert (metrics["delta1"], metrics["parse_failures"]) == (0.5, 0)
+    boxes = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    rows = [{"kind": "predicate", "family": "left_right", "word": "left", "truth": False, "boxes": boxes}]
+    rows += [
+        {"kind": "quantity", "family": "width", "truth": 2.0},
+        {"kind": "direction", "family": "direction", "truth": 1},
+    ]
+    targets = write(tmp_path / "t.jsonl", [{"id": n, "target": row} for n, row in enumerate(rows)])
+    predictions = write(tmp_path / "p.jsonl", [answer(0, False), answer(1, 2.4), answer(2, 12)])
+    assert score_files("objects", predictions, targets)["success"] == 1
+    match = {"kind": "match", "coords": [1, 2], "truth": [500, 500], "coord_range": 1000}
+    targets = write(tmp_path / "t.jsonl", [{"id": "a", "target": match}])
+    assert score_files("correspondence", write(tmp_path / "p.jsonl", [answer("a", [500, 510])]), targets)["epe"] == 4.2
 
 
 @pytest.mark.parametrize(

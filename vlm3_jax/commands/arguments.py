@@ -1,6 +1,7 @@
 """Options that several commands share, and the config that they name."""
 
 import argparse
+import sys
 from collections.abc import Callable
 
 from vlm3_jax import config as configs
@@ -38,6 +39,13 @@ def with_processes(sub) -> None:
     sub.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens, if no launcher says it")
     sub.add_argument("--processes", type=int, metavar="N", help="processes of the run; 1: whatever the launcher says")
     sub.add_argument("--process", type=int, metavar="I", help="the number of this one, from 0")
+
+
+def wide_console():
+    """For wide tables: as wide as the terminal, and wide where there is none."""
+    import rich.console
+
+    return rich.console.Console(width=None if sys.stdout.isatty() else 200)
 
 
 def read_config(args, fields):

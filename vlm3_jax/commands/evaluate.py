@@ -1,7 +1,5 @@
-"""`vlm3 eval`, `report`, `score` and `ask`: answers and what they are worth."""
+"""`vlm3 eval`, `report` and `ask`: answers and what they are worth."""
 
-import argparse
-import json
 import sys
 
 from vlm3_jax import storage
@@ -12,8 +10,6 @@ from vlm3_jax.tasks import TASKS
 
 def add(parsers) -> None:
     """The commands with their options."""
-    from vlm3_jax.tasks.score import describe_targets
-
     sub = arguments.command(
         parsers, "eval", _eval, "ask a model the held-out questions and score its answers; again after a kill goes on"
     )
@@ -22,22 +18,14 @@ def add(parsers) -> None:
     sub.add_argument("--out", help="folder of predictions and scores (default: WORKDIR/eval)")
     _add_bench(sub)
     sub = arguments.command(
-        parsers, "report", _report, "write an HTML report of one or more evaluations, the last one being the subject"
+        parsers,
+        "report",
+        _report,
+        "compare evaluations item by item, and write an HTML report of them; the last one is the subject",
     )
-    sub.add_argument("results", nargs="+", help="folders that `vlm3 eval` has written")
+    sub.add_argument("results", nargs="+", help="folders that `vlm3 eval` or `vlm3 score --out` has written")
     sub.add_argument("--out", default="report.html", help="the file to write")
     sub.add_argument("--metrics", help="the training's metrics.jsonl, for the loss curve")
-    sub = arguments.command(parsers, "score", _score, "score anybody's answers")
-    sub.add_argument("task", choices=TASKS)
-    sub.add_argument("predictions", help='rows {"id", "prediction": text}')
-    sub.add_argument("targets", help='rows {"id", "target": {"kind": ..., ...}}')
-    sub.add_argument(
-        "--rules",
-        choices=("vlm3", "release"),
-        default="vlm3",
-        help="how answers are read: by the rules of docs/conventions.md, or as the release's notebook and the paper do",
-    )
-    sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, describe_targets()
     _add_ask(parsers)
 
 
@@ -93,7 +81,7 @@ def _eval(args, fields) -> None:
         if args.bench:
             found = _bench(args, fields)
             if found is not None:
-                rich.console.Console(width=None if sys.stdout.isatty() else 200).print(found.rich())
+                arguments.wide_console().print(found.rich())
                 print(f"predictions, scores and tables: {args.out}")
             return
         from vlm3_jax.evaluate.run import evaluate_model
@@ -124,18 +112,15 @@ def _bench(args, fields):
 
 
 def _report(args, _) -> None:
+    from vlm3_jax.evaluate.compare import Compared, labels
     from vlm3_jax.evaluate.report.page import write_report
 
     folders = [storage.path(folder) for folder in args.results]
-    names = [folder.absolute().name for folder in folders]
-    labels = names if len(set(names)) == len(names) else args.results
-    print(write_report(storage.path(args.out), dict(zip(labels, folders)), metrics=args.metrics))
-
-
-def _score(args, _) -> None:
-    from vlm3_jax.tasks.score import score_files
-
-    print(json.dumps(score_files(args.task, args.predictions, args.targets, args.rules), indent=2))
+    runs = dict(zip(labels(folders), folders))
+    compared = Compared.read(runs)
+    if len(runs) > 1 or compared.tables.blocks:
+        arguments.wide_console().print(compared.rich())
+    print(write_report(storage.path(args.out), runs, metrics=args.metrics, compared=compared))
 
 
 def _ask(args, _) -> None:

@@ -13,7 +13,11 @@ def add(parsers) -> None:
     sub = arguments.command(
         parsers, "plan", _plan, "memory, time and days of a recipe on TPUs or GPUs that are not there, by mesh shape"
     )
-    arguments.with_config(sub)
+    arguments.with_config(sub, required=False)
+    sub.add_argument("--eval", action="store_true", help="plan an evaluation on benchmarks instead of training")
+    sub.add_argument(
+        "--bench", action="append", default=[], metavar="NAME", help="--eval: which, as of vlm3 eval (default: all)"
+    )
     sub.add_argument(
         "--topology",
         required=True,
@@ -48,6 +52,12 @@ def _plan(args, fields) -> None:
     if args.price is not None and not 0 <= args.price < math.inf:
         raise UserError(f"--price={args.price}: give the price of a device for an hour, finite and at least 0")
 
+    if args.eval:
+        _plan_eval(args, fields, wanted, reached)
+        return
+    if not args.config:
+        raise UserError("--config: missing; name a recipe, or give --eval")
+
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
@@ -57,3 +67,18 @@ def _plan(args, fields) -> None:
         print(json.dumps(found.to_json(), indent=2))
     else:
         table.print_plan(found, rich.console.Console(width=None if sys.stdout.isatty() else 180))
+
+
+def _plan_eval(args, fields, wanted, reached: float) -> None:
+    from vlm3_jax.evaluate import benchmarks
+    from vlm3_jax.planning import evaluation
+
+    # What accelerators are for.
+    fields = fields if args.config else ["eval.dtype=bfloat16", *fields]
+    config = arguments.read_config(args, fields)
+    evaluation.check(config)
+    found = evaluation.make_plan(config, benchmarks.find(args.bench or ["all"]), wanted, reached)
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        arguments.wide_console().print(found.rich(args.price))

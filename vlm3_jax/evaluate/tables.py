@@ -13,7 +13,7 @@ from typing import Any
 from vlm3_jax import storage
 from vlm3_jax.evaluate import outputs, published
 from vlm3_jax.evaluate.benchmarks import BENCHMARKS, RULES, Benchmark
-from vlm3_jax.evaluate.results import load_results
+from vlm3_jax.evaluate.results import Results, load_results
 from vlm3_jax.files import write_text
 
 FILE = "benchmarks"
@@ -70,11 +70,17 @@ class Own:
 
     @classmethod
     def read(cls, label: str, out: storage.AnyPath) -> "Own":
-        """Of the results in an output folder."""
+        """Of the results that stand in an output folder."""
+        found = [entry for bench in outputs.benches(out) for entry in load_results(bench.folder).entries]
+        return cls.of(label, Results(tuple(found)), out)
+
+    @classmethod
+    def of(cls, label: str, results: Results, out: storage.AnyPath) -> "Own":
+        """Of results of the benchmarks in an output folder."""
         found = {}
         for bench in outputs.benches(out):
             one = bench.asked
-            entry = load_results(bench.folder).entry(one.key, one.benchmark.task)
+            entry = results.entry(one.key, one.benchmark.task)
             if entry is not None:
                 score = entry.scores["model"]
                 interval = (score.low, score.high) if entry.headline == one.benchmark.metric else (math.nan, math.nan)
@@ -209,9 +215,14 @@ class Tables:
         return {"blocks": [block.to_json() for block in self.blocks], "not_run": dict(self.missing)}
 
 
+def read(out: storage.AnyPath, missing: Mapping[str, str] = {}) -> Tables:
+    """The tables of an output folder."""
+    return of([Own.read(outputs.answers_by(out) or out.name, out)], missing)
+
+
 def write(out: storage.AnyPath, missing: Mapping[str, str] = {}) -> Tables:
     """The tables of an output folder, also as benchmarks.json and benchmarks.md in it."""
-    found = of([Own.read(outputs.answers_by(out) or out.name, out)], missing)
+    found = read(out, missing)
     write_text(out / f"{FILE}.json", json.dumps(found.to_json(), indent=1) + "\n")
     write_text(out / f"{FILE}.md", found.markdown())
     return found
@@ -229,7 +240,7 @@ def of(owns: Sequence[Own], missing: Mapping[str, str] = {}) -> Tables:
 
 def _block(table: published.Table, sources, overall, owns: Sequence[Own], rules: str, missing) -> Block | None:
     """One table; None if none of the own rows has an entry of it."""
-    extra = _extra(table, sources, owns, rules)
+    extra = _extra(table, owns, rules)
     every = (*sources, *(Source(b.name, b.metric, sources[0].factor) for b in extra))
     values = [[own.value(source, rules) for source in every] for own in owns]
     if not any(value is not None for row in values for value in row):
@@ -264,11 +275,10 @@ def _block(table: published.Table, sources, overall, owns: Sequence[Own], rules:
     )
 
 
-def _extra(table: published.Table, sources, owns, rules: str) -> list[Benchmark]:
+def _extra(table: published.Table, owns, rules: str) -> list[Benchmark]:
     """Benchmarks of the task that no published table has a column for, and that were run."""
-    known = {source.benchmark for source in sources}
     run = {name for own in owns for name, labels in own.found if labels == rules}
-    return [b for b in BENCHMARKS.values() if b.task == table.task and b.name in run and b.name not in known]
+    return [b for b in BENCHMARKS.values() if b.task == table.task and b.name in run and not b.published]
 
 
 def _notes(table: published.Table, sources, extra, owns, rules: str, values) -> list[str]:

@@ -43,7 +43,7 @@ class Task(abc.ABC):
     `draws`: whether labels drawn from depth maps and masks are of use to it.
 
     `target_fields`: what a target of each kind must hold, `{kind: {field: form}}`, a form being a name in
-    `tasks.score.FORMS` or a tuple of the values allowed.
+    `tasks.score.FORMS` or a tuple of the values allowed. `answer_forms`: what a parsed answer to each kind is.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Task(abc.ABC):
     higher_is_better: bool
     draws: bool = False
     target_fields: dict[str, dict[str, Any]]
+    answer_forms: dict[str, str]
 
     @abc.abstractmethod
     def examples(

@@ -19,6 +19,7 @@ class ConversationTask(Task):
     headline = "exact"
     higher_is_better = True
     target_fields = {stored.FAMILY: {"family": (stored.FAMILY,), "truth": "text"}}  # noqa: RUF012
+    answer_forms = {stored.FAMILY: "text"}  # noqa: RUF012
 
     def examples(
         self, record: Record, rng: np.random.Generator, protocol: Protocol, vary: bool = False

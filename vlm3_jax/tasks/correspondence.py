@@ -45,6 +45,7 @@ class CorrespondenceTask(Task):
     higher_is_better = False
     draws = True
     target_fields = {"match": {"coords": "numbers2", "truth": "numbers2", "coord_range": "positive"}}  # noqa: RUF012
+    answer_forms = {"match": "numbers2"}  # noqa: RUF012
 
     def examples(
         self, record: Record, rng: np.random.Generator, protocol: Protocol, vary: bool = False

@@ -48,6 +48,7 @@ class DepthTask(Task):
     higher_is_better = True
     draws = True
     target_fields = {"depth": {"depth_m": "positive"}}  # noqa: RUF012
+    answer_forms = {"depth": "number"}  # noqa: RUF012
 
     def examples(
         self, record: Record, rng: np.random.Generator, protocol: Protocol, vary: bool = False

@@ -50,6 +50,13 @@ class ObjectsTask(Task):
         "direction": {"family": ("direction",), "truth": "hour"},
         "stored": {"family": (stored.FAMILY,), "truth": "text"},
     }
+    answer_forms = {  # noqa: RUF012
+        "predicate": "bool",
+        "choice": "index",
+        "quantity": "number",
+        "direction": "hour",
+        "stored": "text",
+    }
 
     def examples(
         self, record: Record, rng: np.random.Generator, protocol: Protocol, vary: bool = False

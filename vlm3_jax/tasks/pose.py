@@ -47,6 +47,12 @@ class PoseTask(Task):
         }
         for kind in KINDS
     }
+    answer_forms = {  # noqa: RUF012
+        "euler_natural": "numbers3",
+        "translation_direction": "vector",
+        "translation_distance": "number",
+        "rotation_angle": "number",
+    }
 
     def examples(
         self, record: Record, rng: np.random.Generator, protocol: Protocol, vary: bool = False

@@ -13,9 +13,9 @@ from vlm3_jax.errors import BadRecord, UserError
 def score_files(task_name: str, predictions_path, targets_path, rules: str = "vlm3") -> dict[str, float]:
     """All metrics of the task over the targets, answers read by these `base.RULES`, with `missing_predictions`.
 
-    Rows are `{"id": ..., "prediction": text}` and `{"id": ..., "target": {...}}` (`Example.target`). A target without
-    a prediction counts as a parse failure. UserError naming file and line for a row that is malformed, has an id that
-    was there before, or is a prediction for an id without target.
+    Rows are `{"id": ..., "prediction": text or numbers}` and `{"id": ..., "target": {...}}` (`Example.target`). A
+    target without a prediction counts as a parse failure. UserError naming file and line for a row that is malformed,
+    has an id that was there before, or is a prediction for an id without target.
     """
     task = tasks.get(task_name)
     targets = _read(targets_path, "target", lambda target: _target_problem(target, task.target_fields))
@@ -25,18 +25,37 @@ def score_files(task_name: str, predictions_path, targets_path, rules: str = "vl
     for row_id, (line, _) in predictions.items():
         if row_id not in targets:
             raise UserError(f"{predictions_path}, line {line}: id {row_id!r} has no target in {targets_path}")
-    texts = [predictions[row_id][1] if row_id in predictions else "" for row_id in targets]
-    metrics = task.score(texts, [target for _, target in targets.values()], rules)
+    answers = [
+        parsed(task, predictions[row_id][1], target, f"{predictions_path}, line {predictions[row_id][0]}", rules)
+        if row_id in predictions
+        else None
+        for row_id, (_, target) in targets.items()
+    ]
+    metrics = task.metrics(answers, [target for _, target in targets.values()])
     return {**metrics, "missing_predictions": len(targets) - len(predictions)}
 
 
-def describe_targets() -> str:
-    """What a target of each task and kind holds, a line a kind."""
-    lines = ["fields of a target, by task and kind:"]
-    for task in tasks.TASKS.values():
+def parsed(task: tasks.Task, prediction, target: dict[str, Any], where: str, rules: str = "vlm3"):
+    """What a prediction says: a text as it is read, numbers as they are. UserError, at `where`, if they do not suit."""
+    if isinstance(prediction, str):
+        return task.parse(prediction, target, rules)
+    form = task.answer_forms[target["kind"]]
+    if not FORMS[form](prediction):
+        raise UserError(
+            f"{where}: 'prediction' must be a text or {_describe(form)}, for a target of {target['kind']!r}"
+        )
+    return tuple(prediction) if isinstance(prediction, list) else prediction
+
+
+def describe_targets(*names: str) -> str:
+    """What a target of each kind of these tasks holds (all tasks if none is named), and an answer that is no text."""
+    lines = ["fields of a target by kind, and what an answer may be that is no text:"]
+    for task in [tasks.TASKS[name] for name in names] or tasks.TASKS.values():
         for kind, fields in task.target_fields.items():
             held = "; ".join(f"{field}: {_describe(form)}" for field, form in fields.items())
             lines.append(f"  {task.name}, {kind}\n      {held}")
+            if task.answer_forms[kind] != "text":
+                lines.append(f"      answer: {_describe(task.answer_forms[kind])}")
     return "\n".join(lines)
 
 
@@ -78,7 +97,8 @@ def _read_row(line: str, where: str, field: str, problem) -> tuple[Any, Any]:
 
 
 def _prediction_problem(prediction) -> str | None:
-    return None if isinstance(prediction, str) else "'prediction' must be a string, the model's answer"
+    right = isinstance(prediction, str | bool) or _number(prediction) or _list_of_numbers(prediction)
+    return None if right else "'prediction' must be a text, the model's answer, or numbers"
 
 
 def _target_problem(target, fields: dict[str, dict[str, Any]]) -> str | None:
@@ -99,8 +119,12 @@ def _number(value) -> bool:
         return False
 
 
+def _list_of_numbers(value) -> bool:
+    return isinstance(value, list) and all(map(_number, value))
+
+
 def _numbers(value, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and all(map(_number, value))
+    return _list_of_numbers(value) and len(value) == count
 
 
 def _rotation(value) -> bool:
@@ -122,6 +146,7 @@ def _integer(value, low: int, high: int) -> bool:
 FORMS = {
     "id": lambda v: isinstance(v, str) or (isinstance(v, int) and not isinstance(v, bool)),
     "bool": lambda v: isinstance(v, bool),
+    "number": _number,
     "positive": lambda v: _number(v) and v > 0,
     "numbers2": lambda v: _numbers(v, 2),
     "numbers3": lambda v: _numbers(v, 3),
@@ -135,6 +160,7 @@ FORMS = {
 _DESCRIPTIONS = {
     "id": "a string or an integer",
     "bool": "true or false",
+    "number": "a number",
     "positive": "a positive number",
     "numbers2": "a list of 2 numbers",
     "numbers3": "a list of 3 numbers",

@@ -17,7 +17,8 @@ import jinja2
 
 from vlm3_jax import storage
 from vlm3_jax.errors import UserError
-from vlm3_jax.evaluate import published, scoring
+from vlm3_jax.evaluate import published
+from vlm3_jax.evaluate.compare import Compared
 from vlm3_jax.evaluate.report import panels, pictures
 from vlm3_jax.evaluate.results import Entry, Results, Score, arrow, gain_text, interval, number, unreadable
 from vlm3_jax.files import write_text
@@ -43,21 +44,22 @@ def write_report(
     metrics: storage.AnyPath | None = None,
     summary: Mapping[str, str] | None = None,
     commands: Sequence[str] = (),
+    compared: Compared | None = None,
 ) -> storage.AnyPath:
     """Write the report of one or more evaluations and return its path; their answers are scored anew.
 
     `runs`: label -> output folder of `evaluate`, in order, for example {"before training": ..., "after training": ...};
     the last one is the subject, the others are rows to compare with. `metrics`: the trainer's metrics.jsonl.
-    `summary`: what was run, as shown (model, data, steps, hardware, ...). UserError if a folder lacks predictions or
+    `summary`: what was run, as shown (model, data, steps, hardware, ...). `compared`: of the runs, if they were read
+    already. UserError if a folder lacks predictions or
     metrics are broken.
     """
-    cells = {label: scoring.read_cells(folder) for label, folder in runs.items()}
-    results = {label: scoring.score(found) for label, found in cells.items()}
-    for label, folder in runs.items():
-        results[label].save(folder)
+    compared = compared or Compared.read(runs)
+    cells, results, gains = compared.cells, compared.results, compared.gains
     label, folder = list(runs.items())[-1]
-    gains = {other: scoring.before_after(cells[other], cells[label]) for other in runs if other != label}
     album, entries = _Album(), results[label].entries
+    beside = {block.task for block in compared.tables.blocks}
+    alone = [task for task in dict.fromkeys(entry.task for entry in entries) if task not in beside]
     page = _environment().get_template(_TEMPLATE.name)
     text = page.render(
         title=title,
@@ -65,7 +67,8 @@ def write_report(
         summary=[*(summary or {}).items(), ("versions", _versions())],
         commands=commands,
         entries=[_entry(entry, _score_rows(entry, results, label, gains), album) for entry in entries],
-        published=[table for task in dict.fromkeys(e.task for e in entries) for table in published.table(task)],
+        benchmarks=[(block.title, block.cells(), block.notes, len(block.lines)) for block in compared.tables.blocks],
+        published=[table for task in alone for table in published.table(task)],
         curves=metrics and album.add("loss against step", panels.curves(read_metrics(metrics))),
         panels=_pictures(panels.panels(folder, cells[label]), album),
         left_out=album.left_out,

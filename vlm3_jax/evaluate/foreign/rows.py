@@ -1,0 +1,92 @@
+"""Texts and numbers as answers: a jsonl with a row a question, or a row a record with the answers to all of its own."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from vlm3_jax import storage, tasks
+from vlm3_jax.errors import UserError
+from vlm3_jax.tasks.score import parsed
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """{"id": RECORD/NUMBER or NAME/RECORD/NUMBER, "prediction": text or numbers}, NUMBER counting a record's labels.
+
+    Or {"id": RECORD, "prediction": [one for each label, null for none]}. `used`: ids that a question was found for.
+    """
+
+    path: pathlib.Path
+    found: dict[str, tuple[int, Any]]
+    benchmark: str
+    rules: str = "vlm3"
+    used: set[str] = dataclasses.field(default_factory=set)
+
+    @classmethod
+    def read(cls, path: storage.AnyPath, benchmark: str, rules: str = "vlm3") -> "Rows":
+        """Of a file. UserError names the line that is no such row, or has an id that was there before."""
+        found: dict[str, tuple[int, Any]] = {}
+        try:
+            with path.open(encoding="utf-8-sig") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        id, prediction = _row(line, f"{path}, line {number}")
+                        if id in found:
+                            raise UserError(f"{path}, line {number}: id {id!r} is also on line {found[id][0]}")
+                        found[id] = number, prediction
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise UserError(f"{path}: cannot read it ({why})") from None
+        return cls(path, found, benchmark, rules)
+
+    def answers(self, row, examples) -> list | None:
+        """What the rows say to each question, None where there is none; None if the record has no row."""
+        task = tasks.get(row.task)
+        if (whole := self._take(row.id)) is not None:
+            line, predictions = whole
+            where = f"{self.path}, line {line}"
+            if len(examples) == 1 and not isinstance(predictions, list):
+                predictions = [predictions]
+            if not isinstance(predictions, list) or len(predictions) != len(examples):
+                raise UserError(f"{where}: record {row.id!r} has {len(examples)} questions; give a list of as many")
+            return [
+                None if one is None else self._said(task, one, example, where)
+                for one, example in zip(predictions, examples, strict=True)
+            ]
+        found = [self._take(f"{row.id}/{number}") for number in range(len(examples))]
+        if not any(found):
+            return None
+        return [
+            None if one is None else self._said(task, one[1], example, f"{self.path}, line {one[0]}")
+            for one, example in zip(found, examples, strict=True)
+        ]
+
+    def unused(self) -> None:
+        """UserError, once all records have been asked for, if a row belongs to no question."""
+        for id, (line, _) in self.found.items():
+            if id not in self.used:
+                raise UserError(f"{self.path}, line {line}: id {id!r} is no record or question of {self.benchmark}")
+
+    def _take(self, id: str):
+        for name in (id, f"{self.benchmark}/{id}"):
+            if name in self.found:
+                self.used.add(name)
+                return self.found[name]
+        return None
+
+    def _said(self, task, prediction, example, where: str):
+        """The text as it is, or where another rule reads it, and of numbers, what it says."""
+        if isinstance(prediction, str) and self.rules == "vlm3":
+            return prediction
+        return parsed(task, prediction, example.target, where, self.rules)
+
+
+def _row(line: str, where: str) -> tuple[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: not JSON; write one object a line") from None
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "prediction" not in row:
+        raise UserError(f"{where}: expected an object with 'id', a text, and 'prediction'")
+    return row["id"], row["prediction"]
