@@ -7,8 +7,10 @@ import ml_collections
 import pytest
 
 from vlm3_jax import config as configs
+from vlm3_jax import config_rules
 from vlm3_jax.checkpoint import copying
-from vlm3_jax.config import check_component, component_config
+from vlm3_jax.config import component_config
+from vlm3_jax.config_rules import check_component
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import attention, vlm
 from vlm3_jax.model import params as parameters
@@ -123,11 +125,11 @@ def test_a_file_cannot_set_what_nobody_reads():
             node = node[key]
         node[last] = 1
         with pytest.raises(UserError, match=re.escape(message)):
-            configs.check(config)
+            config_rules.check(config)
     config = configs.base()
     config.data.components.mine = component_config(path="x", weight=-1.0)
     with pytest.raises(UserError, match="component 'mine': weight"):
-        configs.check(config)
+        config_rules.check(config)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -154,7 +156,7 @@ def test_a_shipped_config_stands_alone(name, tmp_path):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_are_in_range(name):
-    configs.check(configs.load(name))
+    config_rules.check(configs.load(name))
 
 
 @pytest.mark.parametrize(
@@ -205,14 +207,14 @@ def test_shipped_configs_are_in_range(name):
         ("data.pair_block=7168", "data.row_patches = 16384 must be a multiple of data.pair_block = 7168"),
         ("train.keep_best=eval_loss/a", "train.keep_best: 'eval_loss/a' is not measured; choose one of ''"),
         *((f"{field}=other", f"{field} is 'other', but must be one of {', '.join(map(repr, allowed.names))}")
-          for field, allowed in configs.ALLOWED.items() if allowed.names and field != "eval.variants"),
+          for field, allowed in config_rules.ALLOWED.items() if allowed.names and field != "eval.variants"),
     ],
 )  # fmt: skip
 def test_values_that_are_not_allowed_are_named(config, assignment, message):
-    configs.check(config)
+    config_rules.check(config)
     configs.override(config, [assignment])
     with pytest.raises(UserError) as caught:
-        configs.check(config)
+        config_rules.check(config)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -227,7 +229,7 @@ def test_values_that_are_not_allowed_are_named(config, assignment, message):
 def test_values_that_do_not_go_together_are_named(config, assignments, message):
     configs.override(config, assignments)
     with pytest.raises(UserError, match=f"^{re.escape(message)}"):
-        configs.check(config)
+        config_rules.check(config)
 
 
 def test_every_number_and_choice_is_judged():
@@ -242,7 +244,7 @@ def test_every_number_and_choice_is_judged():
             else:
                 yield f"{above}{key}"
 
-    assert set(fields(configs.base())) - free == set(configs.ALLOWED)
+    assert set(fields(configs.base())) - free == set(config_rules.ALLOWED)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_every_number_and_choice_is_judged():
     ],
 )
 def test_the_choices_are_those_of_the_code(field, names):
-    assert set(configs.ALLOWED[field].names) == set(names)
+    assert set(config_rules.ALLOWED[field].names) == set(names)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])

@@ -3,10 +3,10 @@
 import pytest
 
 import vlm3_jax
-from vlm3_jax import cli, pretrained, synth
+from vlm3_jax import cli, config_rules, pretrained, synth
 from vlm3_jax import config as configs
 from vlm3_jax.checkpoint import convert
-from vlm3_jax.config import check_component
+from vlm3_jax.config_rules import check_component
 from vlm3_jax.errors import UserError
 
 COMMANDS = [
@@ -70,4 +70,4 @@ def test_functions_refuse_a_scheme(tiny_model, tmp_path, monkeypatch):
     config = configs.base()
     config.workdir = "az://lab/run"
     with pytest.raises(UserError, match=r"^config.workdir: az://lab/run: give a local path"):
-        configs.check(config)
+        config_rules.check(config)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlm3_jax import config as configs
-from vlm3_jax import weighting
+from vlm3_jax import config_rules, weighting
 from vlm3_jax.config import component_config, group_config
 from vlm3_jax.errors import UserError
 
@@ -140,18 +140,18 @@ def test_a_rule_that_is_none(text):
     config = configs.base()
     config.data.weights = text
     with pytest.raises(UserError, match=r'data\.weights is .* must be one of "table", "uniform", "size"'):
-        configs.check(config)
+        config_rules.check(config)
 
 
 def test_groups_in_a_config():
     config = configs.base()
     config.data.components.a = component_config(path="x", group="one")
     with pytest.raises(UserError, match=r"component 'a': data\.groups has no group 'one' \(there are: none\)"):
-        configs.check(config)
+        config_rules.check(config)
     configs.override(
         config, ["data.groups.one.weight=0.25", "data.groups.one.weights=size^0.5", "data.weights=uniform"]
     )
-    configs.check(config)
+    config_rules.check(config)
     assert config.data.groups.one.to_dict() == {"weight": 0.25, "weights": "size^0.5"}
     for field, value, message in (
         ("weight", 0.0, r"data\.groups\.one: weight = 0\.0 must be above 0; to leave a group out"),
@@ -160,6 +160,6 @@ def test_groups_in_a_config():
         wrong = config.copy_and_resolve_references()
         wrong.data.groups.one[field] = value
         with pytest.raises(UserError, match=message):
-            configs.check(wrong)
+            config_rules.check(wrong)
     with pytest.raises(UserError, match="a group has no field 'weigth'; did you mean 'weight'"):
         group_config(weigth=1.0)

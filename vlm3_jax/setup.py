@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from vlm3_jax import config as configs
-from vlm3_jax import pretrained, storage, weighting
+from vlm3_jax import config_rules, pretrained, storage, weighting
 from vlm3_jax.config import protocol_of
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.mixture import build_components
@@ -36,7 +35,7 @@ class Setup:
     @classmethod
     def from_config(cls, config) -> "Setup":
         """Judges the config and opens the model; UserError names what is wrong or missing."""
-        configs.check(config)
+        config_rules.check(config)
         if not config.workdir:
             raise UserError("no workdir is given: set --workdir to the folder for checkpoints, metrics and the export")
         workdir = storage.path(config.workdir)

@@ -8,7 +8,8 @@ from small_data import small_record, write_shard
 
 from vlm3_jax import records
 from vlm3_jax.camera import Focal
-from vlm3_jax.config import check_component, component_config
+from vlm3_jax.config import component_config
+from vlm3_jax.config_rules import check_component
 from vlm3_jax.data import component
 from vlm3_jax.data.packing import RowBudget
 from vlm3_jax.data.samples import Bad

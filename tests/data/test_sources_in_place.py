@@ -10,7 +10,7 @@ import pytest
 from tests import own_data
 from tests.builders.files import png, text
 from vlm3_jax import records
-from vlm3_jax.config import check_component
+from vlm3_jax.config_rules import check_component
 from vlm3_jax.data.component import Component
 from vlm3_jax.data.sources import items, make_source, name_lists
 from vlm3_jax.data.sources.colmap_model import read_model

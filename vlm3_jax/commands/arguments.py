@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from vlm3_jax import config as configs
+from vlm3_jax import config_rules
 
 
 def command(parsers, name: str, run: Callable, help: str) -> argparse.ArgumentParser:
@@ -57,7 +58,7 @@ def read_config(args, fields):
     if getattr(args, "profile", None):
         config.train.profile = args.profile
     configs.override(config, fields)
-    configs.check(config)
+    config_rules.check(config)
     if config.mesh.cpu_devices:
         import jax
 

@@ -6,7 +6,8 @@ import dataclasses
 import numpy as np
 
 from vlm3_jax import records, tasks
-from vlm3_jax.config import check_component, protocol_of
+from vlm3_jax.config import protocol_of
+from vlm3_jax.config_rules import check_component
 from vlm3_jax.data.packing import RowBudget, enough, excess, fits
 from vlm3_jax.data.samples import Bad, PassedOver, Sample, build_sample
 from vlm3_jax.data.sources import Source

@@ -7,7 +7,7 @@ import pathlib
 import re
 
 from vlm3_jax import config as configs
-from vlm3_jax import storage
+from vlm3_jax import config_rules, storage
 from vlm3_jax.data.sources import make_source
 from vlm3_jax.data.sources.chat_rows import parse_row
 from vlm3_jax.data.sources.colmap import find_captures, shared_pairs
@@ -148,7 +148,7 @@ def write_config(entry: Entry, out: str) -> pathlib.Path:
     if not path.parent.is_dir():
         raise UserError(f"--out={out}: no folder {path.parent}")
     write_text(path, entry.config_file())
-    configs.check(configs.load(str(path)))
+    config_rules.check(configs.load(str(path)))
     return path
 
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from grain.experimental import index_shuffle
 
-from vlm3_jax.config import check_component
+from vlm3_jax.config_rules import check_component
 from vlm3_jax.data.component import Component, SampleSettings
 from vlm3_jax.data.samples import Bad, PassedOver, Sample
 from vlm3_jax.data.sources import make_source

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vlm3_jax import storage
-from vlm3_jax.config import VARIANTS
+from vlm3_jax.config_rules import VARIANTS
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate import parts, plan

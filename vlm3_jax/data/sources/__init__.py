@@ -4,7 +4,7 @@ import os
 import typing
 
 from vlm3_jax import storage
-from vlm3_jax.config import check_component
+from vlm3_jax.config_rules import check_component
 from vlm3_jax.data.sources.array_record import ArrayRecordSource
 from vlm3_jax.data.sources.colmap import ColmapSource
 from vlm3_jax.data.sources.conversations import ConversationSource
