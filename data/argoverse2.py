@@ -11,6 +11,7 @@ from vlm3_jax.builders.readers import lidar, rigid
 from vlm3_jax.builders.readers.arrow import feather
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.pose import from_quaternion, inverse
 from vlm3_jax.records import Record, View
 
 CAMERAS = (
@@ -75,7 +76,7 @@ class Argoverse2(common.Builder):
         path = log / "sensors" / "lidar" / f"{sweep}.feather"
         columns = feather(path, ("x", "y", "z"))
         points = np.stack([columns[axis].astype(np.float64) for axis in "xyz"], -1)
-        cam_T_ego = rigid.inverse(city_T_cam) @ _ego_pose(log, sweep)
+        cam_T_ego = inverse(city_T_cam) @ _ego_pose(log, sweep)
         stored = common.image(log / "sensors" / "cameras" / camera_name / f"{image}.jpg", item.key)
         if (stored.width, stored.height) != (camera.width, camera.height):
             raise BadRecord(f"{item.key}: the image is {stored.width} x {stored.height}, its calibration {camera}")
@@ -111,13 +112,13 @@ def _camera(log: pathlib.Path, name: str) -> tuple[Camera, np.ndarray]:
     fx, fy, cx, cy, width, height = _row(path, "sensor_name", name, fields).tolist()
     camera = Camera(fx, fy, cx, cy, int(width), int(height)).plausible(f"{path}: {name}")
     pose = _row(log / "calibration" / "egovehicle_SE3_sensor.feather", "sensor_name", name, POSE)
-    return camera, rigid.from_quaternion(pose[:4], pose[4:])
+    return camera, from_quaternion(pose[:4], pose[4:])
 
 
 def _ego_pose(log: pathlib.Path, time: int) -> np.ndarray:
     """city_T_ego at a time stamp of a sweep or an image."""
     pose = _row(log / "city_SE3_egovehicle.feather", "timestamp_ns", time, POSE)
-    return rigid.from_quaternion(pose[:4], pose[4:])
+    return from_quaternion(pose[:4], pose[4:])
 
 
 @functools.lru_cache(maxsize=64)

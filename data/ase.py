@@ -6,10 +6,10 @@ import numpy as np
 
 from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import Skip, encode, image, subfolders
-from vlm3_jax.builders.readers import rigid
-from vlm3_jax.builders.readers.packed import read_uint16
+from vlm3_jax.builders.readers import raster
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.pose import from_quaternion
 from vlm3_jax.processor.undistort import Distortion
 
 CALIBRATED = 704
@@ -22,7 +22,7 @@ LENS = Distortion(
         *(0.0008005198595407136, -0.000294237814554143, 0.0, 0.0, 0.0, 0.0),
     ),
 )
-DEVICE_T_CAMERA = rigid.from_quaternion(
+DEVICE_T_CAMERA = from_quaternion(
     (0.9441858687689326, 0.32640934382849085, 0.029274992008313648, 0.033361059956531547),
     (-0.007530096566173914, -0.01090854984158026, -0.003598063315542823),
 )
@@ -68,7 +68,7 @@ class Ase(posed.PairBuilder):
         if data["line"] >= len(world_T_device):
             raise Skip("a frame has no line in trajectory.csv")
         photo = image(folder / "rgb" / f"vignette{key}.jpg", f"{name}.jpg")
-        steps = read_uint16(posed.contents(folder / "depth" / f"depth{key}.png"), f"{name}.png")
+        steps = raster.uint16(posed.contents(folder / "depth" / f"depth{key}.png"), f"{name}.png")
         if photo.width != photo.height or steps.shape != (photo.height, photo.width):
             raise BadRecord(f"{name}: expected image and depth of one square size, got {photo.width} x {photo.height}")
         stored, new = cameras(photo.width)
@@ -93,7 +93,7 @@ def read_trajectory(data: bytes, name: str) -> list[np.ndarray]:
     try:
         rows = [line.split(",") for line in data.decode("utf-8", "replace").splitlines()[1:] if line.strip()]
         numbers = [[float(word) for word in row[3:10]] for row in rows]
-        return [rigid.from_quaternion((n[6], *n[3:6]), n[:3]) for n in numbers]
+        return [from_quaternion((n[6], *n[3:6]), n[:3]) for n in numbers]
     except (BadRecord, ValueError, IndexError) as error:
         raise UserError(
             f"{name}/trajectory.csv: expected time, x y z, qx qy qz qw from column 3 on ({error})"

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib
 import io
 import itertools
 import pathlib
@@ -10,10 +9,11 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.records import FORMATS, MAX_IMAGE_BYTES, ImageRef, Record
+from vlm3_jax.formats.optional import module as module
+from vlm3_jax.records import MAX_IMAGE_BYTES, ImageRef, Record
 
 # Of images that had to be decoded (undistorted, resized, of a format that records do not hold). Colour is not thinned
 # out: a red lamp keeps its edge.
@@ -28,12 +28,13 @@ class Skip(Exception):
         self.reason = reason
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Item:
     """One record to be: `key`, unique within its split, becomes `Record.id`; `scene` is what hold-outs go by.
 
     `data`: whatever `Builder.record` needs to read it, plain and small (texts, numbers, lists, paths): it is pickled
-    for the processes that read it, and its paths are best kept relative to the raw folder.
+    for the processes that read it, and its paths are best kept relative to the raw folder. All items of a split are
+    in memory together: what items have in common should be one object.
     """
 
     key: str
@@ -108,14 +109,6 @@ class Builder:
         raise NotImplementedError
 
 
-def module(name: str, extra: str = "builders"):
-    """An optional module that reads files; UserError that says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(f'the module {name} is missing: pip install "vlm3-jax[{extra}]"') from None
-
-
 def image(path: pathlib.Path, name: str = "") -> ImageRef:
     """An image file as it is stored, its size read from its header; `name` is what errors call it.
 
@@ -125,22 +118,9 @@ def image(path: pathlib.Path, name: str = "") -> ImageRef:
     try:
         if (size := path.stat().st_size) > MAX_IMAGE_BYTES:
             raise BadRecord(f"{name}: {size} bytes is above the limit of {MAX_IMAGE_BYTES}")
-        return encoded(path.read_bytes(), name)
+        return ImageRef.of_bytes(path.read_bytes(), name)
     except FileNotFoundError:
         raise BadRecord(f"{name}: no such image file") from None
-
-
-def encoded(data: bytes, name: str) -> ImageRef:
-    """The bytes of an image file; BadRecord, calling it `name`, if they are no JPEG, PNG or WebP."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            width, height = opened.size
-    except UnidentifiedImageError:
-        raise BadRecord(f"{name}: no {', '.join(FORMATS)} file") from None
-    # Damaged headers make Pillow raise all kinds of errors.
-    except Exception as error:
-        raise BadRecord(f"{name}: cannot read the image ({error})") from None
-    return ImageRef(width, height, name, data=data)
 
 
 def encode(pixels: np.ndarray, name: str, quality: int | None = JPEG_QUALITY) -> ImageRef:

@@ -5,6 +5,7 @@ import pathlib
 from vlm3_jax.builders import common
 from vlm3_jax.builders.readers import dgp, lidar, rigid
 from vlm3_jax.camera import Camera
+from vlm3_jax.pose import inverse
 from vlm3_jax.records import Record, View
 
 CAMERAS = ("CAMERA_01", "CAMERA_05", "CAMERA_06", "CAMERA_07", "CAMERA_08", "CAMERA_09")
@@ -60,7 +61,7 @@ class DDAD(common.Builder):
         camera = Camera(fx, fy, cx, cy, stored.width, stored.height).plausible(item.key)
         world_T_cam = image.world_T_sensor
         points = dgp.points(folder / cloud.file, f"{item.scene}/{cloud.file}")
-        cam_T_lidar = rigid.inverse(world_T_cam) @ cloud.world_T_sensor
+        cam_T_lidar = inverse(world_T_cam) @ cloud.world_T_sensor
         depthlm = self.options.depthlm
         label = lidar.depth_points(rigid.move(cam_T_lidar, points), camera, "z", floor=depthlm, last=depthlm)
         return Record(item.key, (View(stored, camera, world_T_cam),), (label,), scene=item.scene)

@@ -8,10 +8,11 @@ import numpy as np
 
 from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import Skip, encode, image, subfolders
-from vlm3_jax.builders.readers import colmap, rigid
+from vlm3_jax.builders.readers import rigid
 from vlm3_jax.builders.readers.numbers import read_json
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats import colmap
 from vlm3_jax.processor.undistort import Distortion
 from vlm3_jax.records import Matches
 
@@ -117,7 +118,7 @@ class Dl3dv(posed.PairBuilder):
         return dataclasses.replace(record, matches=matches, covisibility=float(share))
 
 
-def observed(seen: colmap.Image, ids, camera: Camera, stored: Camera, lens: Distortion) -> np.ndarray:
+def observed(seen: colmap.ModelImage, ids, camera: Camera, stored: Camera, lens: Distortion) -> np.ndarray:
     """Where an image saw these points, in pixels of its undistorted image [N, 2]; NaN where that does not show them.
 
     The model may be of images of another size.
@@ -136,7 +137,7 @@ def whole_matches(first, second, cameras) -> Matches:
 
 
 @functools.lru_cache(maxsize=2)
-def _model(folder: pathlib.Path) -> dict[str, colmap.Image]:
+def _model(folder: pathlib.Path) -> dict[str, colmap.ModelImage]:
     """The images of a model by their name without folder and suffix."""
     return {pathlib.PurePosixPath(name).stem: seen for name, seen in colmap.read_images(folder).items()}
 

@@ -4,8 +4,8 @@ import numpy as np
 
 from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import image, need_files
+from vlm3_jax.builders.readers import raster
 from vlm3_jax.builders.readers.numbers import read_json
-from vlm3_jax.builders.readers.packed import read_grey, read_half
 from vlm3_jax.builders.readers.pytorch3d import read_viewpoint
 from vlm3_jax.errors import BadRecord, UserError
 
@@ -46,7 +46,7 @@ class DynamicReplica(posed.PairBuilder):
         """Image and depth by their paths of the annotations."""
         photo = image(posed.below(raw, data["image"]), data["image"])
         K, pose = read_viewpoint(data["viewpoint"], photo.width, photo.height, data["image"])
-        depth = read_half(posed.contents(posed.below(raw, data["depth"])), data["depth"])
+        depth = raster.half(posed.contents(posed.below(raw, data["depth"])), data["depth"])
         return posed.PosedFrame(photo, posed.camera(*K, photo, first=0.5), pose, depth)
 
     def two_frames(self, raw, scene, frames):
@@ -55,7 +55,7 @@ class DynamicReplica(posed.PairBuilder):
         if frames[0]["moment"] != frames[1]["moment"]:
             for one, data in zip(found, frames, strict=True):
                 if data["mask"]:
-                    moves = read_grey(posed.contents(posed.below(raw, data["mask"])), data["mask"])
+                    moves = raster.grey(posed.contents(posed.below(raw, data["mask"])), data["mask"])
                     if moves.shape != one.depth.shape:
                         raise BadRecord(f"{data['mask']}: not of the depth's size")
                     one.depth[moves > 0] = np.nan

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 
 from vlm3_jax.builders import common
-from vlm3_jax.builders.readers import colmap
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats import colmap
 from vlm3_jax.processor.undistort import Distortion
 from vlm3_jax.records import Record, View, encode_depth
 

@@ -1,11 +1,10 @@
 """GTA-SfM: walks through a video game (GTA V), one HDF5 file each."""
 
-import numpy as np
-
 from vlm3_jax.builders import posed
-from vlm3_jax.builders.common import Skip, encoded
-from vlm3_jax.builders.readers.hdf5 import dataset, opened
+from vlm3_jax.builders.common import Skip
 from vlm3_jax.errors import UserError
+from vlm3_jax.formats.gta_sfm import frame_numbers, read_frame
+from vlm3_jax.formats.hdf5 import opened
 
 
 class GtaSfm(posed.PairBuilder):
@@ -31,10 +30,8 @@ class GtaSfm(posed.PairBuilder):
         if not files:
             raise UserError(f"{raw}: expected {split}/*.hdf5 or {split}_hdf5/*.hdf5")
         for path in files:
-            with opened(path) as file:
-                numbers = sorted(int(key[6:]) for key in file if key.startswith("image_") and key[6:].isdigit())
             place = f"{folder.name}/{path.name}"
-            yield path.stem, [{"key": f"{n:06d}", "number": n, "file": place} for n in numbers]
+            yield path.stem, [{"key": f"{n:06d}", "number": n, "file": place} for n in frame_numbers(path)]
 
     def frame(self, raw, scene, data):
         """The four datasets of a number."""
@@ -42,8 +39,4 @@ class GtaSfm(posed.PairBuilder):
         with opened(posed.below(raw, data["file"])) as file:
             if f"depth_{n}" not in file or f"pose_{n}" not in file:
                 raise Skip("a frame has no depth or no pose")
-            parts = [dataset(file, f"{part}_{n}", name) for part in ("image", "K", "pose", "depth")]
-        photo = encoded(np.asarray(parts[0], np.uint8).tobytes(), name)
-        K, pose, depth = (np.asarray(part, np.float64) for part in parts[1:])
-        camera = posed.camera(K[0, 0], K[1, 1], K[0, 2], K[1, 2], photo, first=0.5)
-        return posed.PosedFrame(photo, camera, pose, depth)
+            return posed.PosedFrame(*read_frame(file, n, name))

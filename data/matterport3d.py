@@ -10,6 +10,7 @@ from vlm3_jax.builders.readers import rigid
 from vlm3_jax.builders.readers.raster import read_steps, same_size
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats.numbers import pose_of
 from vlm3_jax.records import Record, View, encode_depth
 
 SCALE = 1 / 4000
@@ -72,7 +73,7 @@ class Matterport3D(common.Builder):
             kind, scale = "distance", None
             pixels = np.stack(np.meshgrid(np.arange(stored.width), np.arange(stored.height)), -1).reshape(-1, 2)
             depth = camera.distance_from_z(pixels, depth.ravel()).reshape(depth.shape)
-        world_T_cam = rigid.checked(pose, f"{conf.name}: {color_file}") @ rigid.CV_T_GL
+        world_T_cam = pose_of(pose, f"{conf.name}: {color_file}") @ rigid.CV_T_GL
         depth_map = encode_depth(depth, kind, scale, name=f"{house}/{depth_file}")
         return Record(item.key, (View(stored, camera, world_T_cam),), depth_maps=(depth_map,), scene=house)
 

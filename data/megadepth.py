@@ -8,11 +8,11 @@ import numpy as np
 
 from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import Skip, image, subfolders
-from vlm3_jax.builders.readers import colmap
-from vlm3_jax.builders.readers.hdf5 import read_array
-from vlm3_jax.builders.readers.objects import read_objects
-from vlm3_jax.builders.readers.packed import read_grey
+from vlm3_jax.builders.readers import raster
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats import colmap
+from vlm3_jax.formats.hdf5 import read_array
+from vlm3_jax.formats.npz import read_objects
 from vlm3_jax.processor.undistort import Distortion
 
 DENSE = "sfm_output_localization/sfm_superpoint+superglue/localized_dense_metric"
@@ -88,7 +88,7 @@ class MegaDepth(posed.PairBuilder):
         depth = self.depth(raw, scene, images.parent / "depths" / f"{pathlib.PurePath(key).stem}.h5", key)
         return posed.PosedFrame(photo, self.camera(seen.camera, photo), seen.world_T_cam, depth)
 
-    def camera(self, stored: colmap.Camera, photo):
+    def camera(self, stored: colmap.ModelCamera, photo):
         """The camera of an undistorted image."""
         before, distortion = Distortion.from_colmap(stored.model, stored.params, stored.width, stored.height)
         return distortion.fitted(before, photo.width, photo.height, centred=True).plausible(photo.name)
@@ -131,7 +131,7 @@ class AerialMegaDepth(MegaDepth):
     def depth(self, raw, scene, path, key):
         """Without the sky."""
         found = np.array(super().depth(raw, scene, path, key), np.float32)
-        mask = read_grey(posed.contents(raw / "aerialmegadepth_segmasks" / scene / f"{key}.png"), f"{key}.png")
+        mask = raster.grey(posed.contents(raw / "aerialmegadepth_segmasks" / scene / f"{key}.png"), f"{key}.png")
         if mask.shape != found.shape:
             raise BadRecord(f"{scene}/{key}.png: not of the depth's size")
         found[mask == SKY] = np.nan
@@ -139,7 +139,7 @@ class AerialMegaDepth(MegaDepth):
 
 
 @functools.lru_cache(maxsize=2)
-def _model(folder: pathlib.Path) -> dict[str, colmap.Image]:
+def _model(folder: pathlib.Path) -> dict[str, colmap.ModelImage]:
     return colmap.read_images(folder)
 
 
@@ -159,17 +159,10 @@ def _pairs_of(path: pathlib.Path) -> dict[str, list[tuple[str, str]]]:
     return dict(found)
 
 
-def shared_pairs(images: list[colmap.Image]):
+def shared_pairs(images: list[colmap.ModelImage]):
     """Each image with up to 16 others, those that share most points with it and at least a tenth; once a pair."""
-    views = collections.defaultdict(list)
-    for n, seen in enumerate(images):
-        for point in seen.points.tolist():
-            views[point].append(n)
-    counts: collections.Counter = collections.Counter()
-    for several in views.values():
-        counts.update((a, b) for i, a in enumerate(several) for b in several[i + 1 :])
     best = collections.defaultdict(list)
-    for (a, b), count in counts.items():
+    for (a, b), count in zip(*(found.tolist() for found in colmap.common_points(images)), strict=True):
         if count >= LEAST_SHARED * min(len(images[a].points), len(images[b].points)):
             best[a].append((-count, b))
             best[b].append((-count, a))

@@ -4,9 +4,9 @@ import itertools
 
 from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import Skip, image, need_files, subfolders
+from vlm3_jax.builders.readers import raster
 from vlm3_jax.builders.readers.numbers import read_json
 from vlm3_jax.builders.readers.opensfm import intrinsics, read_shots
-from vlm3_jax.builders.readers.packed import read_uint16
 from vlm3_jax.errors import BadRecord, UserError
 
 
@@ -64,7 +64,7 @@ class Mpsd(posed.PairBuilder):
         if key not in shots:
             raise Skip("a frame has no shot in the reconstruction")
         photo = image(posed.below(raw, f"{data['part']}/{key}.jpg"), f"{name}.jpg")
-        depth = read_uint16(posed.contents(posed.below(raw, f"{data['part']}/{key}.png")), f"{name}.png") / 100.0
+        depth = raster.uint16(posed.contents(posed.below(raw, f"{data['part']}/{key}.png")), f"{name}.png") / 100.0
         camera = posed.camera(*intrinsics(data["focal"], photo.width, photo.height), photo)
         return posed.PosedFrame(photo, camera, posed.inverse(shots[key], name), depth)
 

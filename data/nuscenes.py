@@ -6,9 +6,10 @@ import numpy as np
 
 from vlm3_jax.builders import common
 from vlm3_jax.builders.readers import lidar, rigid
-from vlm3_jax.builders.readers.json_rows import rows
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats.json_items import rows
+from vlm3_jax.pose import from_quaternion, inverse
 from vlm3_jax.records import Record, View
 
 CAMERAS = ("CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT", "CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT")
@@ -66,12 +67,12 @@ class NuScenes(common.Builder):
         if not data:
             raise common.Skip("the sample has no image of this camera, or no lidar sweep")
         numbers = np.frombuffer(data["numbers"])
-        lidar_sensor, lidar_ego, sensor, ego = (rigid.from_quaternion(p[:4], p[4:]) for p in numbers[9:].reshape(4, 7))
+        lidar_sensor, lidar_ego, sensor, ego = (from_quaternion(p[:4], p[4:]) for p in numbers[9:].reshape(4, 7))
         stored = common.image(raw / data["image"], data["image"])
         K = numbers[:9].reshape(3, 3)
         camera = Camera(K[0, 0], K[1, 1], K[0, 2], K[1, 2], stored.width, stored.height).plausible(item.key)
-        ego_T_ego = np.eye(4) if self.options.depthlm else rigid.inverse(ego) @ lidar_ego
-        cam_T_lidar = rigid.inverse(sensor) @ ego_T_ego @ lidar_sensor
+        ego_T_ego = np.eye(4) if self.options.depthlm else inverse(ego) @ lidar_ego
+        cam_T_lidar = inverse(sensor) @ ego_T_ego @ lidar_sensor
         points = rigid.move(cam_T_lidar, _sweep(raw / data["sweep"], data["sweep"]))
         label = lidar.depth_points(points, camera, "z", floor=self.options.depthlm)
         return Record(item.key, (View(stored, camera, ego @ sensor),), (label,), scene=item.scene)

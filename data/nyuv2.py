@@ -5,9 +5,9 @@ import pathlib
 import numpy as np
 
 from vlm3_jax.builders import common
-from vlm3_jax.builders.readers import hdf5
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats import hdf5
 from vlm3_jax.records import Record, View, encode_depth
 
 # The colour camera of the toolbox (camera_params.m), of 640 x 480 px.

@@ -1,24 +1,18 @@
 """OpenSpatialDataset (SpatialRGPT): conversations about regions of OpenImages photographs."""
 
 import functools
-import json
 import pathlib
 
 import numpy as np
-from PIL import Image
 
 from vlm3_jax.builders import common
-from vlm3_jax.camera import Camera
 from vlm3_jax.data.sources.chat_rows import parse_row
-from vlm3_jax.data.sources.items import header, inside
-from vlm3_jax.data.sources.json_items import item_spans
+from vlm3_jax.data.sources.items import inside, photo_view
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.processor import intrinsics
-from vlm3_jax.records import ImageRef, Record, View
+from vlm3_jax.formats.json_items import item_spans, parsed
+from vlm3_jax.records import Record
 
 IMAGES = ("images", "train", ".")
-# Where nothing tells the camera: a photograph sees about so much. Conversations need it for the size of images alone.
-ASSUMED_FOV_DEG = 60.0
 
 
 class OpenSpatial(common.Builder):
@@ -63,12 +57,7 @@ class OpenSpatial(common.Builder):
         path = inside(_images(raw).resolve(), name, item.key)
         if not path.exists():
             raise common.Skip(f"there is no image {name}")
-        image = header(path, name)
-        # What a PNG may tell stands behind its pixels.
-        known = image if image.format != "PNG" else Image.new("1", image.size)
-        found = intrinsics.find(known, path, None)
-        camera = Camera.from_fov(*image.size, ASSUMED_FOV_DEG) if found is None else found[0]
-        view = View(ImageRef(*image.size, name, path=path), camera)
+        view, _ = photo_view(path, name, name)
         return Record(item.key, (view,), conversation=row.conversation, scene=name)
 
 
@@ -77,11 +66,7 @@ def read_item(path: pathlib.Path, span):
     offset, length = span
     with path.open("rb") as file:
         file.seek(offset)
-        data = file.read(length)
-    try:
-        return json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(f"not JSON ({str(error).splitlines()[0]})") from None
+        return parsed(file.read(length))
 
 
 def _list(raw: pathlib.Path) -> pathlib.Path:

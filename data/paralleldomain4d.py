@@ -4,9 +4,10 @@ import numpy as np
 
 from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import Skip, image, subfolders
-from vlm3_jax.builders.readers import dgp, rigid
-from vlm3_jax.builders.readers.numbers import read_npz
+from vlm3_jax.builders.readers import dgp
 from vlm3_jax.errors import UserError
+from vlm3_jax.formats.npz import read_npz
+from vlm3_jax.pose import from_quaternion
 
 OPEN_M = 500.0
 """Depth from here on is the sky."""
@@ -65,6 +66,6 @@ class ParallelDomain4D(posed.PairBuilder):
             raise Skip("a frame has no image")
         photo = image(path, name)
         depth = read_npz(posed.contents(posed.below(folder, data["depth"])), name, "data").astype(np.float64)
-        pose = rigid.from_quaternion(data["pose"][:4], data["pose"][4:])
+        pose = from_quaternion(data["pose"][:4], data["pose"][4:])
         camera = posed.camera(*data["intrinsics"], photo, first=0.5)
         return posed.PosedFrame(photo, camera, pose, np.where(depth < OPEN_M, depth, np.nan))

@@ -3,11 +3,8 @@
 import pathlib
 import random
 
-import numpy as np
-
 from vlm3_jax.builders import common
-from vlm3_jax.camera import Camera
-from vlm3_jax.errors import BadRecord
+from vlm3_jax.formats.realestate10k import camera_of, read_clip
 from vlm3_jax.records import Record, View
 
 # Pairs of a clip: 68,000 training clips give the 880,000 that the paper counts.
@@ -15,7 +12,6 @@ PAIRS = 13
 # How far the two frames are apart, as a part of the clip.
 GAPS = (1 / 16, 1 / 3)
 LEAST_GAP = 2
-FIELDS = 19
 IMAGES = (".png", ".jpg", ".jpeg")
 
 
@@ -50,11 +46,11 @@ class RealEstate10K(common.Builder):
             folder = _images(raw, split, text.stem)
             names = {path.stem: path.name for path in folder.iterdir() if path.suffix in IMAGES} if folder else {}
             times = sorted((stem for stem in names if stem.isdigit()), key=int)
+            scene, clip, where = text.stem, f"{split}/{text.name}", folder and folder.relative_to(raw).as_posix()
             for first, second in draw_pairs(text.stem, len(times)):
                 one, other = times[first], times[second]
-                where = folder.relative_to(raw).as_posix()
-                data = {"clip": f"{split}/{text.name}", "folder": where, "images": [names[one], names[other]]}
-                items.append(common.Item(f"{text.stem}/{one}-{other}", text.stem, data))
+                data = {"clip": clip, "folder": where, "images": [names[one], names[other]]}
+                items.append(common.Item(f"{scene}/{one}-{other}", scene, data))
         return common.by_key(items)
 
     def record(self, raw: pathlib.Path, item: common.Item) -> Record:
@@ -66,7 +62,7 @@ class RealEstate10K(common.Builder):
             row = rows.get(int(pathlib.PurePath(name).stem))
             if row is None:
                 raise common.Skip(f"{item.data['clip']} has no row of frame {name}")
-            views.append(View(image, *camera_of(row, image.width, image.height)))
+            views.append(View(image, *camera_of(row, image.width, image.height, f"{item.key}: {name}")))
         return Record(item.key, tuple(views), metric=False, scene=item.scene)
 
 
@@ -89,27 +85,3 @@ def draw_pairs(clip: str, count: int) -> list[tuple[int, int]]:
         first = rng.randrange(count - gap)
         drawn.add((first, first + gap))
     return sorted(drawn)
-
-
-def read_clip(path: pathlib.Path) -> dict[int, np.ndarray]:
-    """Time stamp -> the other numbers of its row, float64 [18]; BadRecord if the file is not laid out so."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
-    try:
-        rows = [line.split() for line in lines if line.strip()]
-        found = {int(row[0]): np.array(row[1:], np.float64) for row in rows}
-    except ValueError as error:
-        raise BadRecord(f"{path.name}: expected rows of numbers after the first line ({error})") from None
-    if any(len(row) != FIELDS for row in rows):
-        raise BadRecord(f"{path.name}: expected rows of {FIELDS} numbers after the first line")
-    return found
-
-
-def camera_of(row: np.ndarray, width: int, height: int) -> tuple[Camera, np.ndarray]:
-    """The camera of an image of this size, and its camera-to-world pose."""
-    fx, fy, cx, cy = row[:4] * [width, height, width, height]
-    camera = Camera(fx, fy, cx - 0.5, cy - 0.5, width, height).plausible()
-    cam_T_world = row[6:].reshape(3, 4)
-    pose = np.eye(4)
-    pose[:3, :3] = cam_T_world[:, :3].T
-    pose[:3, 3] = -cam_T_world[:, :3].T @ cam_T_world[:, 3]
-    return camera, pose

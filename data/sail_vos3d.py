@@ -6,8 +6,8 @@ from PIL import Image
 from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import encode, module, subfolders
 from vlm3_jax.builders.readers import rigid
-from vlm3_jax.builders.readers.numbers import read_npz
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.formats.npz import read_npz
 from vlm3_jax.records.map_files import read_npy
 
 SKY = 24e-5

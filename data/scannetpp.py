@@ -11,6 +11,7 @@ from vlm3_jax.builders.readers import iphone_depth, rigid
 from vlm3_jax.builders.readers.raster import read_mask, read_steps, same_size
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats.numbers import pose_of
 from vlm3_jax.processor.undistort import Distortion
 from vlm3_jax.records import Record, View, encode_depth
 
@@ -170,7 +171,7 @@ class ScanNetppDslr(common.Builder):
             values = np.where(same_size(read_mask(mask, mask.name), stored.width, stored.height, mask.name), values, 0)
         pixels, camera = lens.remove(stored.load(), fisheye)
         depth, _ = lens.remove(values, fisheye, camera, sampling="nearest")
-        pose = rigid.checked(frame["transform_matrix"], f"{item.key}: transform_matrix") @ rigid.CV_T_GL
+        pose = pose_of(frame["transform_matrix"], f"{item.key}: transform_matrix") @ rigid.CV_T_GL
         depth_map = encode_depth(depth * MILLIMETRES, "z", MILLIMETRES, name=f"{item.key} depth")
         view = View(common.encode(pixels, f"{item.key}.jpg"), camera, pose)
         return Record(item.key, (view,), depth_maps=(depth_map,), scene=item.scene)

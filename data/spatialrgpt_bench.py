@@ -4,8 +4,8 @@ import re
 
 from vlm3_jax.builders import common
 from vlm3_jax.builders.open_spatial import OpenSpatial, read_item
-from vlm3_jax.data.sources.json_items import item_spans
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats.json_items import item_spans
 
 
 class SpatialRgptBench(OpenSpatial):

@@ -6,10 +6,10 @@ import numpy as np
 
 from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import Skip, image, subfolders
-from vlm3_jax.builders.readers.hdf5 import read_array
+from vlm3_jax.builders.readers import raster
 from vlm3_jax.builders.readers.numbers import read_rows
-from vlm3_jax.builders.readers.packed import read_grey
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.formats.hdf5 import read_array
 
 BASELINE_M = 0.065
 VAL = ("0013", "0023", "0037")
@@ -68,7 +68,8 @@ class Spring(posed.PairBuilder):
             raise Skip(f"a frame has no file in disp1_{side}") from None
         sky = folder / "maps" / f"skymap_{side}" / f"skymap_{side}_{number}.png"
         if sky.exists():
-            disparity = np.where(fitted(read_grey(sky.read_bytes(), sky.name), disparity.shape) > 0, np.nan, disparity)
+            is_sky = fitted(raster.grey(sky.read_bytes(), sky.name), disparity.shape) > 0
+            disparity = np.where(is_sky, np.nan, disparity)
         with np.errstate(divide="ignore", invalid="ignore"):
             depth = K[0] * BASELINE_M / middles(disparity, name)
         camera = posed.camera(*K, photo, first=0.5)

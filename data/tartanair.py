@@ -4,12 +4,13 @@ import numpy as np
 
 from vlm3_jax.builders import posed
 from vlm3_jax.builders.common import Skip, encode, image, need_files, subfolders
-from vlm3_jax.builders.readers import rigid
-from vlm3_jax.builders.readers.hdf5 import dataset, opened
-from vlm3_jax.builders.readers.numbers import read_json, read_npz, read_rows
-from vlm3_jax.builders.readers.packed import read_float_bgra
+from vlm3_jax.builders.readers import raster
+from vlm3_jax.builders.readers.numbers import read_json, read_rows
 from vlm3_jax.builders.readers.tartanair import NED, place, split_of, without_sky
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats.hdf5 import dataset, opened
+from vlm3_jax.formats.npz import read_npz
+from vlm3_jax.pose import from_quaternion
 
 
 class TartanAir(posed.PairBuilder):
@@ -48,9 +49,9 @@ class TartanAir(posed.PairBuilder):
         if data["line"] >= len(poses):
             raise Skip("a frame has no pose")
         x, y, z, qx, qy, qz, qw = poses[data["line"]]
-        pose = rigid.from_quaternion((qw, qx, qy, qz), (x, y, z))
+        pose = from_quaternion((qw, qx, qy, qz), (x, y, z))
         photo = image(folder / "image_lcam_front" / f"{key}_lcam_front.png", f"{name}.png")
-        depth = read_float_bgra(
+        depth = raster.float_bgra(
             posed.contents(folder / "depth_lcam_front" / f"{key}_lcam_front_depth.png"), f"{name}_depth.png"
         )
         focal, middle = photo.width / 2, photo.width / 2

@@ -10,8 +10,10 @@ from vlm3_jax.builders.readers import lidar, rigid
 from vlm3_jax.builders.readers.arrow import parquet_keys, parquet_row
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.formats.numbers import pose_of
+from vlm3_jax.pose import inverse
 from vlm3_jax.processor.undistort import Distortion
-from vlm3_jax.records import DepthPoints, Record, View
+from vlm3_jax.records import DepthPoints, ImageRef, Record, View
 
 CAMERAS = {1: "FRONT", 2: "FRONT_LEFT", 3: "FRONT_RIGHT", 4: "SIDE_LEFT", 5: "SIDE_RIGHT"}
 FOLDERS = {"train": "training", "val": "validation"}
@@ -77,15 +79,15 @@ class Waymo(common.Builder):
             raise common.Skip("the frame has no lidar returns, or no pose")
         names = ("[CameraImageComponent].image", "[CameraImageComponent].pose.transform")
         image = parquet_row(folder / "camera_image" / file, data["row"], names)
-        stored = common.encoded(image[names[0]], item.key)
+        stored = ImageRef.of_bytes(image[names[0]], item.key)
         distorted, lens, vehicle_T_cam = _camera(folder / "camera_calibration" / file, data["camera"], stored)
         pixels, camera = lens.remove(stored.load(), distorted)
-        world_T_cam = rigid.checked(image[names[1]], f"{item.key}: pose") @ vehicle_T_cam
+        world_T_cam = pose_of(image[names[1]], f"{item.key}: pose") @ vehicle_T_cam
         world, places = _returns(folder, file, tuple(sorted(rows["lidar"].items())), _frozen(rows))
         points, at = _in_camera(world, places, data["camera"])
         at = np.floor(lens.undistort_points(at, distorted, camera) + 0.5)
         there = np.isfinite(at).all(-1)
-        points = rigid.move(rigid.inverse(world_T_cam), points[there])
+        points = rigid.move(inverse(world_T_cam), points[there])
         label: DepthPoints = lidar.at_pixels(at[there], points, camera, "distance")
         view = View(common.encode(pixels, f"{item.key}.jpg"), camera, world_T_cam)
         return Record(item.key, (view,), (label,), scene=item.scene)
@@ -101,7 +103,7 @@ def _returns(folder: pathlib.Path, file: str, lidars: tuple, others: tuple) -> t
     """All first returns of a frame: points in the world [N, 3], and what they are projected to, [N, 6]."""
     vehicle_row, poses, projections = others
     pose = "[VehiclePoseComponent].world_from_vehicle.transform"
-    world_T_vehicle = rigid.checked(parquet_row(folder / "vehicle_pose" / file, vehicle_row, (pose,))[pose], pose)
+    world_T_vehicle = pose_of(parquet_row(folder / "vehicle_pose" / file, vehicle_row, (pose,))[pose], pose)
     poses, projections, points, places = dict(poses), dict(projections), [], []
     for laser, row in lidars:
         if laser not in projections:
@@ -154,7 +156,7 @@ def _vehicle_points(path: pathlib.Path, laser: int, ranges: np.ndarray) -> np.nd
         beams = low + (np.arange(height) + 0.5) / height * (high - low)
     if len(beams) != height:
         raise BadRecord(f"{path}: laser {laser} has {len(beams)} beams, its range image {height} rows")
-    vehicle_T_lidar = rigid.checked(extrinsic, f"{path.name}: extrinsic of laser {laser}")
+    vehicle_T_lidar = pose_of(extrinsic, f"{path.name}: extrinsic of laser {laser}")
     up = np.asarray(beams, np.float64)[::-1, None]
     turn = np.arctan2(vehicle_T_lidar[1, 0], vehicle_T_lidar[0, 0])
     around = ((width - np.arange(width) - 0.5) / width * 2 - 1) * np.pi - turn
@@ -188,5 +190,5 @@ def _camera(path: pathlib.Path, number: int, stored) -> tuple[Camera, Distortion
     row = parquet_row(path, _row_of(path, CAMERA, number), (*names, f"{prefix}.extrinsic.transform"))
     fu, fv, cu, cv, *lens, extrinsic = row.values()
     camera = Camera(fu, fv, cu, cv, stored.width, stored.height).plausible(f"{path.name}: {CAMERAS[number]}")
-    vehicle_T_cam = rigid.checked(extrinsic, f"{path.name}: extrinsic of {CAMERAS[number]}") @ rigid.inverse(CV_T_CAM)
+    vehicle_T_cam = pose_of(extrinsic, f"{path.name}: extrinsic of {CAMERAS[number]}") @ inverse(CV_T_CAM)
     return camera, Distortion("opencv", tuple(lens)), vehicle_T_cam

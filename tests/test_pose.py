@@ -86,11 +86,23 @@ def test_real_scannet_pairs(samples: pathlib.Path):
 
 
 @pytest.mark.parametrize(
-    "broken", [np.eye(3), np.full((4, 4), -np.inf), np.diag([2.0, 2, 2, 1]), np.diag([1.0, 1, -1, 1])]
+    ("broken", "why"),
+    [
+        (np.eye(3), "finite 4 x 4"),
+        (np.full((4, 4), -np.inf), "finite 4 x 4"),
+        (np.diag([2.0, 2, 2, 1]), "determinant 8;"),
+        (np.diag([1.0, 1, -1, 1]), "determinant -1; -1 says that an axis is mirrored"),
+        (np.diag([1.0, 1, 1, 2]), "last row"),
+    ],
 )
-def test_a_pose_that_is_no_rigid_motion_is_a_bad_record(broken):
-    with pytest.raises(BadRecord, match="frame 7"):
+def test_a_pose_that_is_no_rigid_motion_is_a_bad_record(broken, why):
+    with pytest.raises(BadRecord, match=f"frame 7: .*{why}"):
         pose.check_pose(broken, "frame 7")
+
+
+def test_an_inverse_is_that_of_the_matrix():
+    moved = pose.from_quaternion((0.5, -1, 2, 0.25), (1, 2, 3))
+    np.testing.assert_allclose(pose.inverse(moved), np.linalg.inv(moved), atol=1e-12)
 
 
 def test_a_transposed_pose_is_named():

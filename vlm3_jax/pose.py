@@ -24,9 +24,22 @@ def check_pose(pose, name: str) -> Float[np.ndarray, "4 4"]:
         raise BadRecord(
             f"{name}: the last row of the camera pose is {pose[3].tolist()}, not 0 0 0 1; is the matrix transposed?"
         )
-    if np.abs(R @ R.T - np.eye(3)).max() > _ORTHONORMAL_TOLERANCE or np.linalg.det(R) < 0:
-        raise BadRecord(f"{name}: the rotation of the camera pose is not orthonormal; remove scale and reflection")
+    det = np.linalg.det(R)
+    if np.abs(R @ R.T - np.eye(3)).max() > _ORTHONORMAL_TOLERANCE or det < 0:
+        raise BadRecord(
+            f"{name}: the camera pose holds no rotation (determinant {det:.4g}; -1 says that an axis is mirrored); "
+            "remove scale and reflection"
+        )
     return pose
+
+
+def inverse(a_T_b) -> Float[np.ndarray, "4 4"]:
+    """b_T_a of a rigid motion [4, 4], float64."""
+    a_T_b = np.asarray(a_T_b, np.float64)
+    found = np.eye(4)
+    found[:3, :3] = a_T_b[:3, :3].T
+    found[:3, 3] = -a_T_b[:3, :3].T @ a_T_b[:3, 3]
+    return found
 
 
 def relative_pose(world_T_cam1, world_T_cam2) -> Float[np.ndarray, "4 4"]:
@@ -56,6 +69,13 @@ def matrix_from_quaternion(w, x, y, z) -> Float[np.ndarray, "3 3"]:
             [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
         ]
     )
+
+
+def from_quaternion(wxyz, translation) -> Float[np.ndarray, "4 4"]:
+    """a_T_b, float64 [4, 4], from a quaternion w x y z (of any length above 0) and b's origin in a."""
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = matrix_from_quaternion(*wxyz), np.asarray(translation, np.float64)
+    return matrix
 
 
 def matrix_from_euler(yaw, pitch, roll) -> Float[np.ndarray, "3 3"]:

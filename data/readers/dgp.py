@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vlm3_jax.builders.readers import rigid
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.pose import from_quaternion
 
 SPLITS = {"train": "0", "val": "1", "test": "2"}
 
@@ -37,7 +37,7 @@ class Datum:
     @property
     def world_T_sensor(self) -> np.ndarray:
         """The pose as a matrix [4, 4]."""
-        return rigid.from_quaternion(self.pose[:4], self.pose[4:])
+        return from_quaternion(self.pose[:4], self.pose[4:])
 
 
 def scene_files(root: pathlib.Path, split: str, index: str = "") -> list[str]:

@@ -1,14 +1,12 @@
-"""Text files of numbers, npy and npz files of numbers, and JSON, with errors that name them."""
+"""Lines of numbers and JSON, with errors that name their file."""
 
 import gzip
 import io
 import json
-import zipfile
 
 import numpy as np
 
 from vlm3_jax.errors import BadRecord
-from vlm3_jax.records.map_files import read_npy
 
 MAX_JSON_BYTES = 4 * 2**30
 
@@ -24,16 +22,6 @@ def read_rows(data: bytes, name: str, columns: int | None = None) -> np.ndarray:
     except ValueError:
         raise BadRecord(f"{name}: expected lines of {columns or 'equally many'} numbers") from None
     return values
-
-
-def read_npz(data: bytes, name: str, key: str) -> np.ndarray:
-    """One array of an npz file; BadRecord if it is not there or holds no numbers (nothing is unpickled)."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            member = archive.read(f"{key}.npy")
-    except (KeyError, zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
-        raise BadRecord(f"{name}: cannot read {key} ({error})") from None
-    return read_npy(member, f"{name}: {key}")
 
 
 def read_json(data: bytes, name: str):

@@ -1,44 +1,50 @@
-"""Depth and masks as data sets store them in images: whole numbers, not colours."""
+"""Depth and masks as data sets store them in PNG images: whole numbers, or floats whose bytes are put into them."""
 
-import io
 import pathlib
 
 import numpy as np
-from PIL import Image
 
-from vlm3_jax.builders.readers import depth_png
 from vlm3_jax.errors import BadRecord
-from vlm3_jax.records import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from vlm3_jax.records import map_files
+
+# Of masks and ids: of colours the first channel counts.
+GREY = ("L", "P", "1", "RGB", "RGBA", "LA")
+
+
+def uint16(data: bytes, name: str) -> np.ndarray:
+    """A PNG of one channel of 16 bits, uint16 [H, W]; BadRecord, calling it `name`, if it is none."""
+    return map_files.png(data, name).astype(np.uint16)
+
+
+def grey(data: bytes, name: str) -> np.ndarray:
+    """A PNG of 8 bits, grey or of a palette of ids, uint8 [H, W]; of colours the first channel."""
+    values = map_files.png(data, name, GREY, "8 bits").astype(np.uint8)
+    return values[..., 0] if values.ndim == 3 else values
+
+
+def half(data: bytes, name: str) -> np.ndarray:
+    """DynamicReplica: 16 bits that are those of a half float; float32 [H, W]."""
+    return uint16(data, name).view(np.float16).astype(np.float32)
+
+
+def float_bgra(data: bytes, name: str) -> np.ndarray:
+    """TartanAir V2: four bytes that are a little-endian float32, in OpenCV's order; float32 [H, W].
+
+    OpenCV writes and reads its arrays as blue, green, red, alpha, so the float's first byte is the PNG's blue.
+    """
+    rgba = map_files.png(data, name, ("RGBA",), "four channels")
+    return np.ascontiguousarray(rgba[..., [2, 1, 0, 3]]).view("<f4")[..., 0]
 
 
 def read_steps(path: pathlib.Path, name: str) -> np.ndarray:
-    """uint16 [H, W] of a PNG of one channel; BadRecord, calling it `name`, if it is missing or none."""
-    return depth_png.values(_bytes(path, name), name)
+    """`uint16` of a file; BadRecord if it is missing."""
+    return uint16(map_files.read(path, name), name)
 
 
 def read_mask(path: pathlib.Path, name: str) -> np.ndarray:
     """Where a mask image (PNG) is above 0, bool [H, W]; of several channels the first counts."""
-    data = _bytes(path, name)
-    try:
-        image = Image.open(io.BytesIO(data), formats=["PNG"])
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise BadRecord(f"{name}: {image.width} x {image.height} pixels is above {MAX_IMAGE_PIXELS}")
-        values = np.asarray(image)
-    except (BadRecord, MemoryError):
-        raise
-    # Damaged bytes make Pillow raise all kinds of errors.
-    except Exception as error:
-        raise BadRecord(f"{name}: cannot decode the mask ({error})") from None
+    values = map_files.png(map_files.read(path, name), name, (*GREY, *map_files.STEPS), "a mask")
     return (values if values.ndim == 2 else values[..., 0]) > 0
-
-
-def _bytes(path: pathlib.Path, name: str) -> bytes:
-    try:
-        if (size := path.stat().st_size) > MAX_IMAGE_BYTES:
-            raise BadRecord(f"{name}: {size} bytes is above the limit of {MAX_IMAGE_BYTES}")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise BadRecord(f"{name}: no such file") from None
 
 
 def same_size(values: np.ndarray, width: int, height: int, name: str) -> np.ndarray:

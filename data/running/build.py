@@ -1,19 +1,23 @@
 """A build from its options to its summary: what is there already is kept, the rest is written by one of two runners."""
 
+import concurrent.futures
 import contextlib
 import fcntl
 import json
+import logging
 from collections.abc import Iterator, Sequence
 
 from vlm3_jax.builders.running import finish, pool
 from vlm3_jax.builders.running.plan import MAX_BAD, Build, Job, folder, jobs
-from vlm3_jax.builders.running.shards import completion
+from vlm3_jax.builders.running.shards import completion, unchanged
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import write_text
 from vlm3_jax.storage import AnyPath, is_remote
 
 PLAN = "plan.json"
 LOCK = "lock"
+
+_log = logging.getLogger(__name__)
 
 
 def build(what: Build, workers: int = 2, max_bad: float = MAX_BAD, beam: Sequence[str] | None = None) -> finish.Summary:
@@ -34,7 +38,7 @@ def _build(what: Build, about: dict, todo: list[Job], workers: int, max_bad: flo
     if not is_remote(what.out):
         for left_by_a_kill in folder(what.out).glob("*.part"):
             left_by_a_kill.unlink()
-    there = [completion(job) for job in todo]
+    there = _sound(todo, workers)
     done = [one for one in there if one is not None and not one["failed"]]
     left = [job for job, one in zip(todo, there, strict=True) if one is None or one["failed"]]
 
@@ -52,6 +56,22 @@ def _build(what: Build, about: dict, todo: list[Job], workers: int, max_bad: flo
         for one in run(left, workers, beam):
             finished(one)
     return finish.finish(about, what.builder(), todo, done)
+
+
+def _sound(todo: Sequence[Job], workers: int) -> list[dict | None]:
+    """The records of completion of the shards that are there and hold the bytes that were written.
+
+    A damaged one is said, and forgotten. Those in a bucket are not read: their sizes are compared alone.
+    """
+    with concurrent.futures.ThreadPoolExecutor(workers) as threads:
+        found = list(threads.map(completion, todo))
+        good = list(threads.map(lambda job, one: one is None or unchanged(job, one), todo, found))
+    for number, job in enumerate(todo):
+        if not good[number]:
+            _log.warning("%s: its bytes are not those that were written (sha256); it is built again", job.shard)
+            job.completion.unlink()
+            found[number] = None
+    return found
 
 
 @contextlib.contextmanager

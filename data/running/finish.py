@@ -31,7 +31,7 @@ class Summary:
         if c["skipped"] or c["failed"]:
             text += f"; {c['skipped']:,} skipped and {c['failed']:,} failed, see {REJECTED}"
         if c["labels_removed"]:
-            text += f"; {c['labels_removed']:,} unusable labels left out"
+            text += f"; {c['labels_removed']:,} unusable labels left out, see {REJECTED}"
         return text
 
 
@@ -67,7 +67,7 @@ def finish(about: dict, builder: Builder, jobs: Sequence[Job], done: Sequence[di
 
 
 def write_rejected(build: Build, done: Sequence[dict]) -> None:
-    """One line for every item that gave no record, in the order of the items."""
+    """One line for every item that gave no record, or not all of its labels, in the order of the items."""
     rows = [row for one in sorted(done, key=lambda one: one["number"]) for row in one["rejected"]]
     write_text(build.out / REJECTED, "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -10,15 +10,13 @@ from vlm3_jax.builders.common import Item
 from vlm3_jax.builders.running.plan import Images
 from vlm3_jax.camera import Camera, Focal
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.pose import check_pose
 from vlm3_jax.processor.image import ImageLayout, image_layout
 from vlm3_jax.records import DepthMap, ImageRef, Record, View, encode_depth
 
-# Poses are published with six digits or more.
-ROTATION_TOLERANCE = 1e-3
 
-
-def prepare(record: Record, item: Item, images: Images) -> tuple[bytes, int]:
-    """(the record's bytes, how many parts of labels were unusable and left out).
+def prepare(record: Record, item: Item, images: Images) -> tuple[bytes, tuple[records.Removed, ...]]:
+    """(the record's bytes, which parts of labels were unusable and left out).
 
     Every image and depth map is decoded, every label and pose looked at. BadRecord names what is wrong.
     """
@@ -26,7 +24,8 @@ def prepare(record: Record, item: Item, images: Images) -> tuple[bytes, int]:
         raise ValueError(f"the record of item {item.key!r} is called {record.id!r}")
     record = dataclasses.replace(record, scene=record.scene or item.scene)
     for number, view in enumerate(record.views):
-        check_pose(view.world_T_cam, f"views[{number}].world_T_cam")
+        if view.world_T_cam is not None:
+            check_pose(view.world_T_cam, f"views[{number}].world_T_cam")
     record, removed = records.keep_sound(record)
     maps = [_stored_map(one, f"depth_maps[{number}]") for number, one in enumerate(record.depth_maps)]
     # A map covers its whole image, whatever size that has.
@@ -37,21 +36,6 @@ def prepare(record: Record, item: Item, images: Images) -> tuple[bytes, int]:
     # What reads it has its own checks.
     records.from_bytes(data)
     return data, removed
-
-
-def check_pose(pose, field: str) -> None:
-    """BadRecord unless the pose is missing or a rotation (determinant +1) with a finite translation."""
-    if pose is None:
-        return
-    pose = np.asarray(pose, np.float64)
-    if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        raise BadRecord(f"{field}: expected 4 x 4 finite numbers, got shape {list(pose.shape)}")
-    if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
-        raise BadRecord(f"{field}: its last row is {pose[3].tolist()}, not 0 0 0 1")
-    rotation = pose[:3, :3]
-    det = np.linalg.det(rotation)
-    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=ROTATION_TOLERANCE) or det < 0:
-        raise BadRecord(f"{field}: not a rotation (determinant {det:.4g}; -1 says that an axis is mirrored)")
 
 
 def _need_something(record: Record, maps: int) -> None:

@@ -17,22 +17,34 @@ from vlm3_jax.builders.running.plan import Job
 from vlm3_jax.builders.running.prepare import prepare
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.files import write_text
+from vlm3_jax.records import Removed
 from vlm3_jax.storage import is_remote, patiently
 
 # Images and depth maps are compressed already.
 WRITER = "group_size:1,uncompressed"
+# Lines about labels that a shard's records do without; of more it is said how many.
+MOST_LABELS = 20
 # Of a reason: some libraries put a whole file into theirs.
 MAX_REASON = 500
 
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """An item that gave no record: `kind` is "skipped" (the set's own word) or "failed"."""
+    """An item that gave no record: `kind` is "skipped" (the set's own word) or "failed".
+
+    "label": it gave one without that `label`.
+    """
 
     key: str
     scene: str
     kind: str
     reason: str
+    label: str = ""
+
+    def row(self) -> dict[str, str]:
+        """As the file of rejected items has it."""
+        found = dataclasses.asdict(self)
+        return found if self.label else {name: value for name, value in found.items() if name != "label"}
 
 
 def write_shard(job: Job, tick: Callable[[], None] = lambda: None) -> dict:
@@ -77,11 +89,18 @@ def completion(job: Job) -> dict | None:
     return found if whole else None
 
 
+def unchanged(job: Job, done: dict) -> bool:
+    """Whether a shard that is there still has the sha256 that its record of completion says; not read in a bucket."""
+    return is_remote(job.shard) or sha256(job.shard) == done.get("sha256")
+
+
 def _write(job: Job, path: pathlib.Path, tick: Callable[[], None]) -> dict:
     builder = job.build.builder()
     writer = ArrayRecordWriter(str(path), WRITER)
     written = images = labels_removed = record_bytes = 0
     rejected: list[Rejected] = []
+    left_out: list[Rejected] = []
+    untold = 0
     try:
         for item in job.items:
             found = read(builder, job, item)
@@ -90,11 +109,18 @@ def _write(job: Job, path: pathlib.Path, tick: Callable[[], None]) -> dict:
             else:
                 data, views, removed = found
                 writer.write(wrapped := wrap(data))
-                written, images, labels_removed = written + 1, images + views, labels_removed + removed
+                written, images = written + 1, images + views
+                labels_removed += sum(one.count for one in removed)
+                if removed and len(left_out) < MOST_LABELS:
+                    left_out += [Rejected(item.key, item.scene, "label", one.reason, one.label) for one in removed]
+                elif removed:
+                    untold += 1
                 record_bytes += len(wrapped)
             tick()
     finally:
         writer.close()
+    if untold:
+        left_out.append(Rejected("", "", "label", "unusable", f"labels of {untold:,} more items of this shard"))
     return {
         "identity": job.identity,
         "number": job.number,
@@ -106,12 +132,12 @@ def _write(job: Job, path: pathlib.Path, tick: Callable[[], None]) -> dict:
         "record_bytes": record_bytes,
         "bytes": path.stat().st_size,
         "sha256": sha256(path),
-        "rejected": [dataclasses.asdict(one) for one in rejected],
+        "rejected": [one.row() for one in [*rejected, *left_out]],
     }
 
 
-def read(builder: Builder, job: Job, item: Item) -> tuple[bytes, int, int] | Rejected:
-    """(bytes, images, labels removed) of an item's record, or why there is none.
+def read(builder: Builder, job: Job, item: Item) -> tuple[bytes, int, tuple[Removed, ...]] | Rejected:
+    """(bytes, images, labels left out) of an item's record, or why there is none.
 
     A builder that fails in its own way on a damaged file costs that one record; one that fails on every file does so
     too, and ends the build as soon as they are too many.

@@ -38,7 +38,7 @@ def test_gives_back_depth_cameras_and_poses(raw):
 def test_a_file_that_is_cut_off_is_named(raw, tmp_path):
     (tmp_path / "train_hdf5").mkdir()
     (tmp_path / "train_hdf5" / f"{SCENE}.hdf5").write_bytes((raw / f"train/{SCENE}.hdf5").read_bytes()[:1000])
-    with pytest.raises(BadRecord, match=rf"^{SCENE}.hdf5: no readable HDF5 file"):
+    with pytest.raises(BadRecord, match=rf"^{SCENE}.hdf5: not a readable HDF5 file"):
         GtaSfm().frames(tmp_path, "train")
     with pytest.raises(UserError, match="test_hdf5"):
         GtaSfm().frames(tmp_path, "test")

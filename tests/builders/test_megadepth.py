@@ -5,8 +5,7 @@ from scipy.spatial.transform import Rotation
 from tests.builders import files, pairs, world
 from vlm3_jax.builders.common import image
 from vlm3_jax.builders.megadepth import DENSE, AerialMegaDepth, MegaDepth
-from vlm3_jax.builders.readers import colmap
-from vlm3_jax.errors import UserError
+from vlm3_jax.formats import colmap
 
 h5py = pytest.importorskip("h5py")
 NAMES = ("9616344_27950454e0_o.jpg", "1416978_a6f1f7a16b_o.jpg", "5978745_520771b1cb_o.jpg")
@@ -82,7 +81,7 @@ def test_the_camera_after_undistortion_is_colmaps(raw, k):
         bent = world.invert(plane, (border - centre) / focal)[:, axis] * focal + size / 2
         new.append(int(size / max((size - 0.5 - size / 2) / (bent.min() - size / 2), 0)))
     files.jpeg(raw / "new.jpg", np.zeros((new[1], new[0], 3), np.uint8))
-    stored = colmap.Camera("SIMPLE_RADIAL", width, height, (focal, width / 2, height / 2, k))
+    stored = colmap.ModelCamera("SIMPLE_RADIAL", width, height, (focal, width / 2, height / 2, k))
     found = MegaDepth().camera(stored, image(raw / "new.jpg"))
     assert new[0] != width
     np.testing.assert_allclose([found.fx, found.fy], focal, rtol=2e-3)
@@ -107,35 +106,3 @@ def test_aerial_views_have_no_sky(tmp_path):
         there = np.isfinite(record.depth_maps[0].load())
         assert not there[:10].any()
         assert there[10:].any()
-
-
-def test_models_are_read_from_both_formats(raw, tmp_path):
-    import struct
-
-    folder = raw / "0000/sparse/manhattan/1"
-    text = colmap.read_images(folder)
-    binary = tmp_path / "binary"
-    binary.mkdir()
-    params = text[NAMES[0]].camera.params
-    (binary / "cameras.bin").write_bytes(struct.pack("<QiiQQ4d", 1, 1, 2, pairs.WIDTH, pairs.HEIGHT, *params))
-    body = struct.pack("<Q", len(NAMES))
-    for n, (name, seen) in enumerate(text.items()):
-        cam_T_world = np.linalg.inv(seen.world_T_cam)
-        x, y, z, w = Rotation.from_matrix(cam_T_world[:3, :3]).as_quat()
-        body += struct.pack("<i7di", n, w, x, y, z, *cam_T_world[:3, 3], 1) + name.encode() + b"\0"
-        body += struct.pack("<Q", len(seen.points)) + b"".join(struct.pack("<ddq", 1, 2, p) for p in seen.points)
-    (binary / "images.bin").write_bytes(body)
-    found = colmap.read_images(binary)
-    assert list(found) == list(text) == sorted(NAMES)
-    for name, seen in found.items():
-        assert seen.camera.model == "SIMPLE_RADIAL"
-        assert seen.camera.params == text[name].camera.params
-        np.testing.assert_allclose(seen.world_T_cam, FRAMES[name].world_T_cam, atol=1e-9)
-        np.testing.assert_array_equal(seen.points, text[name].points)
-        # The files count from the image's corner.
-        np.testing.assert_allclose(text[name].points_px[:, 0], 10.0 + seen.points)
-        np.testing.assert_allclose(text[name].points_px[:, 1], 19.75)
-        np.testing.assert_allclose(seen.points_px, [[0.5, 1.5]] * len(seen.points))
-    (binary / "images.bin").write_bytes(body[:-20])
-    with pytest.raises(UserError, match="damaged"):
-        colmap.read_images(binary)

@@ -8,7 +8,6 @@ import pytest
 from tests.builders import files, truth, vehicle
 from vlm3_jax.builders import common
 from vlm3_jax.builders.nuscenes import CAMERAS, NuScenes
-from vlm3_jax.builders.readers import json_rows
 from vlm3_jax.errors import BadRecord, UserError
 
 YAW = {"CAM_FRONT": 0, "CAM_FRONT_LEFT": -55, "CAM_FRONT_RIGHT": 55, "CAM_BACK": 180, "CAM_BACK_LEFT": -110}
@@ -146,21 +145,3 @@ def test_what_is_missing_is_named(root, tmp_path):
         _built(tmp_path)
     with pytest.raises(UserError, match=r"v1.0-trainval"):
         NuScenes().frames(root, "train")
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
-def test_rows_of_a_list_come_one_by_one(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(json_rows, "CHUNK", chunk)
-    rows = [{"a": 1}, {"b": [1, {"c": "}],{"}]}, {}]
-    for indent in (None, 0, 2):
-        files.text(tmp_path / "rows.json", json.dumps(rows, indent=indent))
-        assert list(json_rows.rows(tmp_path / "rows.json")) == rows
-    files.text(tmp_path / "rows.json", "[]")
-    assert list(json_rows.rows(tmp_path / "rows.json")) == []
-
-
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '[{"a": 1}', '[{"a": 1]', "nonsense"])
-def test_what_is_no_list_of_rows_is_refused(tmp_path, content):
-    files.text(tmp_path / "rows.json", content)
-    with pytest.raises(UserError, match=r"rows\.json"):
-        list(json_rows.rows(tmp_path / "rows.json"))

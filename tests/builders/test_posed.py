@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vlm3_jax.builders import posed
-from vlm3_jax.builders.readers import mvsnet, numbers, opensfm, packed, pytorch3d
+from vlm3_jax.builders.readers import mvsnet, numbers, opensfm, pytorch3d, raster
 from vlm3_jax.errors import BadRecord
 
 
@@ -48,9 +48,13 @@ def _png(values, mode=None) -> bytes:
 @pytest.mark.parametrize(
     ("read", "data", "message"),
     [
-        (packed.read_half, _png(np.zeros((2, 2), np.uint8)), r"^x: a PNG of 2 x 2 pixels of L, not I;16"),
-        (packed.read_float_bgra, _png(np.zeros((2, 2, 3), np.uint8)), r"^x: a PNG of 2 x 2 pixels of RGB"),
-        (packed.read_uint16, _png(np.zeros((2, 2), np.uint16))[:40], r"^x: cannot decode the PNG"),
+        (raster.half, _png(np.zeros((2, 2), np.uint8)), r"^x: expected .* 16 bits, this one is L"),
+        (
+            raster.float_bgra,
+            _png(np.zeros((2, 2, 3), np.uint8)),
+            r"^x: expected a PNG of four channels, this one is RGB",
+        ),
+        (raster.uint16, _png(np.zeros((2, 2), np.uint16))[:40], r"^x: cannot decode the map"),
         (mvsnet.read_cam, b"extrinsic\n1 2 3", r"^x: no camera file of MVSNet"),
         (mvsnet.read_pairs, b"2\n0\n3 1 1.0", r"^x: no pair.txt of MVSNet"),
         (numbers.read_rows, b"1 2\n3\n", r"^x: expected lines of"),
@@ -65,7 +69,7 @@ def test_damaged_files_are_named(read, data, message):
 
 def test_bits_of_halves_and_floats_are_read():
     depth = np.array([[0.0, 1.5, 8.25], [np.inf, 2.0, 60000]])
-    np.testing.assert_array_equal(packed.read_half(_png(depth.astype(np.float16).view(np.uint16)), "x"), depth)
+    np.testing.assert_array_equal(raster.half(_png(depth.astype(np.float16).view(np.uint16)), "x"), depth)
 
 
 def test_other_units_of_pytorch3d():

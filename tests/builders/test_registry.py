@@ -23,6 +23,7 @@ BELOW = {
     "data",
     "errors",
     "files",
+    "formats",
     "mixtures",
     "pose",
     "processor",

@@ -14,15 +14,15 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from tests.builders import files, streets, truth
 from vlm3_jax import records
-from vlm3_jax.builders.common import Item, Options, Skip
+from vlm3_jax.builders.common import Item, Options, Skip, encode
 from vlm3_jax.builders.running import plan, shards
 from vlm3_jax.builders.running.build import build, locked
 from vlm3_jax.builders.running.envelope import wrap
 from vlm3_jax.builders.running.plan import make_build
-from vlm3_jax.builders.running.prepare import check_pose
+from vlm3_jax.camera import Camera
 from vlm3_jax.data.sources.array_record import ArrayRecordSource
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.records import Record
+from vlm3_jax.records import DepthPoints, Record, View
 
 COUNT, PER_SHARD = 10, 3
 
@@ -190,6 +190,47 @@ def test_too_many_failures_end_it_and_mended_files_are_read_again(tmp_path):
     assert contents(out) == contents(tmp_path / "clean")
 
 
+def test_a_damaged_shard_is_built_again_and_said(raw, tmp_path, caplog):
+    out = tmp_path / "out"
+    build(of(raw, out), workers=1)
+    before = contents(out)
+    names = [f"street_scenes-train.array_record-{number:05d}-of-00004" for number in range(4)]
+    damaged = bytearray((out / names[2]).read_bytes())
+    damaged[-100] ^= 1
+    (out / names[2]).write_bytes(damaged)
+    (out / names[3]).write_bytes(b"cut")
+    others = {name: (out / name).stat().st_mtime_ns for name in names[:2]}
+    caplog.clear()
+    build(of(raw, out), workers=2)
+    assert contents(out) == before
+    assert {name: (out / name).stat().st_mtime_ns for name in names[:2]} == others
+    assert [text for text in caplog.messages] == [
+        f"{out / names[2]}: its bytes are not those that were written (sha256); it is built again"
+    ]
+
+
+def test_labels_that_are_left_out_are_told(raw, tmp_path, monkeypatch):
+    """By item, label and reason; of many items of a shard the first, and how many more."""
+    monkeypatch.setattr(plan.Build, "builder", lambda self: _Builder())
+    monkeypatch.setattr(shards, "MOST_LABELS", 2)
+    image = encode(np.zeros((48, 64, 3), np.uint8), "a")
+    view = View(image, Camera(50.0, 50.0, 31.5, 23.5, 64, 48))
+
+    def item(key, depths):
+        points = DepthPoints(np.array([[1, 2], [3, 4]]), np.array(depths, float), "z")
+        return Item(key, "s", Record(key, (view,), (points,)))
+
+    items = [item("a", [1, 2]), *(item(key, [1, -2]) for key in "bcde")]
+    done = shards.write_shard(plan.Job(of(raw, tmp_path), 0, 1, "x", tuple(items)))
+    assert (done["written"], done["failed"], done["labels_removed"]) == (5, 0, 4)
+    rows = [
+        *((key, "s", f"not {DepthPoints.RULE}", "depth[0][1] (3, 4) -2 m") for key in "bc"),
+        ("", "", "unusable", "labels of 2 more items of this shard"),
+    ]
+    names = ("key", "scene", "reason", "label")
+    assert done["rejected"] == [{"kind": "label", **dict(zip(names, row, strict=True))} for row in rows]
+
+
 def test_another_build_and_other_files_are_refused(raw, tmp_path):
     out = tmp_path / "out"
     build(of(raw, out, limit=4), workers=1)
@@ -244,21 +285,6 @@ def test_images_are_told_right():
     with pytest.raises(UserError, match="--focal: resize is 'focal:-3'"):
         plan.Images("focal:-3")
     assert plan.Images("focal:750:per_axis", quality=None).lossy is False
-
-
-def test_a_pose_must_be_a_rotation():
-    check_pose(None, "p")
-    check_pose(np.eye(4), "p")
-    mirrored = np.diag([1.0, -1, 1, 1])
-    for pose, why in (
-        (mirrored, r"p: not a rotation \(determinant -1; -1 says that an axis is mirrored\)"),
-        (np.diag([2.0, 2, 2, 1]), "determinant 8"),
-        (np.diag([1.0, 1, 1, 2]), "its last row"),
-        (np.full((4, 4), np.nan), "finite"),
-        (np.eye(3), r"got shape \[3, 3\]"),
-    ):
-        with pytest.raises(BadRecord, match=why):
-            check_pose(pose, "p")
 
 
 def test_items_must_be_sorted_and_unique():

@@ -11,7 +11,7 @@ from tests.builders.files import jpeg, png
 from vlm3_jax import records
 from vlm3_jax.data.component import Component
 from vlm3_jax.data.samples import Bad
-from vlm3_jax.data.sources import json_items, make_source, regions
+from vlm3_jax.data.sources import make_source, regions
 from vlm3_jax.data.sources.chat_rows import parse_row
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.evaluate.items import HeldOut
@@ -183,35 +183,6 @@ def test_pycocotools_has_the_same_boxes(rng):
             assert regions.rle_box(coded) == [x, y, x + w, y + h]
 
 
-@pytest.mark.parametrize("chunk", [7, 64, 1 << 20])
-def test_items_are_found_without_parsing(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(json_items, "CHUNK_BYTES", chunk)
-    rows = [{"a": 'quo"te \\ [', "b": [[1, {"c": "}"}]]}, {}, {"t": 'ü\\"]' * 20, "n": 1}, {"x": "\\"}]
-    path = tmp_path / "a.json"
-    forms = [json.dumps(rows), json.dumps(rows, indent=2), " \n" + json.dumps(rows, ensure_ascii=False)]
-    forms += ["\n".join(map(json.dumps, rows)), "\ufeff" + "\n\n".join(map(json.dumps, rows)) + "\n"]
-    for form in forms:
-        data = form.encode()
-        path.write_bytes(data)
-        spans = json_items.item_spans(path)
-        assert [json.loads(data[first : first + length]) for first, length in spans.tolist()] == rows
-    for form, why in (
-        ('[{"a": 1}', "cut off"),
-        ("[]", "no items"),
-        ("3", "expected a JSON list"),
-        ('["a"]', "expected a list of JSON objects"),
-        ("", "expected a JSON list"),
-    ):
-        path.write_text(form)
-        with pytest.raises(UserError, match=why):
-            json_items.item_spans(path)
-    monkeypatch.setattr(json_items, "MAX_ITEM_BYTES", 50)
-    for form in (json.dumps([{"a": "x" * 200}] * 2), json.dumps({"a": "x" * 200})):
-        path.write_text(form)
-        with pytest.raises(UserError, match=r"the item at byte [01] is longer than 50 bytes"):
-            json_items.item_spans(path)
-
-
 def component(settings, path, **fields):
     fields = {
         "kind": "conversations",
@@ -274,7 +245,7 @@ def test_images_stay_inside_and_files_are_judged_at_the_start(tmp_path):
     for rows, why in (
         ([{"image": "../x.jpg", "conversations": QA}], "leaves the folder"),
         ([{"nothing": 1}], "item 0: no turns: .*; docs/own_data.md shows"),
-        ([3], "no items"),
+        ([3], "expected a list of JSON objects"),
     ):
         path.write_text(json.dumps(rows))
         with pytest.raises(UserError, match=why):

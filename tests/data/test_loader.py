@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from small_data import Opened, load, same, small_record, write_shard
 
+from vlm3_jax import records
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.data.samples import Bad
 from vlm3_jax.data.schedule import Schedule
+from vlm3_jax.data.sources import removed
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.evaluate import items
 
@@ -89,6 +91,28 @@ def test_broken_pixels_are_noted_under_their_component(jsonl, settings, tmp_path
     load(Opened(table, settings, 2), settings, 3, workers=0, quarantine=Quarantine(tmp_path / "q.jsonl", 0.5))
     rows = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
     assert {(row["id"].split("@")[0], row["component"]) for row in rows} == {("x/3", "x")}
+
+
+def test_labels_that_are_left_out_are_noted(settings, tmp_path, monkeypatch):
+    """By file, record, label and reason; of many records some, and how many are not."""
+    monkeypatch.setattr(removed, "MOST_RECORDS", 2)
+    items = [small_record(n) for n in range(12)]
+    for item in items[:7]:
+        item.depth[0].depth_m[[3, *range(20, 26)]] = -1
+    write_shard(tmp_path / "a.array_record", items)
+    table, path = {"x": {"path": str(tmp_path), "protocol": "short", "questions": 4}}, tmp_path / "q.jsonl"
+    load(Opened(table, settings, 2), settings, 8, workers=0, quarantine=Quarantine(path, 0))
+    *rows, last = (json.loads(line) for line in path.read_text().splitlines())
+    assert len(rows) == 3
+    for row in rows:
+        number = int(row["record"][1:])
+        x, y = items[number].depth[0].points_px[3].tolist()
+        assert (row["id"], row["component"]) == (f"x/{number}", "x")
+        assert row["file"] == f"{tmp_path / 'a.array_record'}[{number}]"
+        assert row["label"].startswith(f"depth[0][3] ({x}, {y}) -1 m, [20] (")
+        assert row["label"].endswith(" and 2 more")
+        assert row["reason"] == f"not {records.DepthPoints.RULE}"
+    assert (last["id"], last["label"]) == ("x", "28 labels of 4 more records")
 
 
 def test_too_much_broken_data_stops_the_run(jsonl, settings, tmp_path):

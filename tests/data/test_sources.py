@@ -123,13 +123,18 @@ def test_malformed_line_is_named_and_set_aside(folder, line, why):
 def test_unusable_points_are_removed_and_counted(folder):
     points = {"pixel_coords": [[1, 2], [31, 23], [32, 5], [-1, 5], [3, 3]], "depth": [1, 2, 3, 4, 0]}
     cleaned = source(folder, [points, {}])
-    assert cleaned.points_removed == 3
+    assert cleaned.removed.count == 3
+    (told,) = cleaned.removed.take("a.png#1")
+    assert (told.index, told.file.rpartition("/")[2]) == (0, "x.jsonl:1")
+    assert told.label == "depth[2] (32, 5) 3 m, [3] (-1, 5) 4 m, [4] (3, 3) 0 m"
+    assert told.reason == f"not {records.DepthPoints.RULE}"
+    assert cleaned.removed.take("a.png#1") == []
     np.testing.assert_array_equal(cleaned[0].depth[0].points_px, [[1, 2], [31, 23]])
     assert source(folder, [{"depth": [None, 2]}])[0].depth[0].depth_m.tolist() == [2]
     far = {"depth": [1e6, 1e10]}
     assert source(folder, [points, far])[1].depth[0].depth_m.tolist() == [1e6]
     # Of the lines that are used.
-    assert source(folder, [points, far], first=1).points_removed == 1
+    assert source(folder, [points, far], first=1).removed.count == 1
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_line(folder):
@@ -217,7 +222,12 @@ def test_unusable_labels_of_records_are_removed_and_counted(tmp_path):
         np.testing.assert_array_equal(found[0].depth[0].depth_m, points.depth_m[4:])
         assert found[0].objects[0].names == ("a",)
         np.testing.assert_array_equal(found[1].depth[0].depth_m, points.depth_m)
-        assert found.points_removed == 8
+        assert found.removed.count == 8
+    depth, objects = found.removed.take(whole.id)[:2]
+    shown = [f"[{n}] ({x}, {y})" for n, (x, y) in enumerate(points.points_px[:4].tolist())]
+    assert depth.label == "depth[0]" + ", ".join(map("{} {} m".format, shown, ("nan", "1e+10", "-1", "0")))
+    assert objects.label.startswith("objects[0][1] 'b' [10, 10, 1, 1], 5 surface points, [2] 'c' [5, 5, 5, 5], 5 surf")
+    assert depth.file == f"{tmp_path / 'a.array_record'}[0]"
     with pytest.raises(BadRecord, match=r"\[2\]: none of its 40 labels is a point of the image with a"):
         found[2]
 

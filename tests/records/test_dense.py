@@ -140,10 +140,11 @@ def test_bytes_round_trip_and_every_field_is_checked():
 def test_a_record_of_maps_alone_is_sound_and_must_be_drawn_before_its_images_change(rng):
     depth = records.encode_depth(np.full((3, 4), 2.0), "z")
     record = records.Record("r", (view(),), depth_maps=(depth,))
-    assert records.keep_sound(record) == (record, 0)
+    assert records.keep_sound(record) == (record, ())
     bad = records.DepthPoints(np.array([[1, 1]]), np.array([np.nan]), "z")
     left, removed = records.keep_sound(dataclasses.replace(record, depth=(bad,)))
-    assert (removed, len(left.depth[0].points_px), left.depth_maps) == (1, 0, (depth,))
+    assert (len(left.depth[0].points_px), left.depth_maps) == (0, (depth,))
+    assert [(one.count, one.label) for one in removed] == [(1, "depth[0][0] (1, 1) nan m")]
     for change in (records.flip, lambda r: records.with_cameras(r, r.cameras)):
         with pytest.raises(ValueError, match="r: draw_labels comes before"):
             change(record)

@@ -16,7 +16,7 @@ from vlm3_jax.data.checks.planes import DepthKind
 from vlm3_jax.data.checks.poses import Poses
 from vlm3_jax.data.component import Component
 from vlm3_jax.data.progress import Progress
-from vlm3_jax.data.quarantine import bad_lines
+from vlm3_jax.data.quarantine import bad_lines, left_out, left_out_untold
 from vlm3_jax.data.samples import Bad, PassedOver
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import Record
@@ -34,12 +34,16 @@ PICTURED = 4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ComponentReport:
-    """What walking through a component found, by check; `pictured`: a few of its records, evenly spaced."""
+    """What walking through a component found, by check.
+
+    `left_out`: labels that are unusable, of records that are not; `pictured`: a few of its records, evenly spaced.
+    """
 
     name: str
     counts: collections.Counter
     facts: dict[str, Facts]
     bad: list[Bad]
+    left_out: list[Bad]
     pictured: tuple[Record, ...]
 
     def lines(self) -> list[str]:
@@ -70,6 +74,11 @@ class CheckReport:
         return [item for part in self.components for item in part.bad]
 
     @property
+    def left_out(self) -> list[Bad]:
+        """All labels that cannot be used, of records that can."""
+        return [item for part in self.components for item in part.left_out]
+
+    @property
     def counts(self) -> dict[str, collections.Counter]:
         """By component."""
         return {part.name: part.counts for part in self.components}
@@ -93,8 +102,9 @@ class CheckReport:
     def text(self, most: int = 20) -> str:
         """What was found of each component, the first `most` reasons of bad records, and a verdict."""
         lines = [line for part in self.components for line in part.lines()]
-        lines += [f"  {item.id}: {item.reason}" for item in self.bad[:most]]
-        lines += [f"  and {len(self.bad) - most} more"] if len(self.bad) > most else []
+        for what, items in (("", self.bad), ("left out ", self.left_out)):
+            lines += [f"  {item.id}: {what}{item.label and f'{item.label}: '}{item.reason}" for item in items[:most]]
+            lines += [f"  and {len(items) - most} more"] if len(items) > most else []
         lines += [*self.leaks.lines, *(f"  warning: {text}" for text in self.leaks.warnings)]
         lines += [f"  FAULT: {text}" for text in (*self.leaks.faults, *self._too_many())]
         count = len(self.faults())
@@ -114,6 +124,7 @@ class CheckReport:
             },
             "leaks": self.leaks.values,
             "bad": [item.row() for item in self.bad],
+            "left_out": [item.row() for item in self.left_out],
             "faults": self.faults(),
         }
 
@@ -155,6 +166,7 @@ class _Walk:
         self._checks = {name: make() for name, make in CHECKS.items()}
         self._counts = collections.Counter(records=len(component), passed_over=0)
         self._bad = bad_lines(component)
+        self._left_out: list[Bad] = []
 
     def through(self, indices: Sequence[int], bar: Progress) -> ComponentReport:
         """Looks at these records."""
@@ -165,9 +177,10 @@ class _Walk:
             pictured += [record] if record is not None and index in wanted else []
             bar.advance()
         self._counts["looked_at"], self._counts["bad"] = len(indices), len(self._bad)
-        self._counts["points_removed"] = self._component.source.points_removed
+        self._counts["points_removed"] = self._component.source.removed.count
+        left_out = [*self._left_out, *left_out_untold(self._component)]
         facts = {name: check.facts() for name, check in self._checks.items()}
-        return ComponentReport(self._component.name, self._counts, facts, self._bad, tuple(pictured))
+        return ComponentReport(self._component.name, self._counts, facts, self._bad, left_out, tuple(pictured))
 
     def _look(self, index: int) -> Record | None:
         """The record if it can be used."""
@@ -183,6 +196,7 @@ class _Walk:
             if record is None:
                 return None
             self._counts["passed_over"] += isinstance(sample, PassedOver)
+            self._left_out += left_out(component, record.id)
             for check in self._checks.values():
                 check.add(index, record)
             self._leaks.add_scene(component.name.removeprefix("held-out "), self._held_out, record)

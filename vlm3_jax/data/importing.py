@@ -11,12 +11,12 @@ from vlm3_jax import config_rules, storage
 from vlm3_jax.data.sources import make_source
 from vlm3_jax.data.sources.chat_rows import parse_row
 from vlm3_jax.data.sources.colmap import find_captures, shared_pairs
-from vlm3_jax.data.sources.colmap_model import find_model
-from vlm3_jax.data.sources.json_items import item_spans
 from vlm3_jax.data.sources.rgbd import find_frames, is_scene
 from vlm3_jax.data.sources.wai import META, find_scenes
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.files import write_text
+from vlm3_jax.formats.colmap import find_model
+from vlm3_jax.formats.json_items import item_spans
 from vlm3_jax.kinds import KINDS, PAIRS
 
 GAPS = (1, 5)
@@ -238,8 +238,8 @@ def _colmap(path: pathlib.Path, images: str) -> Found | None:
     if not (find_model(path) or any(find_model(p) for p in path.iterdir() if p.is_dir())):
         return None
     captures = find_captures("import", path, images)
-    pairs = sum(len(shared_pairs(capture.model, capture.ids)) for capture in captures)
-    about = f"{len(captures)} captures, {sum(len(c.ids) for c in captures):,} images, "
+    pairs = sum(len(shared_pairs(list(capture.model.images.values()))) for capture in captures)
+    about = f"{len(captures)} captures, {sum(len(c.model.images) for c in captures):,} images, "
     about += f"{sum(len(c.model.points) for c in captures):,} points, {pairs:,} pairs of images with common points"
     fields = {"images": images} if images else {}
     return Found("colmap", about, fields, ("correspondence", "pose", "depth"))

@@ -7,6 +7,7 @@ the state behind itself, so batches that were prepared but not used are prepared
 
 import collections
 import dataclasses
+import itertools
 import queue
 import threading
 import time
@@ -17,7 +18,7 @@ import numpy as np
 
 from vlm3_jax.data.component import Component
 from vlm3_jax.data.packing import RowBudget, batch_stats, lengths, pack
-from vlm3_jax.data.quarantine import Quarantine, bad_lines
+from vlm3_jax.data.quarantine import Quarantine, bad_lines, left_out, left_out_untold
 from vlm3_jax.data.samples import Bad, PassedOver, Sample
 from vlm3_jax.data.schedule import Listed, Schedule, ScheduledBatch, Scheduler
 from vlm3_jax.data.workers import Workers
@@ -117,6 +118,7 @@ class Loader:
         self._state = dataclasses.replace(self._state, cursors=scheduled.cursors)
         self._quarantine.add(scheduled.n_samples + len(scheduled.bad), scheduled.bad + bad)
         self._quarantine.check()
+        self._note_left_out(scheduled)
         stats |= {
             "wait_s": time.perf_counter() - start,
             "bad": len(scheduled.bad) + len(bad),
@@ -125,8 +127,16 @@ class Loader:
         ids = [[sample.id for sample in row] for row in scheduled.rows]
         return LoadedBatch(ready.arrays, ids, scheduled.n_samples, ready.lengths, self._state, stats)
 
+    def _note_left_out(self, scheduled: ScheduledBatch) -> None:
+        """Notes what labels the records of a batch had that are unusable."""
+        components = {component.number: component for component in self._draws.components}
+        for sample in itertools.chain(*scheduled.rows):
+            self._quarantine.write(left_out(components[sample.component], sample.record.id))
+
     def close(self) -> None:
         """Stops the threads; batches that were prepared are dropped."""
+        for component in self._draws.components:
+            self._quarantine.write(left_out_untold(component))
         self._stop.set()
         if self._producer is not None:
             self._producer.join()

@@ -57,6 +57,20 @@ class Quarantine:
             )
 
 
+def left_out(component: Component, record: str) -> list[Bad]:
+    """The labels that the component's source has left out of a record (its id); each time they are asked for once."""
+    return [
+        Bad(f"{component.name}/{told.index}", component.name, told.file, told.reason, record=record, label=told.label)
+        for told in component.source.removed.take(record)
+    ]
+
+
+def left_out_untold(component: Component) -> list[Bad]:
+    """How many labels of the component are in no line of their own."""
+    rest = component.source.removed.rest()
+    return [Bad(component.name, component.name, str(component.source.path), "unusable", label=rest)] if rest else []
+
+
 def bad_lines(component: Component) -> list[Bad]:
     """The lines that the component's source set aside when it was opened; their id is `FILE:LINE`."""
     return [Bad(f"{line.file}:{line.line}", component.name, line.file, line.reason) for line in component.source.bad]

@@ -59,17 +59,23 @@ class PassedOver:
 
 @dataclasses.dataclass(frozen=True)
 class Bad:
-    """A sample that was set aside: its `id`, component and file, and why; `error`: as it was raised."""
+    """A sample that was set aside: its `id`, component and file, and why; `error`: as it was raised.
+
+    With `label` it is a part of the labels of `record` that was left out, and the rest is used.
+    """
 
     id: str
     component: str
     file: str
     reason: str
     error: BadRecord | None = dataclasses.field(default=None, compare=False, repr=False)
+    record: str = ""
+    label: str = ""
 
     def row(self) -> dict[str, str]:
         """As files and reports have it."""
-        return {"id": self.id, "component": self.component, "file": self.file, "reason": self.reason}
+        more = {"record": self.record, "label": self.label} if self.label else {}
+        return {"id": self.id, "component": self.component, "file": self.file, **more, "reason": self.reason}
 
 
 def unsupervised(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from vlm3_jax.data.component import Component
-from vlm3_jax.data.quarantine import Quarantine
+from vlm3_jax.data.quarantine import Quarantine, left_out, left_out_untold
 from vlm3_jax.data.samples import Bad, PassedOver, Sample
 from vlm3_jax.processor.image import ImageLayout
 from vlm3_jax.tasks.base import Example
@@ -84,9 +84,11 @@ class HeldOut(Sequence):
         for index in range(len(component) if records is None else min(records, len(component))):
             sample = self._sample(component, index)
             quarantine.add(not isinstance(sample, PassedOver), [sample] if isinstance(sample, Bad) else [])
+            quarantine.write(left_out(component, sample.record.id) if isinstance(sample, Sample) else [])
             if isinstance(sample, Sample) and (questions := _questions(component, sample)).examples:
                 self._places.append((component, index))
                 self.briefs.append(questions.brief)
+        quarantine.write(left_out_untold(component))
         quarantine.check(final=True)
 
     def _sample(self, component: Component, index: int) -> Sample | PassedOver | Bad:

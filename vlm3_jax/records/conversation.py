@@ -94,6 +94,10 @@ class Conversation:
         """Itself, or None if its one part is not kept."""
         return self if mask[0] else None
 
+    def part(self, n: int) -> str:
+        """Its boxes."""
+        return f"boxes {self.boxes_px.tolist()}"
+
     def metres(self) -> np.ndarray:
         """None."""
         return np.zeros(0)

@@ -7,6 +7,7 @@ A kind of label is one class here and one field of `Record`. What every one offe
 - `mirrored(cameras)`: the label for the stored images mirrored left to right.
 - `inside(cameras)`: which of its parts lie in the images, bool [N]; `sound(cameras)`: which can be used at all, as
   `RULE` says; `kept(mask)`: the label with those parts only.
+- `part(n)`: what part n holds, in a few words.
 - `metres()`: its lengths, for a look at the units.
 - `draw(canvas, place, colour)`: onto a PIL `ImageDraw`, where `place(view, points)` takes pixels of a view to it.
 - `read(tree, field, views)`: from its stored form (`codec`), of a record with so many views; BadRecord names the field.
@@ -59,6 +60,11 @@ class DepthPoints:
     def kept(self, mask: np.ndarray) -> "DepthPoints":
         """The points of a mask [N]."""
         return dataclasses.replace(self, points_px=self.points_px[mask], depth_m=self.depth_m[mask])
+
+    def part(self, n: int) -> str:
+        """A point and its depth."""
+        x, y = self.points_px[n].tolist()
+        return f"({x:g}, {y:g}) {self.depth_m[n]:g} m"
 
     def metres(self) -> np.ndarray:
         """The depths."""
@@ -134,6 +140,10 @@ class Objects:
             points_m=tuple(self.points_m[k] for k in kept),
         )
 
+    def part(self, n: int) -> str:
+        """An object's name and box, and how many surface points it has."""
+        return f"{self.names[n]!r} {self.boxes_px[n].tolist()}, {len(self.points_m[n])} surface points"
+
     def metres(self) -> np.ndarray:
         """How far their surface points are on average."""
         return np.array([np.linalg.norm(cloud, axis=-1).mean() for cloud in self.points_m])
@@ -194,6 +204,11 @@ class Matches:
     def kept(self, mask: np.ndarray) -> "Matches":
         """The matches of a mask [N]."""
         return Matches(self.points0_px[mask], self.points1_px[mask])
+
+    def part(self, n: int) -> str:
+        """Its two ends."""
+        (x0, y0), (x1, y1) = self.points0_px[n].tolist(), self.points1_px[n].tolist()
+        return f"({x0:g}, {y0:g}) to ({x1:g}, {y1:g})"
 
     def metres(self) -> np.ndarray:
         """None."""

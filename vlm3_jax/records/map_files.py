@@ -15,6 +15,8 @@ MAX_MAP_BYTES = 512 * 2**20
 MAX_MAP_PIXELS = 200_000_000
 # Enough for the header of any of them; of an EXR file with a long preview it is not.
 HEADER_BYTES = 1 << 16
+# Pillow's modes of a PNG whose values are numbers, not colours.
+STEPS = ("I;16", "I", "I;16B", "I;16L", "I;16N")
 # The channel of an EXR file that holds its depth; one of "R", "G" and "B" are three times the same.
 CHANNELS = ("Z", "Y", "R", "V")
 
@@ -43,7 +45,9 @@ def decode(data: bytes, suffix: str, name: str, bits: int = 16) -> np.ndarray:
     """The values [H, W] of a file with this suffix, of a PNG with so many `bits` at least. BadRecord if it has none."""
     if suffix not in _DECODERS:
         raise BadRecord(f"{name}: a map is a file that ends in {', '.join(_DECODERS)}")
-    return _png(data, name, bits) if suffix == ".png" else _DECODERS[suffix](data, name)
+    if suffix == ".png":
+        return png(data, name, STEPS if bits == 16 else (*STEPS, "1", "L", "P"), f"one channel of {bits} bits")
+    return _DECODERS[suffix](data, name)
 
 
 def size(path: pathlib.Path, name: str) -> tuple[int, int]:
@@ -76,13 +80,14 @@ def _map_of_npy(data: bytes, name: str) -> np.ndarray:
     return values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
 
 
-def _png(data: bytes, name: str, bits: int) -> np.ndarray:
+def png(data: bytes, name: str, modes=STEPS, what: str = "one channel of 16 bits") -> np.ndarray:
+    """The values of a PNG, [H, W] or [H, W, channels]. BadRecord if it is none of these `modes` of Pillow (`what`)."""
     try:
         image = Image.open(io.BytesIO(data), formats=["PNG"])
         if image.width * image.height > MAX_MAP_PIXELS:
             raise BadRecord(f"{name}: {image.width} x {image.height} pixels is above {MAX_MAP_PIXELS}")
-        if image.mode[0] != "I" and not (bits == 8 and image.mode in ("1", "L", "P")):
-            raise BadRecord(f"{name}: expected a PNG of one channel of {bits} bits, this one is {image.mode}")
+        if image.mode not in modes:
+            raise BadRecord(f"{name}: expected a PNG of {what}, this one is {image.mode}")
         return np.asarray(image)
     except (BadRecord, MemoryError):
         raise

@@ -8,6 +8,7 @@ is ever unpickled.
 import dataclasses
 import hashlib
 import io
+import typing
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +26,8 @@ MAX_IMAGE_BYTES = 256 * 2**20
 MAX_IMAGE_PIXELS = 200_000_000
 # Pillow knows more, and would start other programs on the data for some of them.
 FORMATS = ("JPEG", "PNG", "WEBP")
+# Unusable parts of a label that are told one by one.
+MOST_PARTS = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +44,18 @@ class ImageRef:
     path: AnyPath | None = None
     data: bytes | None = None
     pixels: np.ndarray | None = None
+
+    @classmethod
+    def of_bytes(cls, data: bytes, name: str) -> "ImageRef":
+        """The image in the bytes of a file, its size read from their header; BadRecord if they are none of FORMATS."""
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                return cls(*opened.size, name, data=data)
+        except UnidentifiedImageError:
+            raise BadRecord(f"{name}: no {', '.join(FORMATS)} file") from None
+        # Damaged headers make Pillow raise all kinds of errors.
+        except Exception as error:
+            raise BadRecord(f"{name}: cannot read the image ({error})") from None
 
     def load(self) -> UInt8[np.ndarray, "height width 3"]:
         """Decoded pixels, uint8 [height, width, 3], RGB.
@@ -253,16 +268,37 @@ def keep_inside(record: Record) -> Record:
     return record.map_labels(lambda label: label.kept(label.inside(record.cameras)))
 
 
-def keep_sound(record: Record) -> tuple[Record, int]:
-    """The stored record without what no question can be asked about, and how many parts of labels that were.
+class Removed(typing.NamedTuple):
+    """Parts of a label that are unusable: their number, `label` (which they are) and `reason`."""
+
+    count: int
+    label: str
+    reason: str
+
+
+def removed_parts(label, field: str, sound: np.ndarray) -> Removed:
+    """The parts of a label that are not sound (bool [N]); the first few of them with what they hold."""
+    bad = np.flatnonzero(~sound)
+    shown = ", ".join(f"[{n}] {label.part(n)}" for n in bad[:MOST_PARTS].tolist())
+    more = f" and {len(bad) - MOST_PARTS:,} more" if len(bad) > MOST_PARTS else ""
+    return Removed(len(bad), f"{field}{shown}{more}", f"not {label.RULE}")
+
+
+def keep_sound(record: Record) -> tuple[Record, tuple[Removed, ...]]:
+    """The stored record without what no question can be asked about, and which parts of labels that was.
 
     BadRecord, with the rule of the labels, if it had some and none is left.
     """
-    masks = [label.sound(record.cameras) for label in record.labels]
-    removed = sum(int((~mask).sum()) for mask in masks)
-    if not removed:
-        return record, 0
+    labels = [(name, n, label) for name in LABELS for n, label in enumerate(_several(getattr(record, name)))]
+    masks = [label.sound(record.cameras) for _, _, label in labels]
+    if all(mask.all() for mask in masks):
+        return record, ()
     if not any(mask.any() for mask in masks) and not (record.depth_maps or record.masks):
-        rules = dict.fromkeys(label.RULE for label, mask in zip(record.labels, masks, strict=True) if len(mask))
-        raise BadRecord(f"none of its {removed} labels is {', or '.join(rules)}")
+        rules = dict.fromkeys(label.RULE for (_, _, label), mask in zip(labels, masks, strict=True) if len(mask))
+        raise BadRecord(f"none of its {sum(map(len, masks))} labels is {', or '.join(rules)}")
+    removed = tuple(
+        removed_parts(label, f"{name}[{n}]" if isinstance(getattr(record, name), tuple) else name, mask)
+        for (name, n, label), mask in zip(labels, masks, strict=True)
+        if not mask.all()
+    )
     return record.map_labels(lambda label: label.kept(label.sound(record.cameras))), removed

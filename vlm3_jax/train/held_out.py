@@ -14,7 +14,7 @@ import numpy as np
 from vlm3_jax.data.component import Component
 from vlm3_jax.data.loader import Loader
 from vlm3_jax.data.packing import fits
-from vlm3_jax.data.quarantine import Quarantine, bad_lines
+from vlm3_jax.data.quarantine import Quarantine, bad_lines, left_out, left_out_untold
 from vlm3_jax.data.samples import Bad, PassedOver, Sample
 from vlm3_jax.data.schedule import Listed, Schedule
 from vlm3_jax.errors import UserError
@@ -54,10 +54,12 @@ class HeldOut:
             rows[-1].append(index)
             answers += answer_tokens(sample)
             quarantine.add(1, [])
+            quarantine.write(left_out(component, sample.record.id) if first else [])
         if not rows:
             raise UserError(
                 f"eval.components.{component.name}: none of its records gives a sample; check its path and task"
             )
+        quarantine.write(left_out_untold(component) if first else [])
         self.entropy = answer_entropy(answers)
         rows += [[] for _ in range(-len(rows) % size)]
         mine = meshes.process_rows(setup.mesh, size)

@@ -11,6 +11,7 @@ from vlm3_jax.data.sources.conversations import ConversationSource
 from vlm3_jax.data.sources.depthlm import BadLine, DepthLMSource
 from vlm3_jax.data.sources.gta_sfm import GTASfMSource
 from vlm3_jax.data.sources.realestate10k import RealEstate10KSource
+from vlm3_jax.data.sources.removed import RemovedLabels
 from vlm3_jax.data.sources.rgbd import RGBDSource
 from vlm3_jax.data.sources.wai import WAISource
 from vlm3_jax.kinds import PAIRS
@@ -18,12 +19,12 @@ from vlm3_jax.records import Record
 
 
 class Source(typing.Protocol):
-    """A sequence of records. `bad` lists what was set aside while indexing, `points_removed` counts unusable labels."""
+    """A sequence of records. `bad` lists what was set aside while indexing, `removed` the unusable labels left out."""
 
     name: str
     path: object
     bad: list[BadLine]
-    points_removed: int
+    removed: RemovedLabels
 
     def __len__(self) -> int: ...
 

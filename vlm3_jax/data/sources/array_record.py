@@ -17,6 +17,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from vlm3_jax import records, storage
 from vlm3_jax.data.sources.ranged_shard import RangedShard
+from vlm3_jax.data.sources.removed import RemovedLabels
 from vlm3_jax.data.sources.tfds_example import is_wrapped, unwrapped
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.storage import AnyPath, Unreadable, patiently
@@ -31,14 +32,14 @@ class ArrayRecordSource:
     bucket. Shards are opened when first read, stay open as far as the limit on open files allows, and may be read by
     several threads. `first`, `limit`: only records [first, first + limit). UserError if there are no shards or one
     cannot be opened; BadRecord, naming shard and index, if a record is broken or has unusable labels only, Unreadable
-    if reading it fails twice. Single labels that are unusable are removed and counted in `points_removed`.
+    if reading it fails twice. Single labels that are unusable are left out and told in `removed`.
     """
 
     def __init__(self, name: str, path: str | os.PathLike, first: int = 0, limit: int | None = None):
         self.name = name
         self.path = storage.path(path)
         self.bad: list = []
-        self._removed: dict[int, int] = {}
+        self.removed = RemovedLabels()
         self.shards = _shard_paths(name, self.path)
         remote = storage.is_remote(self.path)
         with concurrent.futures.ThreadPoolExecutor(64 if remote else 16) as pool:
@@ -63,14 +64,8 @@ class ArrayRecordSource:
             record, removed = records.keep_sound(records.from_bytes(data))
         except BadRecord as error:
             raise BadRecord(f"{name}: {error}") from None
-        if removed:
-            self._removed[index] = removed
+        self.removed.add(index, name, record.id, removed)
         return record
-
-    @property
-    def points_removed(self) -> int:
-        """Unusable labels of the records that were read so far."""
-        return sum(self._removed.values())
 
     def close(self) -> None:
         """Closes the shards."""

@@ -1,25 +1,19 @@
 """Files of conversations: a JSON list or a jsonl of rows (`chat_rows`), and a folder of images."""
 
-import json
 import logging
 import os
 import pathlib
 import weakref
 
 import numpy as np
-from PIL import Image
 
-from vlm3_jax.camera import Camera
 from vlm3_jax.data.sources.chat_rows import Row, parse_row
-from vlm3_jax.data.sources.items import ItemSource, header, image_ref, inside, part_of
-from vlm3_jax.data.sources.json_items import item_spans
+from vlm3_jax.data.sources.items import ASSUMED_FOV_DEG, ItemSource, inside, part_of, photo_view
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats.json_items import item_spans, parsed
 from vlm3_jax.processor import intrinsics
 from vlm3_jax.records import Record, View
 from vlm3_jax.storage import patiently
-
-# Where nothing tells an image's camera; only resizing by focal length goes by it.
-ASSUMED_FOV_DEG = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -66,11 +60,9 @@ class ConversationSource(ItemSource):
         # pread has no file position, so threads can share the descriptor.
         data = patiently(lambda: os.pread(self._file, length, offset), f"{self.path}: item {number}")
         try:
-            return parse_row(json.loads(data.decode("utf-8")), number)
+            return parse_row(parsed(data), number)
         except BadRecord as error:
             raise BadRecord(f"item {number}: {error}") from None
-        except (ValueError, RecursionError) as error:
-            raise BadRecord(f"item {number}: not JSON ({str(error).splitlines()[0]})") from None
 
     def _scene(self, item) -> str:
         """What decides which part a row is in: its first image; for a broken row or one in words alone its number."""
@@ -88,17 +80,10 @@ class ConversationSource(ItemSource):
 
     def _view(self, file: str, name: str) -> View:
         path = inside(self._root, file, f"{self.path}: {name}")
-        image = header(path, f"{name}: {file}")
-        width, height = image.size
-        # What a PNG may tell stands behind its pixels, which are not decoded here.
-        known = image if image.format != "PNG" else Image.new("1", image.size)
-        found = intrinsics.find(known, path, self._rule)
-        if found is None:
-            camera = Camera.from_fov(width, height, ASSUMED_FOV_DEG)
+        view, assumed = photo_view(path, file, f"{name}: {file}", self._rule)
+        if assumed:
             self._say_assumed(file)
-        else:
-            camera = found[0]
-        return View(image_ref(path, (width, height), file), camera)
+        return view
 
     def _say_assumed(self, file: str) -> None:
         if not self._assumed:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 import typing
 import weakref
 
@@ -13,8 +14,9 @@ import numpy as np
 
 from vlm3_jax import storage
 from vlm3_jax.camera import Camera
+from vlm3_jax.data.sources.removed import RemovedLabels
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.records import DepthPoints, ImageRef, Record, View
+from vlm3_jax.records import DepthPoints, ImageRef, Record, Removed, View, removed_parts
 from vlm3_jax.storage import patiently
 from vlm3_jax.storage.folders import fetched_file
 
@@ -43,7 +45,7 @@ class DepthLMSource:
     One pass over the file validates every line. A malformed line is set aside in `bad` and its record is None: it keeps
     its number, so that a line that breaks between two runs moves no other. Above `max_bad_fraction` of the lines, or
     for a path outside `images`, or a line above 16 MiB, a UserError names file and line. Points that are not
-    `DepthPoints.RULE` are removed and counted in `points_removed`.
+    `DepthPoints.RULE` are left out and told in `removed`.
     """
 
     def __init__(
@@ -61,16 +63,16 @@ class DepthLMSource:
         self.root = storage.path(images).resolve()
         self.depth_kind = depth_kind
         self.bad: list[BadLine] = []
+        self.removed = RemovedLabels()
         if not self.path.is_file():
             raise UserError(f"{name}: no such file {self.path}")
         if not self.root.is_dir():
             raise UserError(f"{name}: the image folder {self.root} does not exist")
         # Every line of it is looked at, and then any at any time.
         local = fetched_file(self.path)
-        spans, lines = self._index(local, max_bad_fraction)
         chosen = slice(first, None if limit is None else first + limit)
-        self._offsets, self._lines = spans[chosen, :2].copy(), lines[chosen]
-        self.points_removed = int(spans[chosen, 2].sum())
+        spans, lines = self._index(local, max_bad_fraction, range(sys.maxsize)[chosen])
+        self._offsets, self._lines = spans[chosen].copy(), lines[chosen]
         used = np.isin([bad.line for bad in self.bad], self._lines)
         self.bad = [bad for bad, here in zip(self.bad, used, strict=True) if here]
         if len(self.bad) == len(self._lines):
@@ -100,8 +102,11 @@ class DepthLMSource:
             depth=(DepthPoints(points, depth, self.depth_kind),),
         )
 
-    def _index(self, local: pathlib.Path, max_bad_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """(offset, length, points removed) int64 [N, 3] and line number int64 [N] of the lines; length 0: set aside."""
+    def _index(self, local: pathlib.Path, max_bad_fraction: float, used: range) -> tuple[np.ndarray, np.ndarray]:
+        """(offset, length) int64 [N, 2] and number int64 [N] of the lines; length 0: set aside.
+
+        Points are told that those in `used` leave out.
+        """
         spans, lines = array.array("q"), array.array("q")
         offset = 0
         with open(local, "rb") as file:
@@ -118,10 +123,13 @@ class DepthLMSource:
                     try:
                         image, _, _, _, removed = parse_line(data)
                         self._check_inside(image, number)
-                        spans.extend((offset, len(data), removed))
+                        spans.extend((offset, len(data)))
+                        if (place := len(lines) - 1) in used:
+                            id = f"{image}#{number}"
+                            self.removed.add(place - used.start, f"{self.path}:{number}", id, removed)
                     except BadRecord as error:
                         self.bad.append(BadLine(str(self.path), number, str(error)))
-                        spans.extend((offset, 0, 0))
+                        spans.extend((offset, 0))
                 offset += len(data)
         total = len(lines)
         if not total:
@@ -131,7 +139,7 @@ class DepthLMSource:
                 f"{self.bad[0]} ({len(self.bad)} of {total} lines are unusable, "
                 f"above max_bad_fraction = {max_bad_fraction:g})"
             )
-        return np.array(spans, np.int64).reshape(-1, 3), np.array(lines, np.int64)
+        return np.array(spans, np.int64).reshape(-1, 2), np.array(lines, np.int64)
 
     def _check_inside(self, image: str, number: int) -> None:
         """The cheap part of `_resolve`, for every line: no path may climb out of the folder by `..`."""
@@ -154,8 +162,8 @@ class DepthLMSource:
         return path
 
 
-def parse_line(data: bytes) -> tuple[str, Camera, np.ndarray, np.ndarray, int]:
-    """One line -> image path, camera, points int64 [N, 2] (px), depth float64 [N] (m), number of points removed.
+def parse_line(data: bytes) -> tuple[str, Camera, np.ndarray, np.ndarray, tuple[Removed, ...]]:
+    """One line -> image path, camera, points int64 [N, 2] (px), depth float64 [N] (m), the points left out.
 
     BadRecord (without file and line) if it is not an object with the required fields, or no point is usable.
     """
@@ -184,11 +192,13 @@ def parse_line(data: bytes) -> tuple[str, Camera, np.ndarray, np.ndarray, int]:
     depth = _numbers(row, "depth", (None,))
     if len(points) != len(depth):
         raise BadRecord(f"pixel_coords has {len(points)} points and depth {len(depth)} values")
-    keep = DepthPoints(points, depth, "").sound([camera])
+    label = DepthPoints(points, depth, "")
+    keep = label.sound([camera])
     if not keep.any():
         raise BadRecord(f"none of its {len(points)} points is {DepthPoints.RULE}")
     points = points[keep].astype(np.int64)
-    return image.lstrip("/"), camera, points, depth[keep], int((~keep).sum())
+    removed = () if keep.all() else (removed_parts(label, "depth", keep),)
+    return image.lstrip("/"), camera, points, depth[keep], removed
 
 
 def _numbers(row: dict, field: str, shape: tuple[int | None, ...]) -> np.ndarray:

@@ -4,15 +4,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from vlm3_jax.camera import Camera
 from vlm3_jax.data.sources.items import ItemSource, pairs_apart, part_of
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats.gta_sfm import frame_numbers, read_frame
+from vlm3_jax.formats.hdf5 import opened
 from vlm3_jax.pose import check_pose
-from vlm3_jax.records import FORMATS, MAX_IMAGE_BYTES, DepthMap, ImageRef, Record, View
-
-PARTS = ("image", "K", "pose", "depth")
+from vlm3_jax.records import DepthMap, Record, View
 
 
 class GTASfMSource(ItemSource):
@@ -48,58 +45,20 @@ class GTASfMSource(ItemSource):
     def _record(self, item) -> Record:
         file, *frames = item
         views, maps = [], []
-        with _opened(file) as opened:
+        with opened(file) as data:
             for view, number in enumerate(frames):
                 name = f"{file.stem}/{number}"
-                data, K, pose, depth = (_dataset(opened, f"{part}_{number}", name) for part in PARTS)
-                image = _image(data, name)
-                if K.shape != (3, 3) or depth.ndim != 2:
-                    raise BadRecord(f"{name}: K has shape {list(K.shape)}, depth {list(depth.shape)}")
-                fx, fy, cx, cy = (float(v) for v in (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
-                camera = Camera(fx, fy, cx - 0.5, cy - 0.5, image.width, image.height).plausible(name)
-                views.append(View(image, camera, check_pose(pose, f"{name}: pose")))
-                maps.append(DepthMap(depth.shape[1], depth.shape[0], 1.0, "z", view, name, values=depth))
+                frame = read_frame(data, number, name)
+                height, width = frame.depth.shape
+                views.append(View(frame.image, frame.camera, check_pose(frame.world_T_cam, f"{name}: pose")))
+                maps.append(DepthMap(width, height, 1.0, "z", view, name, values=frame.depth))
         id = f"{file.stem}/{'+'.join(map(str, frames))}"
         return Record(id, tuple(views), scene=file.stem, depth_maps=tuple(maps))
 
 
-def _opened(file: pathlib.Path):
-    try:
-        import h5py
-    except ImportError:
-        raise UserError('reading HDF5 needs h5py: pip install "vlm3-jax[builders]"') from None
-    try:
-        return h5py.File(file, "r")
-    except OSError as error:
-        raise UserError(f"{file}: not a readable HDF5 file ({error})") from None
-
-
 def _numbers(file: pathlib.Path) -> list[int]:
     """The frames that have all parts."""
-    with _opened(file) as opened:
-        keys = set(opened)
-    found = sorted(int(key[6:]) for key in keys if key.startswith("image_") and key[6:].isdigit())
-    return [number for number in found if all(f"{part}_{number}" in keys for part in PARTS)]
-
-
-def _dataset(opened, key: str, name: str) -> np.ndarray:
     try:
-        if opened[key].size > MAX_IMAGE_BYTES:
-            raise BadRecord(f"{name}: {key} has {opened[key].size} values, at most {MAX_IMAGE_BYTES} are read")
-        return np.asarray(opened[key])
-    except (OSError, ValueError, AttributeError) as error:
-        raise BadRecord(f"{name}: {key} cannot be read ({error})") from None
-
-
-def _image(data: np.ndarray, name: str) -> ImageRef:
-    import io
-
-    from PIL import Image
-
-    encoded = np.asarray(data, np.uint8).tobytes()
-    try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            return ImageRef(*image.size, name, data=encoded)
-    # Damaged headers make Pillow raise all kinds of errors.
-    except Exception as error:
-        raise BadRecord(f"{name}: cannot read the image ({error})") from None
+        return [number for number, whole in frame_numbers(file).items() if whole]
+    except BadRecord as error:
+        raise UserError(f"{file.parent}: {error}") from None

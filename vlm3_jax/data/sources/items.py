@@ -14,11 +14,15 @@ from PIL import Image, UnidentifiedImageError
 
 from vlm3_jax import records
 from vlm3_jax.camera import Camera
+from vlm3_jax.data.sources.removed import RemovedLabels
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.records import FORMATS, ImageRef, Record
+from vlm3_jax.processor import intrinsics
+from vlm3_jax.records import FORMATS, ImageRef, Record, View
 from vlm3_jax.storage import patiently
 
 PARTS = ("", "train", "held_out")
+# Where nothing tells an image's camera; only resizing by focal length goes by it.
+ASSUMED_FOV_DEG = 60.0
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -26,13 +30,13 @@ class ItemSource(abc.ABC):
     """Random access to the records of `items`, of which [first, first + limit) are used.
 
     UserError if there are none. BadRecord, naming the item, if one cannot be used; labels that are unusable are removed
-    and counted in `points_removed`.
+    and told in `removed`.
     """
 
     def __init__(self, name: str, path: pathlib.Path, items: Sequence[Any], first: int = 0, limit: int | None = None):
         self.name, self.path = name, path
         self.bad: list = []
-        self._removed: dict[int, int] = {}
+        self.removed = RemovedLabels()
         self._items = items[first : None if limit is None else first + limit]
         if not len(items):
             raise UserError(f"{name}: {path} has no records, or none in this part (held_out is its share)")
@@ -48,14 +52,8 @@ class ItemSource(abc.ABC):
             record, removed = records.keep_sound(self._record(item))
         except BadRecord as error:
             raise BadRecord(f"{self.path}: {error}") from None
-        if removed:
-            self._removed[index] = removed
+        self.removed.add(index, str(self.path), record.id, removed)
         return record
-
-    @property
-    def points_removed(self) -> int:
-        """Unusable labels of the records that were read so far."""
-        return sum(self._removed.values())
 
     @abc.abstractmethod
     def _record(self, item) -> Record:
@@ -120,6 +118,19 @@ def header(path: pathlib.Path, name: str) -> Image.Image:
 def image_ref(path: pathlib.Path, size: tuple[int, int], name: str) -> ImageRef:
     """An image in place."""
     return ImageRef(*size, name, path=path)
+
+
+def photo_view(path: pathlib.Path, file: str, name: str, rule: intrinsics.Rule | None = None) -> tuple[View, bool]:
+    """A photograph in place (`file`; errors call it `name`), and whether nothing told its camera (`intrinsics.find`).
+
+    That is a field of view of `ASSUMED_FOV_DEG` then.
+    """
+    image = header(path, name)
+    # What a PNG may tell stands behind its pixels, which are not decoded here.
+    known = image if image.format != "PNG" else Image.new("1", image.size)
+    found = intrinsics.find(known, path, rule)
+    camera = Camera.from_fov(*image.size, ASSUMED_FOV_DEG) if found is None else found[0]
+    return View(image_ref(path, image.size, file), camera), found is None
 
 
 def rescaled(camera: Camera, width: int, height: int, name: str) -> Camera:

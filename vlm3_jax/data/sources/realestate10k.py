@@ -3,23 +3,16 @@
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-
-from vlm3_jax.camera import Camera
-from vlm3_jax.data.sources import numbers
 from vlm3_jax.data.sources.items import IMAGE_SUFFIXES, ItemSource, header, image_ref, pairs_apart, part_of
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.pose import check_pose
+from vlm3_jax.formats.realestate10k import camera_of, read_clip
 from vlm3_jax.records import Record, View
-
-FIELDS = 19
 
 
 class RealEstate10KSource(ItemSource):
     """Pairs of frames that lie `gaps` apart in a clip, of those frames whose images are there.
 
-    `path`: a folder of CLIP.txt; `images`: the folder of CLIP/MICROSECONDS.png, "" for the same. Intrinsics are parts
-    of the image's sides: a principal point of 0.5 is its middle, (W - 1) / 2 from the centre of the first pixel.
+    `path`: a folder of CLIP.txt; `images`: the folder of CLIP/MICROSECONDS.png, "" for the same.
     """
 
     def __init__(
@@ -64,23 +57,3 @@ class RealEstate10KSource(ItemSource):
             views.append(View(image_ref(path, size, name), *camera_of(row, *size, name)))
         times = "+".join(pathlib.PurePath(file).stem for file in files)
         return Record(f"{clip}/{times}", tuple(views), metric=False, scene=clip)
-
-
-def read_clip(path: pathlib.Path) -> dict[int, np.ndarray]:
-    """Time stamp (microseconds) -> the other 18 numbers of its row. BadRecord if the file is not laid out so."""
-    lines = numbers.text(path, path.name).splitlines()[1:]
-    try:
-        found = {int(words[0]): np.array(words[1:], np.float64) for line in lines if (words := line.split())}
-    except ValueError as error:
-        raise BadRecord(f"{path.name}: expected rows of numbers after the first line ({error})") from None
-    if any(len(row) != FIELDS - 1 for row in found.values()):
-        raise BadRecord(f"{path.name}: expected rows of {FIELDS} numbers after the first line")
-    return found
-
-
-def camera_of(row: np.ndarray, width: int, height: int, name: str) -> tuple[Camera, np.ndarray]:
-    """The camera of an image of this size, and its camera-to-world pose."""
-    fx, fy, cx, cy = (row[:4] * [width, height, width, height]).tolist()
-    camera = Camera(fx, fy, cx - 0.5, cy - 0.5, width, height).plausible(f"{name}: camera")
-    cam_T_world = np.vstack([row[6:].reshape(3, 4), [0, 0, 0, 1]])
-    return camera, np.linalg.inv(check_pose(cam_T_world, f"{name}: pose"))

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm3_jax.data.sources import numbers
 from vlm3_jax.data.sources.items import (
     IMAGE_SUFFIXES,
     ItemSource,
@@ -25,6 +24,7 @@ from vlm3_jax.data.sources.items import (
     rescaled,
 )
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats import numbers
 from vlm3_jax.pose import matrix_from_quaternion
 from vlm3_jax.records import DepthMap, Record, View, place_depth
 

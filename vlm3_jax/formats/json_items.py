@@ -1,20 +1,23 @@
-"""Where the items of a large JSON list or jsonl file lie, found in one pass without parsing them."""
+"""The items of a large JSON list or jsonl file, found in one pass without parsing them or keeping them in memory."""
 
 import array
 import codecs
+import json
 import pathlib
 import re
 from collections.abc import Iterator
 
 import numpy as np
 
-from vlm3_jax.errors import UserError
+from vlm3_jax.errors import BadRecord, UserError
 
 MAX_ITEM_BYTES = 16 * 2**20
 CHUNK_BYTES = 4 * 2**20
 # Where a text begins, and brackets. What lies between is of no interest.
 _MARK = re.compile(rb'["\[\]{}]')
 _OPENING = (b"[", b"{")
+# What may lie between two items.
+_BETWEEN = b" \t\r\n,"
 
 
 def item_spans(path: pathlib.Path) -> np.ndarray:
@@ -22,7 +25,41 @@ def item_spans(path: pathlib.Path) -> np.ndarray:
 
     UserError if the file is neither, or an item is longer than 16 MiB.
     """
-    with path.open("rb") as file:
+    spans = array.array("q")
+    for offset, item in _items(path):
+        spans.extend((offset, len(item)))
+    if not spans:
+        raise UserError(f"{path}: there are no items in it")
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
+def rows(path: pathlib.Path) -> Iterator[dict]:
+    """The objects of a JSON list (or the lines of a jsonl file) in order, each parsed when it is asked for.
+
+    UserError if the file is missing or neither.
+    """
+    for offset, item in _items(path):
+        try:
+            yield parsed(item)
+        except BadRecord as error:
+            raise UserError(f"{path}: the item at byte {offset} is {error}") from None
+
+
+def parsed(item: bytes):
+    """An item's JSON; BadRecord if it is none."""
+    try:
+        return json.loads(item.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"not JSON ({str(error).splitlines()[0]})") from None
+
+
+def _items(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of each item."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    with file:
         start = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
         file.seek(start)
         first = b""
@@ -31,24 +68,19 @@ def item_spans(path: pathlib.Path) -> np.ndarray:
         file.seek(start)
         if first[:1] not in (b"[", b"{"):
             raise UserError(f"{path}: expected a JSON list, or a JSON object a line")
-        spans = array.array("q")
-        for offset, length in _elements(path, file, start) if first[:1] == b"[" else _lines(path, file, start):
-            spans.extend((offset, length))
-    if not spans:
-        raise UserError(f"{path}: there are no items in it")
-    return np.array(spans, np.int64).reshape(-1, 2)
+        yield from _elements(path, file, start) if first[:1] == b"[" else _lines(path, file, start)
 
 
-def _lines(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, int]]:
+def _lines(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, bytes]]:
     for line in iter(lambda: file.readline(MAX_ITEM_BYTES + 1), b""):
         if len(line) > MAX_ITEM_BYTES:
             raise _too_long(path, offset)
         if line.strip():
-            yield offset, len(line)
+            yield offset, line
         offset += len(line)
 
 
-def _elements(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, int]]:
+def _elements(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, bytes]]:
     """The objects of a list; `depth` counts brackets, the list's own among them."""
     data, depth, start, place = b"", 0, -1, 0
     while chunk := file.read(CHUNK_BYTES):
@@ -56,10 +88,10 @@ def _elements(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, int]
         last = len(data)
         while found := _MARK.search(data, place):
             here, mark = found.start(), found[0]
+            if depth < 2 and (mark == b'"' or data[place:here].strip(_BETWEEN)):
+                raise UserError(f"{path}: byte {offset + place}: expected a list of JSON objects")
             place = here + 1
             if mark == b'"':
-                if depth < 2:
-                    raise UserError(f"{path}: byte {offset + here}: expected a list of JSON objects")
                 place = _text_end(data, here)
                 if place < 0:
                     last = here
@@ -73,10 +105,12 @@ def _elements(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, int]
                 if depth == 1:
                     if place - start > MAX_ITEM_BYTES:
                         raise _too_long(path, offset + start)
-                    yield offset + start, place - start
+                    yield offset + start, data[start:place]
                     start = -1
                 elif depth == 0:
                     return
+        if depth == 1 and data[place:].strip(_BETWEEN):
+            raise UserError(f"{path}: byte {offset + place}: expected a list of JSON objects")
         # What was read is kept from the item on that is not complete.
         keep = start if start >= 0 else last
         if len(data) - keep > MAX_ITEM_BYTES + CHUNK_BYTES:

@@ -4,8 +4,8 @@ import pickle
 import numpy as np
 import pytest
 
-from vlm3_jax.builders.readers.objects import read_object_npy, read_objects
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.formats.npz import read_object_npy, read_objects
 
 
 def npz(**arrays) -> bytes:

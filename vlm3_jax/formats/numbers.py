@@ -107,12 +107,17 @@ def _floats(values, name: str) -> np.ndarray:
     return found
 
 
-def read_pose(path: pathlib.Path, name: str = "") -> np.ndarray:
-    """A 4 x 4 (or 3 x 4) camera-to-world matrix, float64 [4, 4]. BadRecord if it is no rigid motion."""
-    name = name or str(path)
-    values = numbers(path, name)
+def pose_of(values, name: str) -> np.ndarray:
+    """16 or 12 numbers row by row -> float64 [4, 4]. BadRecord, calling it `name`, unless they rotate and shift."""
+    values = np.asarray(values, np.float64).ravel()
     if len(values) not in (12, 16):
         raise BadRecord(f"{name}: expected a 4 x 4 matrix, got {len(values)} numbers")
     pose = np.eye(4)
     pose[: len(values) // 4] = values.reshape(-1, 4)
     return check_pose(pose, name)
+
+
+def read_pose(path: pathlib.Path, name: str = "") -> np.ndarray:
+    """A 4 x 4 (or 3 x 4) camera-to-world matrix, float64 [4, 4]. BadRecord if it is no rigid motion."""
+    name = name or str(path)
+    return pose_of(numbers(path, name), name)

@@ -6,8 +6,8 @@ import pathlib
 
 import numpy as np
 
-from vlm3_jax.builders.common import module
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.formats.optional import module
 
 MAX_BYTES = 2**31
 
@@ -22,7 +22,7 @@ def opened(path: pathlib.Path):
     try:
         file = h5py.File(path if local else io.BytesIO(path.read_bytes()), "r")
     except OSError as error:
-        raise BadRecord(f"{path.name}: no readable HDF5 file ({error})") from None
+        raise BadRecord(f"{path.name}: not a readable HDF5 file ({error})") from None
     with file:
         yield file
 

@@ -1,4 +1,4 @@
-"""Lists of texts and whole numbers that numpy has stored as object arrays, which are pickles.
+"""Arrays of npz files, and lists of texts and whole numbers that numpy has stored as object arrays, which are pickles.
 
 Nothing is unpickled: the instructions are walked through one by one, and only those that build texts, numbers, None and
 lists of them are obeyed. A name that a pickle refers to is never looked up.
@@ -39,19 +39,27 @@ class _Array:
         self.code, self.items = code, None
 
 
+def read_npz(data: bytes, name: str, key: str) -> np.ndarray:
+    """One array of numbers of an npz file; BadRecord if it is not there or holds anything else."""
+    return read_npy(_member(data, name, key), f"{name}: {key}")
+
+
+def _member(data: bytes, name: str, key: str) -> bytes:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if archive.getinfo(f"{key}.npy").file_size > MAX_BYTES:
+                raise BadRecord(f"{name}: {key} is above {MAX_BYTES:,} bytes")
+            return archive.read(f"{key}.npy")
+    except (KeyError, zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+        raise BadRecord(f"{name}: cannot read {key} ({error})") from None
+
+
 def read_objects(data: bytes, name: str, key: str) -> list:
     """An array of an npz file as nested lists, whether it holds numbers or objects (texts, whole numbers, None).
 
     BadRecord if it is not there or holds anything else.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if archive.getinfo(f"{key}.npy").file_size > MAX_BYTES:
-                raise BadRecord(f"{name}: {key} is above {MAX_BYTES:,} bytes")
-            member = archive.read(f"{key}.npy")
-    except (KeyError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise BadRecord(f"{name}: cannot read {key} ({error})") from None
-    return read_object_npy(member, f"{name}: {key}")
+    return read_object_npy(_member(data, name, key), f"{name}: {key}")
 
 
 def read_object_npy(member: bytes, name: str) -> list:
