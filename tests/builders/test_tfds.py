@@ -15,6 +15,8 @@ from vlm3_jax.builders.running.build import build
 from vlm3_jax.builders.running.envelope import wrap
 
 COUNT = 7
+# TensorFlow and Beam hold protobuf back to version 6, which warns of what TFDS asks of it.
+pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
