@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from vlm3_jax import pose
-from vlm3_jax.data.sources import colmap_model, numbers
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.evaluate.foreign import files
+from vlm3_jax.formats import colmap, numbers
 from vlm3_jax.records.map_files import read, read_npy
 
 PAIR, IMAGE = ("cam1_T_cam2", "cam2_T_cam1"), ("world_T_cam", "cam_T_world")
@@ -71,9 +71,9 @@ def read_poses(path: pathlib.Path, rows, convention: str = "", metric: bool = Fa
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder")
     scenes = {row.fields.text("scene", "") for row in rows}
-    if model := colmap_model.find_model(path):
+    if model := colmap.find_model(path):
         return Poses(path, images={"": _colmap(model)}, metric=metric)
-    models = {scene: colmap_model.find_model(path / scene) for scene in scenes if scene and _inside(scene)}
+    models = {scene: colmap.find_model(path / scene) for scene in scenes if scene and _inside(scene)}
     if any(models.values()):
         images = {scene: _colmap(model) for scene, model in models.items() if model}
         return Poses(path, images=images, metric=metric)
@@ -106,7 +106,7 @@ def _by_stem(named, where) -> dict[str, np.ndarray]:
 
 
 def _colmap(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    images = colmap_model.read_model(folder).images.values()
+    images = colmap.read_model(folder).images.values()
     return _by_stem(((image.name, image.world_T_cam) for image in images), folder)
 
 
@@ -116,8 +116,7 @@ def _tum(path: pathlib.Path) -> dict[str, np.ndarray]:
     for number, words in enumerate(numbers.rows(path), 1):
         try:
             x, y, z, qx, qy, qz, qw = map(float, words[1:])
-            matrix = np.eye(4)
-            matrix[:3, :3], matrix[:3, 3] = pose.matrix_from_quaternion(qw, qx, qy, qz), (x, y, z)
+            matrix = pose.from_quaternion((qw, qx, qy, qz), (x, y, z))
         except (ValueError, BadRecord):
             raise UserError(
                 f"{path}, line {number}: expected a name and tx ty tz qx qy qz qw, as TUM writes trajectories"
