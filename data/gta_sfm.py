@@ -19,7 +19,7 @@ class GtaSfm(posed.PairBuilder):
     layout = "{train,test}[_hdf5]/<YYYYMMDD_HHMMSS>.hdf5"
     labels = "z-depth in metres, poses; pairs within 16 frames"
     licence = "not stated; github.com/HKUST-Aerial-Robotics/Flow-Motion-Depth"
-    doubts = ("half a pixel", "camera-to-world: pairs share nothing if it is the inverse", "that depth is metres")
+    doubts = (posed.HALF_A_PIXEL, "camera-to-world: pairs share nothing if it is the inverse", "that depth is metres")
     test = "tests/builders/test_gta_sfm.py"
     needs = ("h5py",)
 

@@ -16,7 +16,7 @@ SCALE = 50 / 65535
 
 
 class IBims1(common.Builder):
-    """Each photo with its dense depth; z, as planes in the labels show (docs/datasets.md).
+    """Each photo with its dense depth; z, as planes through the labels show.
 
     Pixels that mask_invalid or mask_transp (glass) have as 0 have no depth, as in the authors' evaluation; with
     `depthlm` those behind glass keep theirs, as in DepthLM's bundle (same unit, same kind).

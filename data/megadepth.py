@@ -24,11 +24,12 @@ LEAST_SHARED, MOST_PARTNERS = 0.1, 16
 class MegaDepth(posed.PairBuilder):
     """<id>/dense<k> is a reconstruction: imgs are undistorted, sparse/manhattan/<k> holds the cameras before that.
 
-    The camera of an undistorted image is not stored. COLMAP keeps the focal length while it undistorts and cuts what
-    would be empty, then may shrink the image; the size that results and the distortion tell the factor, that of the
-    optimal matrix of OpenCV with alpha 0 and the principal point in the middle (as in DUSt3R). Depth is z without a
-    unit; what is not above 0 is none, or a label of order. Pairs are those of DUSt3R's megadepth_pairs.npz if it is in
-    the raw folder, else images that share reconstructed points. DUSt3R's scenes are held out.
+    Two downloads, MegaDepth v1 and its SfM models, unpacked into one folder. The camera of an undistorted image is not
+    stored. COLMAP keeps the focal length while it undistorts and cuts what would be empty, then may shrink the image;
+    the size that results and the distortion tell the factor, that of the optimal matrix of OpenCV with alpha 0 and the
+    principal point in the middle (as in DUSt3R). Depth is z without a unit; what is not above 0 is none, or a label of
+    order. Pairs are those of DUSt3R's megadepth_pairs.npz if it is in the raw folder, else images that share
+    reconstructed points. DUSt3R's scenes are held out.
     """
 
     name, title = "megadepth", "MegaDepth"
@@ -104,15 +105,17 @@ class MegaDepth(posed.PairBuilder):
 class AerialMegaDepth(MegaDepth):
     """Photos of MegaDepth's landmarks with rendered views from the air, one reconstruction each; undistorted already.
 
-    Depth is z without a unit, of the sky too: class 2 of aerialmegadepth_segmasks has none. Images are those that
-    aerial_megadepth_all.npz lists; pairs share reconstructed points. DUSt3R's scenes are held out.
+    Scene 0001 is published, the others are made by the set's own tools (data_generation), which leave this layout in
+    megadepth_aerial_tv/data: give that folder. Depth is z without a unit, of the sky too: class 2 of
+    aerialmegadepth_segmasks has none. A frame without a mask is skipped. Pairs share reconstructed points. DUSt3R's
+    scenes are held out.
     """
 
     name, title = "aerialmegadepth", "AerialMegaDepth"
     layout = f"<0000>/{DENSE}/{{images, depths, sparse-txt}}, aerialmegadepth_segmasks/<0000>/*.png"
     labels = "z-depth without a unit, poses; pairs by points in common"
-    licence = "see aerial-megadepth.github.io"
-    doubts = ("half a pixel", "that the sky is class 2 of the masks: as MapAnything has it")
+    licence = "none is stated; images are Google Earth's and MegaDepth's; aerial-megadepth.github.io"
+    doubts = (posed.HALF_A_PIXEL, "that the sky is class 2 of the masks: as MapAnything has it")
     val = ("0015", "0022")
     listed = "none"
 

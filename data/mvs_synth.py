@@ -27,7 +27,7 @@ class MvsSynth(posed.PairBuilder):
     layout = "[GTAV_{1080,720,540}/]<0000>/{images/%04d.png, depths/%04d.exr, poses/%04d.json}"
     labels = "z-depth and poses, 0.1 m a unit; pairs within 16 frames"
     licence = "for research; phuang17.github.io/DeepMVS/mvs-synth.html"
-    doubts = ("0.1 m a unit", "half a pixel", "c_x and c_y of GTAV_540, which are not read")
+    doubts = ("0.1 m a unit", posed.HALF_A_PIXEL, "c_x and c_y of GTAV_540, which are not read")
     test = "tests/builders/test_mvs_synth.py"
     needs = ("OpenEXR",)
 

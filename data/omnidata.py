@@ -89,7 +89,14 @@ class _Omnidata(common.Builder):
 
 
 class Taskonomy(_Omnidata):
-    """Taskonomy's buildings; splits as in train_val_test_fullplus.csv, or the largest of these lists that is there."""
+    """Renders of Taskonomy's scanned buildings, 512x512: one frame an item, with z-depth and pose.
+
+    Both depths are in steps of 1/512 m, 65535 for none; depth_zbuffer (z) is read, without it depth_euclidean
+    (distance). point_info holds the field of view and the camera in Blender's axes (z up, looking along -z); a pose
+    whose Euler angles and quaternion disagree is left out. mask_valid, where it is there, takes out the holes of the
+    scan. Splits of buildings: Omnidata's train_val_test_fullplus.csv anywhere below the raw folder, or the largest of
+    its lists (full, medium, tiny, debug) that is there. A frame without image or point_info is skipped and counted.
+    """
 
     name = "taskonomy"
     title = "Taskonomy (Omnidata)"
@@ -107,7 +114,10 @@ class Taskonomy(_Omnidata):
 
 
 class HM3D(_Omnidata):
-    """Habitat-Matterport 3D's houses, rendered by Omnidata; splits as in the release's metadata.csv (scene, split)."""
+    """Habitat-Matterport 3D's houses as Omnidata renders them; files, units and cameras as in Taskonomy (Omnidata).
+
+    Splits are those of the release's metadata.csv (columns scene, split), which is looked for below the raw folder.
+    """
 
     name = "hm3d"
     title = "HM3D (Omnidata)"

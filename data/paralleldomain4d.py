@@ -29,7 +29,7 @@ class ParallelDomain4D(posed.PairBuilder):
     licence = "see gcd.cs.columbia.edu"
     doubts = (
         "the camera's axes: as MapAnything has them",
-        "half a pixel",
+        posed.HALF_A_PIXEL,
         "images: a docstring of MapAnything says npz",
     )
     test = "tests/builders/test_paralleldomain4d.py"

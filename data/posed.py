@@ -19,6 +19,8 @@ from vlm3_jax.records.pairs import DepthView, covisibility
 # coarser, and has no depth instead. Without a unit, what is beyond so many times the median.
 FAR_M = 655.35
 FAR_MEDIANS = 100.0
+# A doubt of many sets.
+HALF_A_PIXEL = "half a pixel of the principal point: whether the centre of the first pixel counts as 0 or as 0.5"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ class UnrealStereo4K(posed.PairBuilder):
     labels = "z-depth in metres, poses; pairs of both cameras within 8 moments"
     licence = "MIT; github.com/fabiotosi92/SMD-Nets"
     doubts = (
-        "half a pixel",
+        posed.HALF_A_PIXEL,
         "metres in scene 00000: its author says that its baseline is neither 0.2 nor 0.5 (SMD-Nets issue 15)",
     )
     test = "tests/builders/test_unreal_stereo4k.py"

@@ -28,7 +28,11 @@ turns a folder as it is published into ArrayRecord shards, by default where the 
 (`$VLM3_DATA/FOLDER/NAME/train`, held-out splits under `held_out`). [data.md](data.md#building-data-sets) says what it
 promises. Licences are those of the raw data: read them before you build or train. "Fixture" means that the builder was
 tried on files that its test writes in the original layout from a world whose depth and poses are known, not on original
-ones; doubts are what only these could settle. In the column of splits the held-out one is in brackets.
+ones; doubts are what only these could settle, and `vlm3 data check` on what you have built settles most of them. In the
+column of splits the held-out one is in brackets.
+
+`--raw` is the folder in which the first names of the layout stand. In a layout CAPITALS and <...> are names that vary,
+braces hold what stands side by side or one of several endings, square brackets what may be missing.
 """
 
 
