@@ -14,6 +14,7 @@ from vlm3_jax.data import check, drawing
 from vlm3_jax.data.mixture import build_components
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.errors import UserError
+from vlm3_jax.records.colours import depth_colours
 
 ENTRY = {"protocol": "short", "resize": "focal:100"}
 
@@ -149,6 +150,20 @@ def test_epipolar_lines_go_through_the_matches():
 def test_depth_colours_leave_what_is_not_there_black():
     depth = np.full((4, 5), 2.0)
     depth[0, 0], depth[1, 1] = np.nan, 0
-    colours = drawing.depth_colours(depth)
+    colours = depth_colours(depth)
     assert (colours == 0).all(-1).sum() == 2
-    assert not drawing.depth_colours(np.full((3, 3), np.nan)).any()
+    assert not depth_colours(np.full((3, 3), np.nan)).any()
+
+
+def test_lidar_is_drawn_in_colours_without_numbers():
+    """What is near is drawn over what is far."""
+    (x, y), many = (30, 20), records.labels.MANY + 1
+    pixels = np.array([(x, y)] * 2 + [(2, 2)] * (many - 2))
+    depth = np.array([3.0, 90.0] + [90.0] * (many - 2))
+    record = small_record(0)
+    record = dataclasses.replace(record, depth=(records.DepthPoints(pixels, depth, "z"),))
+    sheet = np.asarray(drawing.draw_record(record, side=128)).astype(int)
+    assert (sheet[y, x] == depth_colours(depth[None])[0, 0]).all()
+    assert (sheet[2, 2] == depth_colours(depth[None])[0, 1]).all()
+    drawn = np.abs(sheet - record.views[0].image.load()).max(-1) > 0
+    assert drawn.sum() <= 18

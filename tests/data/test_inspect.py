@@ -7,6 +7,7 @@ from vlm3_jax import synth
 from vlm3_jax.config import component_config
 from vlm3_jax.data import drawing, inspect
 from vlm3_jax.data.mixture import Mixture, build_components, first_phase
+from vlm3_jax.records.colours import depth_colours
 
 
 def test_show_says_what_the_model_sees(opened, settings, tmp_path):
@@ -60,7 +61,9 @@ def test_show_draws_depth_maps_below_the_images(tmp_path, settings):
         record = parts[0].source[table.draw(index).record]
         with Image.open(tmp_path / "sample.png") as picture:
             sheet = np.asarray(picture)
-        colours = drawing.depth_colours(record.depth_maps[sample.views[0]].load())
+        view, stored = sample.views[0], record.depth_maps[sample.views[0]]
+        image = Image.fromarray(record.views[view].image.load())
+        colours = np.asarray(drawing.shaded(depth_colours(stored.load()), image))
         colours = colours[:, ::-1] if sample.images[0].flip else colours
         below = Image.fromarray(sheet[len(sheet) // 2 :]).resize((64, 48), Image.Resampling.BOX)
         near = np.abs(np.asarray(below).astype(int) - colours).mean()

@@ -9,27 +9,23 @@ from vlm3_jax.camera import Camera
 from vlm3_jax.data.samples import Sample
 from vlm3_jax.processor.image import ImageLayout, VisionSpec
 from vlm3_jax.records import DepthMap, Matches, Record
+from vlm3_jax.records.colours import depth_colours
 
 RED = (230, 40, 40)
 # Epipolar lines are drawn for so many matches, each in a colour of its own.
 LINES = 8
 COLOURS = ("gold", "deepskyblue", "lawngreen", "hotpink", "darkorange", "mediumpurple", "aquamarine", "white")
-# Near is red, far is blue; red, yellow, green, cyan, blue.
-DEPTH_COLOURS = np.array([[215, 25, 28], [253, 200, 80], [120, 200, 100], [60, 190, 210], [44, 60, 170]], np.float64)
-NO_DEPTH = (0, 0, 0)
 
 
-def depth_colours(depth_m: np.ndarray) -> np.ndarray:
-    """Depth [H, W] (NaN: none) as uint8 [H, W, 3], by its logarithm: red is the nearest twentieth, blue the last."""
-    there = np.isfinite(depth_m) & (depth_m > 0)
-    colours = np.full((*depth_m.shape, 3), NO_DEPTH, np.uint8)
-    if there.any():
-        logs = np.log(depth_m[there].astype(np.float64))
-        low, high = np.quantile(logs, (0.05, 0.95))
-        place = np.clip((logs - low) / max(high - low, 1e-6), 0, 1) * (len(DEPTH_COLOURS) - 1)
-        channels = [np.interp(place, np.arange(len(DEPTH_COLOURS)), channel) for channel in DEPTH_COLOURS.T]
-        colours[there] = np.stack(channels, -1).astype(np.uint8)
-    return colours
+def shaded(colours: np.ndarray, picture: Image.Image) -> Image.Image:
+    """Depth in colours [H, W, 3] lit by the picture it belongs to, so that edges of both are seen; grey without depth.
+
+    The picture is resized to the map.
+    """
+    grey = picture.convert("L").resize(colours.shape[1::-1], Image.Resampling.BILINEAR)
+    light = np.asarray(grey, np.float32)[..., None] / 255
+    there = colours.any(-1, keepdims=True)
+    return Image.fromarray(np.where(there, colours * (0.4 + 0.6 * light), 110 * light).astype(np.uint8))
 
 
 def draw_sample(sample: Sample, spec: VisionSpec, depth_maps: tuple[DepthMap, ...] = ()) -> Image.Image:
@@ -52,8 +48,8 @@ def draw_record(record: Record, side: int = 480) -> Image.Image:
         scale = side / max(picture.size)
         size = tuple(max(1, round(n * scale)) for n in picture.size)
         pictures.append(picture.resize(size, Image.Resampling.BICUBIC))
-        colours = maps.get(number) and Image.fromarray(depth_colours(maps[number].load()))
-        below.append(colours and colours.resize(size, Image.Resampling.NEAREST))
+        lit = maps.get(number) and shaded(depth_colours(maps[number].load()), picture)
+        below.append(lit and lit.resize(size, Image.Resampling.NEAREST))
     return _sheet(record, range(len(record.views)), record.cameras, pictures, below)
 
 
@@ -81,7 +77,8 @@ def _as_seen(stored: DepthMap | None, layout: ImageLayout) -> Image.Image | None
     """A map in colours, mirrored, cut and resized as the image of its view is."""
     if stored is None:
         return None
-    picture = Image.fromarray(depth_colours(stored.load())).resize(layout.size, Image.Resampling.NEAREST)
+    lit = shaded(depth_colours(stored.load()), Image.fromarray(layout.ref.load()))
+    picture = lit.resize(layout.size, Image.Resampling.NEAREST)
     picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if layout.flip else picture
     picture = picture.crop(layout.crop) if layout.crop else picture
     return picture.resize(layout.final, Image.Resampling.NEAREST)

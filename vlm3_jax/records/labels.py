@@ -20,9 +20,12 @@ import numpy as np
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.records import checks
+from vlm3_jax.records.colours import depth_colours
 
 # No photo shows the depth of what is farther (1,000 km), and answers from 1e9 on are unreadable.
 MAX_DEPTH_M = 1e6
+# More points than that are drawn without their numbers.
+MANY = 200
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,8 +74,16 @@ class DepthPoints:
         return self.depth_m
 
     def draw(self, canvas, place, colour) -> None:
-        """Dots with their depths."""
-        for (x, y), depth in zip(place(self.view, self.points_px), self.depth_m, strict=True):
+        """Dots with their depths; of many (lidar) the depths are colours, red is near."""
+        places = place(self.view, self.points_px)
+        if len(places) > MANY:
+            colours = depth_colours(np.asarray(self.depth_m)[None])[0]
+            # What is far is drawn first, for what is near hides it.
+            for n in np.argsort(-np.asarray(self.depth_m)):
+                x, y = places[n]
+                canvas.rectangle((x - 1, y - 1, x + 1, y + 1), fill=tuple(colours[n].tolist()))
+            return
+        for (x, y), depth in zip(places, self.depth_m, strict=True):
             canvas.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
             canvas.text((x + 3, y - 5), f"{depth:.1f}", fill=colour)
 
