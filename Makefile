@@ -31,6 +31,9 @@ demo: $(VENV)/.demo
 demo-long: $(VENV)/.demo
 	$(BIN)/vlm3 demo --config=demo:long --workdir=$(WORKDIR)-long --scenes=12000 --config.seed=$(SEED)
 
+# Child processes of the tests need not compile the package each time.
+test test-slow: unexport PYTHONDONTWRITEBYTECODE
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 

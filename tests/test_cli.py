@@ -267,6 +267,7 @@ def test_broken_images_below_the_limit_are_masked_and_counted(depthlm, tmp_path,
     assert left == []
 
 
+@pytest.mark.slow
 def test_broken_images_above_the_limit_stop_the_run(depthlm, tmp_path, fails):
     folder, config = depthlm
     damage_images(folder)

@@ -38,6 +38,7 @@ def losses(depth, match=1.0):
     return {"depth": {"loss": depth, "answers_alone": 2.0}, "match": {"loss": match, "answers_alone": 1.0}}
 
 
+@pytest.mark.slow
 def test_runs_are_trained_and_their_losses_become_a_table(config, tmp_path, monkeypatch):
     """Two components, one of the four runs for real; the losses of the others are written as a run writes them."""
     trained, really = [], loop.train

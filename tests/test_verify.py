@@ -65,6 +65,7 @@ def test_the_first_piece_that_differs_is_the_altered_one(piece, loaded, tiny_mod
     assert piece in result.summary()
 
 
+@pytest.mark.slow
 def test_experts(tmp_path):
     folder = tiny.make(tmp_path / "moe", "moe")
     cfg, params = hf.load(folder)

@@ -203,7 +203,7 @@ def test_a_killed_conversion_goes_on(way, tiny_model, converted, tmp_path, monke
     assert not (tmp_path / "out" / ".progress").exists()
 
 
-@pytest.mark.parametrize("change", ["source", "dtype", "boot"])
+@pytest.mark.parametrize("change", ["source", *(pytest.param(c, marks=pytest.mark.slow) for c in ("dtype", "boot"))])
 def test_what_an_other_source_left_is_not_taken(change, tmp_path, monkeypatch):
     source = tiny.make(tmp_path / "source", "test", seed=1)
     assert python("-c", KILL, 60, "convert", source, tmp_path / "out").returncode == -signal.SIGKILL
@@ -318,6 +318,7 @@ def test_copies_of_any_layout(shape, rng):
     np.testing.assert_array_equal(target, part)
 
 
+@pytest.mark.slow
 def test_memory_stays_far_below_the_model(tmp_path):
     """RssAnon of both ways of 116 MB, sampled, above that of a process that only looks at the files."""
     sys.path.insert(0, str(ROOT / "tools"))

@@ -48,7 +48,7 @@ def run(out, folders, processes: int) -> list[list[dict]]:
     return [[json.loads(line) for line in (out / str(n)).read_text().splitlines()] for n in range(processes)]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_process_reads_its_own_bytes_only(processes, folders, tmp_path):
     """In one process these are all bytes, each read once however many devices hold it."""
     for lines in run(tmp_path, folders, processes):

@@ -1,4 +1,4 @@
-"""Answers on eight devices: `mesh_answers_worker.py OUT MODEL...` writes what it saw, a line of JSON for each case."""
+"""Answers on eight devices: `mesh_answers_worker.py OUT MODEL MESH...` writes what it saw, a line of JSON for each case."""
 
 import json
 import pathlib
@@ -70,16 +70,14 @@ def look(folder: pathlib.Path, shape, dtype: str) -> dict:
     }
 
 
-def main(out: pathlib.Path, folders: list[pathlib.Path]) -> None:
-    """All folders and cases."""
+def main(out: pathlib.Path, folder: pathlib.Path, names: list[str]) -> None:
+    """The cases of meshes with these names."""
     assert len(jax.devices()) == 8
     lines = [
-        {"folder": folder.name, "mesh": name, "dtype": dtype, **look(folder, shape, dtype)}
-        for folder in folders
-        for name, shape, dtype in CASES
+        {"mesh": name, "dtype": dtype, **look(folder, shape, dtype)} for name, shape, dtype in CASES if name in names
     ]
     out.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), [pathlib.Path(name) for name in sys.argv[2:]])
+    main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3:])

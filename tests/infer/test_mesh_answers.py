@@ -14,20 +14,35 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def lines(lively, tmp_path_factory) -> dict[tuple[str, str], dict]:
     """What the worker saw, by mesh and dtype."""
-    out = tmp_path_factory.mktemp("mesh") / "lines"
+    return seen(lively, tmp_path_factory.mktemp("mesh") / "lines", "one", "fsdp 2 x tensor 2", "fsdp 4 x tensor 2")
+
+
+def seen(model, out: pathlib.Path, *meshes) -> dict[tuple[str, str], dict]:
     devices = "--xla_force_host_platform_device_count=8"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}"}
-    command = [sys.executable, str(pathlib.Path(__file__).with_name("mesh_answers_worker.py")), str(out), str(lively)]
+    command = [
+        sys.executable,
+        str(pathlib.Path(__file__).with_name("mesh_answers_worker.py")),
+        str(out),
+        str(model),
+        *meshes,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return {(line["mesh"], line["dtype"]): line for line in map(json.loads, out.read_text().splitlines())}
 
 
-@pytest.mark.parametrize("mesh", ["fsdp 8", "fsdp 2 x tensor 2"])
-def test_answers_are_those_of_one_device(lines, mesh):
-    one, spread = (lines[name, "float32"]["answers"] for name in ("one", mesh))
+def test_answers_are_those_of_one_device(lines):
+    one, spread = (lines[name, "float32"]["answers"] for name in ("one", "fsdp 2 x tensor 2"))
     assert spread == one
     assert len({str(answers) for answers in one}) == len(one)
+
+
+@pytest.mark.slow
+def test_answers_of_eight_parts_are_those_of_one_device(lines, lively, tmp_path):
+    eight = seen(lively, tmp_path / "lines", "fsdp 8")
+    assert eight["fsdp 8", "float32"]["answers"] == lines["one", "float32"]["answers"]
+    test_every_device_holds_its_part(eight)
 
 
 def test_every_device_holds_its_part(lines):

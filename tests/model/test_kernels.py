@@ -148,6 +148,7 @@ def test_both_orders_hold_the_same_pairs(rng):
             assert len({*zip(order.outer[row, max(0, count - 1) :], order.inner[row, max(0, count - 1) :])}) == 1
 
 
+@pytest.mark.slow
 def test_devices_take_their_rows_and_heads():
     """On 8 devices, 4 x 2 and 2 x 4: with kv heads cut, repeated, and with heads that cannot be cut."""
     env = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"}
@@ -210,7 +211,7 @@ needs_compiler = [] if importlib.util.find_spec("libtpu") else [pytest.mark.tpu]
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[*needs_compiler, *[pytest.mark.slow] * (name == "wide")]) for name in REAL]
+    "name", [pytest.param(name, marks=[*needs_compiler, *[pytest.mark.slow] * (name != "text")]) for name in REAL]
 )
 def test_tpu_kernels_compile(name):
     from vlm3_jax.planning.compile import tpu_devices

@@ -1,5 +1,7 @@
 """Logits equal transformers', and every subtle piece is seen to matter: switched off, the gate fails."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,8 +17,14 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("kind", list(ref.KINDS))
-@pytest.mark.parametrize("sizes", list(ROWS))
+# Every model with the largest of the rows, all rows with one model; the others by make test-slow.
+QUICK = {*itertools.product(ref.KINDS, ["text only and images"]), *itertools.product(["plain"], ROWS)}
+CASES = [
+    pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in itertools.product(ref.KINDS, ROWS)
+]
+
+
+@pytest.mark.parametrize(("kind", "sizes"), CASES)
 def test_logits_equal_transformers(kind, sizes, rng):
     pair = ref.pair(kind)
     samples = [ref.row(rng, s) for s in ROWS[sizes]]

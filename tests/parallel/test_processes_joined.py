@@ -87,6 +87,7 @@ def test_a_number_alone_is_no_place(environment, variables):
             processes._place(*flags)
 
 
+@pytest.mark.slow
 def test_the_config_of_a_process_alone_says_how_many_devices(environment, tmp_path):
     environment({})
     command = [sys.executable, "-m", "vlm3_jax.cli", "train", "--config=depth", f"--workdir={tmp_path}"]

@@ -220,6 +220,7 @@ ENTRY %main (p: bf16[4]) -> bf16[4] {
         traffic(text.replace("constant(36)", "parameter(1)"), (2, 4, 1))
 
 
+@pytest.mark.slow
 def test_what_devices_send_each_other(tmp_path):
     """On eight fake devices: layers counted from loops and by unrolling them, and against the parameters' bytes."""
     out = tmp_path / "found.json"
@@ -379,6 +380,7 @@ def test_rows_go_between_the_marks(tmp_path):
         table.write_lines(path, [])
 
 
+@pytest.mark.slow
 def test_a_small_model_is_compiled_for_a_tpu(tiny_model, tmp_path, capsys):
     """The real step for the smallest slice of v5p; memory of the state by the table of parameters."""
     cfg = plan_worker.model(1)

@@ -1,4 +1,4 @@
-"""Loss and gradient of one batch on several meshes: `mesh_worker.py MODEL EXPERTS FOLDER`.
+"""Loss and gradient of one batch on several meshes: `mesh_worker.py MODEL EXPERTS FOLDER CASE...`.
 
 MODEL is dense, EXPERTS a mixture of experts. Reads packed.npz, unpacked.npz and paired.npz from FOLDER and writes one
 CASE.npz each. test_train_step.py starts it, with the eight devices in its environment.
@@ -83,16 +83,18 @@ def results(params, state, metrics) -> dict:
     return {"loss": metrics["loss"], "loss_by_group": groups["loss"], "loss_balance": groups["balance"], **gradients}
 
 
-def main(dense: str, experts: str, folder: pathlib.Path) -> None:
-    """All cases; then a checkpoint from eight devices is restored onto others."""
+def main(dense: str, experts: str, folder: pathlib.Path, names: list[str]) -> None:
+    """The cases of these names; then a checkpoint from eight devices is restored onto others."""
     models = {False: hf.load(dense), True: hf.load(experts)}
     with ThreadPoolExecutor(2) as pool:
-        prepared = [prepare(*models[case.experts], case, folder, pool) for case in CASES.values()]
+        cases = {name: CASES[name] for name in names}
+        prepared = [prepare(*models[case.experts], case, folder, pool) for case in cases.values()]
     states = {}
-    for (name, case), (compiled, arguments) in zip(CASES.items(), prepared, strict=True):
+    for (name, case), (compiled, arguments) in zip(cases.items(), prepared, strict=True):
         states[name], metrics = compiled.result()(*arguments)
         np.savez(folder / f"{name}.npz", **results(models[case.experts][1], states[name], metrics))
-    restore_elsewhere(models[False][0], states["fsdp 8, recomputed"], folder)
+    if "fsdp 8, recomputed" in states:
+        restore_elsewhere(models[False][0], states["fsdp 8, recomputed"], folder)
 
 
 def restore_elsewhere(cfg, state, folder) -> None:
@@ -113,4 +115,4 @@ def restore_elsewhere(cfg, state, folder) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], pathlib.Path(sys.argv[3]))
+    main(*sys.argv[1:3], pathlib.Path(sys.argv[3]), sys.argv[4:])

@@ -138,6 +138,10 @@ DAMAGE = {
 }
 
 
+# One of each kind; the others by make test-slow.
+QUICK = {"a bit of a parameter", "moments missing", "no manifest", "another cursor", "nothing"}
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
@@ -146,7 +150,7 @@ def saved(tmp_path_factory):
 
 
 @others_fail
-@pytest.mark.parametrize("damage", list(DAMAGE))
+@pytest.mark.parametrize("damage", [pytest.param(d, marks=[pytest.mark.slow] * (d not in QUICK)) for d in DAMAGE])
 def test_a_damaged_checkpoint_falls_back(damage, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "run") / "checkpoints"
     DAMAGE[damage](folder / "5")

@@ -47,6 +47,7 @@ def read(processes, *arguments) -> list[dict]:
     return [json.loads(out.splitlines()[-1]) for out, _, _ in done]
 
 
+@pytest.mark.slow
 def test_two_processes_know_of_all_rows(tiny_model, data, tmp_path):
     """Each counts what both set aside, and waits for its own data alone: the other one's time is that of a step."""
     one = feed_worker.main(tiny_model, data, tmp_path / "one")

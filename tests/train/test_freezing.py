@@ -156,6 +156,7 @@ def run(model, data, workdir, **fields):
     return config
 
 
+@pytest.mark.slow
 def test_resumed_runs_end_bit_equal(tiny_model, tmp_path):
     data, freeze = write_records(tmp_path / "data"), ("vision", "merger", "embeddings")
     assert loop.train(run(tiny_model, data, tmp_path / "whole", freeze=freeze))

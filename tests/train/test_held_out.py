@@ -95,7 +95,7 @@ def most_alive(held_out, monkeypatch) -> tuple[int, int]:
     return made, most
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_decoded_batches_do_not_pile_up(config, tmp_path, monkeypatch, workers):
     """However many there are: those prepared, one being made, one on its way to them, and one in use."""
     config.data.workers, config.data.prefetch = workers, 1

@@ -228,6 +228,7 @@ def test_adapters_lie_as_their_weights():
     assert specs["o_proj_lora_b"] == specs["down_proj_lora_b"] == (None, None, "fsdp")
 
 
+@pytest.mark.slow
 def test_meshes_agree(trained, tiny_model, tmp_path):
     """fsdp 4 x tensor 2 on eight devices against one."""
     command = [sys.executable, lora_worker.__file__, str(tiny_model), str(tmp_path)]
@@ -287,6 +288,7 @@ def lora_run(model, data, workdir):
     return config
 
 
+@pytest.mark.slow
 def test_resumed_runs_end_bit_equal(runs, tiny_model):
     root, data, _ = runs
     whole, resumed = ([row["loss"] for row in rows_of_metrics(root / name)] for name in ("whole", "resumed"))
@@ -300,6 +302,7 @@ def test_resumed_runs_end_bit_equal(runs, tiny_model):
         loop.train(config)
 
 
+@pytest.mark.slow
 def test_export_of_a_run_is_the_trained_model(runs, tiny_model):
     """Merged, in a directory as any other: what is not adapted is the base's, and transformers gives our logits."""
     root, data, params = runs

@@ -129,6 +129,18 @@ def same_as(workdir, unbroken) -> None:
 
 
 def test_two_processes_and_one_go_on_as_one_run(place, unbroken, tmp_path):
+    """The first of two is killed; one goes on alone."""
+    first, second = train(place, tmp_path, 2, {0: "SIGKILL@4"})
+    assert first.code == -signal.SIGKILL
+    assert lost(second), second.errors
+    assert Checkpoints(tmp_path).latest_step() == 3
+    (done,) = train(place, tmp_path)
+    assert done.code == 0, done.errors
+    same_as(tmp_path, unbroken)
+
+
+@pytest.mark.slow
+def test_two_processes_stopped_by_one(place, unbroken, tmp_path):
     """The first of two is killed; two go on until one gets SIGTERM; one goes on alone."""
     first, second = train(place, tmp_path, 2, {0: "SIGKILL@4"})
     assert first.code == -signal.SIGKILL

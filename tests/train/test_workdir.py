@@ -93,6 +93,7 @@ def test_file_systems_without_locks_do_without(number, tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_processes_with_other_folders_are_refused(tmp_path):
     """By all of them, so that none waits; before that their checkpoints were compared."""
     with socket.socket() as found:
