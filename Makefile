@@ -31,20 +31,20 @@ demo: $(VENV)/.demo
 demo-long: $(VENV)/.demo
 	$(BIN)/vlm3 demo --config=demo:long --workdir=$(WORKDIR)-long --scenes=12000 --config.seed=$(SEED)
 
-# Child processes of the tests need not compile the package each time.
-test test-slow: unexport PYTHONDONTWRITEBYTECODE
+# The tests' many processes need not compile the package each time.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 test-gpu: $(VENV)/.dev
-	JAX_PLATFORMS=cuda,cpu $(BIN)/python -m pytest -q -m gpu
+	JAX_PLATFORMS=cuda,cpu $(PYTEST) -m gpu
 
 test-tpu: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m tpu
+	$(PYTEST) -m tpu
 
 plan-all: $(VENV)/.dev
 	$(BIN)/python tools/plan_all.py docs/scaling.md

@@ -1,4 +1,4 @@
-"""Answers on eight devices: `mesh_answers_worker.py OUT MODEL MESH...` writes what it saw, a line of JSON for each case."""
+"""Answers on eight devices, a line of JSON for each case: `mesh_answers_worker.py OUT MODEL MESH...`."""
 
 import json
 import pathlib
