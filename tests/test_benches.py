@@ -15,7 +15,7 @@ root, tool, *sys.argv[1:] = sys.argv[1:]
 sys.argv[0] = tool
 sys.path = [f"{root}/tools", *(path for path in sys.path if path not in ("", root))]
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", repr(finder))]
-for name in ("grain", "ml_collections", "array_record", "orbax", "transformers", "tokenizers", "torch", "tensorboardX"):
+for name in ("grain", "ml_collections", "array_record", "orbax", "transformers", "tokenizers", "torch"):
     sys.modules[name] = None
 runpy.run_path(tool, run_name="__main__")
 """

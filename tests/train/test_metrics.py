@@ -25,14 +25,14 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
         row = {"step": step, "loss/a b": step / 4, "mfu": float("inf"), "ids": "0", "skipped_steps": 1}
         metrics.write(row, board=step != 3)
     assert events(tmp_path) == {
-        "loss/a_b": [(1, 0.25), (2, 0.5), (4, 1.0)],
+        "loss/a b": [(1, 0.25), (2, 0.5), (4, 1.0)],
         "skipped_steps": [(1, 1.0), (2, 1.0), (4, 1.0)],
     }
     metrics.close()
     metrics = Metrics(tmp_path, 2)
     metrics.write({"step": 3, "loss/a b": 0.125}, board=True)
     metrics.close()
-    assert events(tmp_path)["loss/a_b"] == [(1, 0.25), (2, 0.5), (3, 0.125)]
+    assert events(tmp_path)["loss/a b"] == [(1, 0.25), (2, 0.5), (3, 0.125)]
     assert [row["step"] for row in rows_of_metrics(tmp_path)] == [1, 2, 3]
 
 

@@ -1,22 +1,16 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard and the terminal."""
 
-import contextlib
 import json
 import math
-import os
 import pathlib
-import socket
-import struct
 import sys
 import time
 
 import rich.console
 import rich.progress
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
 
 from vlm3_jax.files import write_text
+from vlm3_jax.train.events import Events, named
 
 METRICS = "metrics.jsonl"
 
@@ -42,13 +36,13 @@ class Metrics:
             kept = [line for line in lines if _is_before(json.loads(line), step)]
         write_text(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = _Events(pathlib.Path(workdir) / "tensorboard", step + 1)
+        self._board = Events(pathlib.Path(workdir) / "tensorboard", step + 1)
 
     def write(self, row: dict, board: bool = False) -> None:
         """Appends a row; with `board` its numbers go to TensorBoard too."""
         if not self._active:
             return
-        with _named(self.path):
+        with named(self.path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         if board:
@@ -59,58 +53,8 @@ class Metrics:
         """Closes both."""
         if self._active:
             self._board.close()
-            with _named(self.path):
+            with named(self.path):
                 self._file.close()
-
-
-class _Events:
-    """An event file of TensorBoard.
-
-    Written by who calls: tensorboardX's own writer has a thread, which a full disk ends, and whoever then adds to its
-    queue waits for ever.
-    """
-
-    def __init__(self, folder: pathlib.Path, purge_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        # Unbuffered: what could not be written must not be tried again when it is closed.
-        self._file = self.path.open("ab", buffering=0)
-        self._append([Event(file_version="brain.Event:2")])
-        # Makes TensorBoard hide what earlier files have from this step on.
-        self._append([Event(step=purge_step, session_log=SessionLog(status=SessionLog.START))])
-
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Appends the numbers of a step."""
-        self._append(Event(step=step, summary=scalar(name, number)) for name, number in numbers.items())
-
-    def _append(self, events) -> None:
-        now, data = time.time(), b""
-        for event in events:
-            event.wall_time = now
-            data += _record(event.SerializeToString())
-        with _named(self.path):
-            while data:
-                data = data[self._file.write(data) :]
-
-    def close(self) -> None:
-        """Closes the file."""
-        with _named(self.path):
-            self._file.close()
-
-
-def _record(data: bytes) -> bytes:
-    """A TFRecord: length and data, each with its checksum."""
-    length = struct.pack("<Q", len(data))
-    return b"".join([length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))])
-
-
-@contextlib.contextmanager
-def _named(path: pathlib.Path):
-    """Errors of writing an open file, with its name."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _is_before(row: dict, step: int) -> bool:
