@@ -14,6 +14,7 @@ import yaml
 
 from vlm3_jax import cli
 from vlm3_jax import config as configs
+from vlm3_jax.commands.arguments import read_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "tools" / "launch"
@@ -29,7 +30,7 @@ def jobset() -> dict:
 def accepted(arguments, devices: int) -> None:
     """The arguments are those of `vlm3 train`, its config takes them, and so do as many devices."""
     args = cli.make_parser().parse_args(["train", *(a for a in arguments if not a.startswith("--config."))])
-    config = cli.read_config(args, [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")])
+    config = read_config(args, [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")])
     assert args.stopped_code == 75
     assert config.workdir.startswith("gs://")
     assert config.data.rows % (devices // config.mesh.tensor) == 0

@@ -76,6 +76,7 @@ def their_answer(model, chat, media, question, spec) -> Greedy:
     return Greedy(out.sequences[0, ids.shape[1] :].tolist(), (best[:, 0] - best[:, 1]).tolist())
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_transformers(engine, their_model, frames, still, spec):
     clip, other = video_layout(frames, spec, fps=4), video_layout(frames[::-1, :, ::-1], spec, times_s=np.arange(9) / 2)
     sets = [[clip], [still, clip], [clip, still, other]]
