@@ -1,18 +1,16 @@
 """A build from its options to its summary: what is there already is kept, the rest is written by one of two runners."""
 
 import concurrent.futures
-import contextlib
-import fcntl
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from vlm3_jax.builders.running import finish, pool
 from vlm3_jax.builders.running.plan import MAX_BAD, Build, Job, folder, jobs
 from vlm3_jax.builders.running.shards import completion, unchanged
 from vlm3_jax.errors import UserError
 from vlm3_jax.files import write_text
-from vlm3_jax.storage import AnyPath, is_remote
+from vlm3_jax.storage import is_remote, lock
 
 PLAN = "plan.json"
 LOCK = "lock"
@@ -29,12 +27,18 @@ def build(what: Build, workers: int = 2, max_bad: float = MAX_BAD, beam: Sequenc
     if workers < 1 or not 0 <= max_bad <= 1:
         raise UserError(f"--workers={workers} --max-bad={max_bad:g}: give at least 1, and a share from 0 to 1")
     about, todo = jobs(what)
-    _claim(what, about)
-    with locked(what.out):
-        return _build(what, about, todo, workers, max_bad, beam)
+    # Looked at first, so that a folder of others is left as it is; and again when nobody else may write there.
+    if not _is_claimed(what, about):
+        folder(what.out).mkdir(parents=True, exist_ok=True)
+    with lock.held(folder(what.out) / LOCK, what.out, "build", "--out") as check:
+        if not _is_claimed(what, about):
+            write_text(folder(what.out) / PLAN, json.dumps(about, indent=2) + "\n")
+        return _build(what, about, todo, workers, max_bad, beam, check)
 
 
-def _build(what: Build, about: dict, todo: list[Job], workers: int, max_bad: float, beam) -> finish.Summary:
+def _build(
+    what: Build, about: dict, todo: list[Job], workers: int, max_bad: float, beam, check: Callable[[], None]
+) -> finish.Summary:
     if not is_remote(what.out):
         for left_by_a_kill in folder(what.out).glob("*.part"):
             left_by_a_kill.unlink()
@@ -43,6 +47,7 @@ def _build(what: Build, about: dict, todo: list[Job], workers: int, max_bad: flo
     left = [job for job, one in zip(todo, there, strict=True) if one is None or one["failed"]]
 
     def finished(one: dict) -> None:
+        check()
         done.append(one)
         if error := finish.too_many(what, done, about["items"], max_bad):
             finish.write_rejected(what, done)
@@ -55,6 +60,7 @@ def _build(what: Build, about: dict, todo: list[Job], workers: int, max_bad: flo
 
         for one in run(left, workers, beam):
             finished(one)
+    check()
     return finish.finish(about, what.builder(), todo, done)
 
 
@@ -74,26 +80,8 @@ def _sound(todo: Sequence[Job], workers: int) -> list[dict | None]:
     return found
 
 
-@contextlib.contextmanager
-def locked(out: AnyPath) -> Iterator[None]:
-    """Nobody else builds there meanwhile; UserError if somebody does already. A lock ends with its process.
-
-    Not in a bucket, where two that build the same do the work twice and put up the same bytes.
-    """
-    if is_remote(out):
-        yield
-        return
-    folder(out).mkdir(parents=True, exist_ok=True)
-    with (folder(out) / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--out={out}: another command is building here; wait for it or stop it") from None
-        yield
-
-
-def _claim(what: Build, about: dict) -> None:
-    """UserError if the folder holds anything but (a part of) this build; else it is this build's from now on."""
+def _is_claimed(what: Build, about: dict) -> bool:
+    """Whether the folder holds (a part of) this build, or may become it; UserError if it holds anything else."""
     plan = folder(what.out) / PLAN
     try:
         held = json.loads(plan.read_text(encoding="utf-8"))
@@ -101,9 +89,7 @@ def _claim(what: Build, about: dict) -> None:
         # A lock alone is nothing.
         if what.out.exists() and (not what.out.is_dir() or {path.name for path in what.out.iterdir()} - {"built"}):
             raise UserError(f"--out={what.out}: it holds other files; choose another folder or empty it") from None
-        plan.parent.mkdir(parents=True, exist_ok=True)
-        write_text(plan, json.dumps(about, indent=2) + "\n")
-        return
+        return False
     except (OSError, ValueError) as error:
         raise UserError(f"{plan}: cannot be read ({error}); choose another folder or empty it") from None
     held = held if isinstance(held, dict) else {}
@@ -111,3 +97,4 @@ def _claim(what: Build, about: dict) -> None:
     if names:
         found = "; ".join(f"{name} = {held.get(name)!r} (wanted {about.get(name)!r})" for name in names)
         raise UserError(f"--out={what.out}: holds another build, {found}; choose another folder or empty it")
+    return True

@@ -16,13 +16,14 @@ from tests.builders import files, streets, truth
 from vlm3_jax import records
 from vlm3_jax.builders.common import Item, Options, Skip, encode
 from vlm3_jax.builders.running import plan, shards
-from vlm3_jax.builders.running.build import build, locked
+from vlm3_jax.builders.running.build import LOCK, build
 from vlm3_jax.builders.running.envelope import wrap
 from vlm3_jax.builders.running.plan import make_build
 from vlm3_jax.camera import Camera
 from vlm3_jax.data.sources.array_record import ArrayRecordSource
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.records import DepthPoints, Record, View
+from vlm3_jax.storage import lock
 
 COUNT, PER_SHARD = 10, 3
 
@@ -246,10 +247,16 @@ def test_another_build_and_other_files_are_refused(raw, tmp_path):
         build(of(raw, tmp_path / "other"))
 
 
-def test_one_folder_is_built_by_one_command_at_a_time(raw, tmp_path):
+def test_one_folder_is_built_by_one_command_at_a_time(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "LET_GO_S", 0.2)
     out = tmp_path / "out"
-    with locked(out), pytest.raises(UserError, match="another command is building here"):
+    (out / "built").mkdir(parents=True)
+    with (
+        lock.held(out / "built" / LOCK, out),
+        pytest.raises(UserError, match=rf"^{out}: another build is writing it \(process {os.getpid()} on .*--out$"),
+    ):
         build(of(raw, out), workers=1)
+    assert [path.name for path in (out / "built").iterdir()] == [LOCK]
     build(of(raw, out), workers=1)
 
 

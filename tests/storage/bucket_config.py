@@ -8,6 +8,14 @@ from vlm3_jax.train import metrics
 
 
 def get_config(argument: str = ""):
+    signal_at(argument)
+    config = small_run(os.environ["RUN_MODEL"], os.environ["RUN_DATA"])
+    config.train.max_steps, config.train.save_every, config.train.eval_every = 12, 4, 6
+    return config
+
+
+def signal_at(argument: str) -> None:
+    """Has this process send itself the signals of "SIGTERM@4+SIGKILL@9" when it has told the losses of those steps."""
     for part in filter(None, argument.split("+")):
         kind, step = part.split("@")
         write = metrics.Metrics.write
@@ -18,6 +26,3 @@ def get_config(argument: str = ""):
                 os.kill(os.getpid(), getattr(signal, kind))
 
         metrics.Metrics.write = write_and_signal
-    config = small_run(os.environ["RUN_MODEL"], os.environ["RUN_DATA"])
-    config.train.max_steps, config.train.save_every, config.train.eval_every = 12, 4, 6
-    return config

@@ -1,15 +1,19 @@
 """Data sets are built into buckets as into folders: the same shards, resumed after a stop, and read by training."""
 
 import json
+import os
+import time
 
 import pytest
 
 from tests.builders import streets
+from vlm3_jax import synth
 from vlm3_jax.builders.running import shards
 from vlm3_jax.builders.running.build import build
 from vlm3_jax.builders.running.plan import make_build
 from vlm3_jax.data.sources import make_source
 from vlm3_jax.errors import UserError
+from vlm3_jax.storage import bucket_lock, lock
 
 COUNT = 5
 
@@ -35,6 +39,47 @@ def test_a_bucket_gets_the_same_files_and_they_are_a_source(raw, place, tmp_path
     assert str(summary).startswith(f"{place}/there: 5 records of 5 items in 3 shards")
     source = make_source("streets", {"path": str(place / "there")})
     assert [source[n].id for n in range(len(source))] == sorted(source[n].id for n in range(COUNT))
+
+
+def test_one_command_at_a_time(raw, place, monkeypatch):
+    monkeypatch.setattr(bucket_lock, "BEAT_S", 0.1)
+    monkeypatch.setattr(bucket_lock, "LOOK_S", 0.05)
+    options = synth.SynthOptions(width=64, height=48, focal_px=64.0)
+    places = {"streets": place / "streets" / "built" / "lock", "rendered": place / ".rendered.lock"}
+    calls = {
+        "streets": lambda: build(of(raw, place / "streets"), workers=1),
+        "rendered": lambda: synth.build(place / "rendered", 1, options, seed=1, workers=1, progress=False),
+    }
+    for name, call in calls.items():
+        with lock.held(places[name], place / name):
+            who = (
+                rf"another build is writing it \(process {os.getpid()} on .*\); wait until it has ended, or use another"
+            )
+            with pytest.raises(UserError, match=rf"^{place}/{name}: {who} --out$"):
+                call()
+        call()
+        assert not places[name].exists()
+
+
+def test_what_a_kill_has_left_is_taken_over_and_the_old_one_stops(raw, place, monkeypatch):
+    for name, seconds in (("BEAT_S", 0.1), ("LOOK_S", 0.05), ("LEASE_S", 0.3)):
+        monkeypatch.setattr(bucket_lock, name, seconds)
+    out, found = place / "there", place / "there" / "built" / "lock"
+    found.write_text("process 7 on elsewhere 00 3\n")
+    write = shards._write
+
+    def taken_over(job, *rest):
+        if job.number == 1:
+            found.write_text("process 8 on elsewhere 00 0\n")
+            time.sleep(0.5)
+        return write(job, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_write", taken_over)
+        with pytest.raises(UserError, match=rf"^{out}: process 8 on elsewhere has taken it over while this build was"):
+            build(of(raw, out), workers=1)
+    assert not (out / "build.json").exists()
+    assert build(of(raw, out), workers=1).counts["written"] == COUNT
 
 
 def test_the_same_command_goes_on(raw, place, monkeypatch):

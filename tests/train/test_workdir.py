@@ -15,6 +15,7 @@ import workdir_worker
 
 from tests.support import small_run, write_records
 from vlm3_jax.errors import UserError
+from vlm3_jax.storage import lock
 from vlm3_jax.train import loop, workdir
 from vlm3_jax.train.workdir import claimed
 
@@ -23,7 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(workdir, "LET_GO_S", 0.3)
+    monkeypatch.setattr(lock, "LET_GO_S", 0.3)
 
 
 def started(*arguments) -> subprocess.Popen:
@@ -56,8 +57,8 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tiny_model, tmp_path, i
 
 
 def test_a_run_on_another_host_gets_the_time_that_a_file_server_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir, "LET_GO_S", 600)
-    monkeypatch.setattr(workdir, "LEASE_S", 0.3)
+    monkeypatch.setattr(lock, "LET_GO_S", 600)
+    monkeypatch.setattr(lock, "LEASE_S", 0.3)
     with another_run(tmp_path):
         (tmp_path / workdir.LOCK).write_text("process 7 on elsewhere 00\n")
         with pytest.raises(UserError, match=r"another run is writing it \(process 7 on elsewhere\)"), claimed(tmp_path):

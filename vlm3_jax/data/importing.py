@@ -18,6 +18,9 @@ from vlm3_jax.files import write_text
 from vlm3_jax.formats.colmap import find_model
 from vlm3_jax.formats.json_items import item_spans
 from vlm3_jax.kinds import KINDS, PAIRS
+from vlm3_jax.storage import AnyPath
+from vlm3_jax.storage.folders import fetched_file
+from vlm3_jax.storage.listed import listed
 
 GAPS = (1, 5)
 EPOCHS = 3
@@ -105,8 +108,9 @@ def make_entry(path: str, name: str = "", **given) -> Entry:
     read.
     """
     given = {field: value for field, value in given.items() if value}
-    place = storage.local_path(path)
-    found = look(place, given.get("images", ""))
+    place, images = storage.path(path), given.get("images", "")
+    place = place if place.is_file() else listed(place)
+    found = look(place, listed(storage.path(images, "--images")) if images else None)
     task = given.pop("task", "") or found.tasks[0]
     if task not in found.tasks:
         raise UserError(f"--task={task}: {path} has labels for {', '.join(found.tasks)}")
@@ -117,7 +121,7 @@ def make_entry(path: str, name: str = "", **given) -> Entry:
         if not fields.get(field):
             raise UserError(f"{path}: {how}")
     if "images" in fields:
-        fields["images"] = str(storage.local_path(fields["images"], "--images").resolve())
+        fields["images"] = str(storage.path(fields["images"], "--images").resolve())
     counts, parts = {}, _parts(fields)
     for part, own in parts.items():
         source = make_source(part, {**fields, **own})
@@ -152,12 +156,12 @@ def write_config(entry: Entry, out: str) -> pathlib.Path:
     return path
 
 
-def _name(path: pathlib.Path) -> str:
+def _name(path: AnyPath) -> str:
     name = re.sub(r"\W+", "_", path.resolve().stem).strip("_").lower()
     return name if name and not name[0].isdigit() and not keyword.iskeyword(name) else f"own_{name}".rstrip("_")
 
 
-def look(path: pathlib.Path, images: str = "") -> Found:
+def look(path: AnyPath, images: AnyPath | None = None) -> Found:
     """What a file or folder is. UserError, with what is in it, if it is nothing that can be read."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
@@ -169,12 +173,12 @@ def look(path: pathlib.Path, images: str = "") -> Found:
     if path.is_dir() and (files := sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl"))):
         raise UserError(f"{path}: give the file that is meant, such as {files[0]} (--images={path})")
     inside = sorted(p.name + "/" * p.is_dir() for p in path.iterdir()) if path.is_dir() else [path.name]
-    listed = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
+    names = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
     kinds = "; ".join(f"{kind}: {about.about}" for kind, about in KINDS.items())
-    raise UserError(f"{path}: nothing that can be read is in it ({listed}); kinds are {kinds} (docs/own_data.md)")
+    raise UserError(f"{path}: nothing that can be read is in it ({names}); kinds are {kinds} (docs/own_data.md)")
 
 
-def _records(path: pathlib.Path, images: str) -> Found | None:
+def _records(path: AnyPath, images: AnyPath | None) -> Found | None:
     shards = [path] if path.is_file() else list(path.iterdir())
     if not any(".array_record" in p.name or p.suffix == ".arrayrecord" for p in shards):
         return None
@@ -193,12 +197,12 @@ def _records(path: pathlib.Path, images: str) -> Found | None:
     return Found("records", f"{len(source):,} records", {}, found)
 
 
-def _conversations(path: pathlib.Path, images: str) -> Found | None:
+def _conversations(path: AnyPath, images: AnyPath | None) -> Found | None:
     """A json or jsonl file, of conversations or of DepthLM's."""
     if path.suffix not in (".json", ".jsonl"):
         return None
     spans = item_spans(path)
-    with path.open("rb") as file:
+    with fetched_file(path).open("rb") as file:
         offset, length = spans[0].tolist()
         file.seek(offset)
         data = file.read(length)
@@ -207,7 +211,7 @@ def _conversations(path: pathlib.Path, images: str) -> Found | None:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its first item is not JSON ({error})") from None
     if isinstance(tree, dict) and {"pixel_coords", "depth", "intrinsics"} <= tree.keys():
-        fields = {"images": images or str(path.parent)}
+        fields = {"images": str(images or path.parent)}
         how = "say what its depths are: --depth-kind=distance (to the camera centre) or --depth-kind=z"
         return Found("depthlm", f"{len(spans):,} images", fields, ("depth",), {"depth_kind": how})
     try:
@@ -218,10 +222,10 @@ def _conversations(path: pathlib.Path, images: str) -> Found | None:
     about = f"{len(spans):,} conversations, the first of {len(row.conversation.turns)} turns about "
     about += f"{len(row.images)} images" + (f" and {len(row.conversation.boxes_px)} regions" if regions else "")
     tasks = ("objects", "conversation") if regions else ("conversation",)
-    return Found("conversations", about, {"images": images or str(path.parent)}, tasks)
+    return Found("conversations", about, {"images": str(images or path.parent)}, tasks)
 
 
-def _wai(path: pathlib.Path, images: str) -> Found | None:
+def _wai(path: AnyPath, images: AnyPath | None) -> Found | None:
     if not ((path / META).is_file() or any(path.glob(f"*/{META}"))):
         return None
     scenes = find_scenes("import", path)
@@ -234,18 +238,18 @@ def _wai(path: pathlib.Path, images: str) -> Found | None:
     return Found("wai", about, fields, ("depth", *tasks) if metric else tasks)
 
 
-def _colmap(path: pathlib.Path, images: str) -> Found | None:
+def _colmap(path: AnyPath, images: AnyPath | None) -> Found | None:
     if not (find_model(path) or any(find_model(p) for p in path.iterdir() if p.is_dir())):
         return None
     captures = find_captures("import", path, images)
     pairs = sum(len(shared_pairs(list(capture.model.images.values()))) for capture in captures)
     about = f"{len(captures)} captures, {sum(len(c.model.images) for c in captures):,} images, "
     about += f"{sum(len(c.model.points) for c in captures):,} points, {pairs:,} pairs of images with common points"
-    fields = {"images": images} if images else {}
+    fields = {"images": str(images)} if images else {}
     return Found("colmap", about, fields, ("correspondence", "pose", "depth"))
 
 
-def _rgbd(path: pathlib.Path, images: str) -> Found | None:
+def _rgbd(path: AnyPath, images: AnyPath | None) -> Found | None:
     if not (is_scene(path) or any(is_scene(p) for p in path.iterdir() if p.is_dir())):
         return None
     frames = find_frames("import", path)
@@ -260,18 +264,18 @@ def _rgbd(path: pathlib.Path, images: str) -> Found | None:
     return Found("rgbd", about, {}, tasks, {"depth_kind": how})
 
 
-def _realestate10k(path: pathlib.Path, images: str) -> Found | None:
+def _realestate10k(path: AnyPath, images: AnyPath | None) -> Found | None:
     clips = sorted(path.glob("*.txt"))
     if not clips:
         return None
     lines = clips[0].read_text(encoding="utf-8", errors="replace").splitlines()
     if len(lines) < 2 or not lines[0].startswith("http") or len(lines[1].split()) != 19:
         return None
-    fields = {"gaps": GAPS, **({"images": images} if images else {})}
+    fields = {"gaps": GAPS, **({"images": str(images)} if images else {})}
     return Found("realestate10k", f"{len(clips):,} clips", fields, ("pose",))
 
 
-def _gta_sfm(path: pathlib.Path, images: str) -> Found | None:
+def _gta_sfm(path: AnyPath, images: AnyPath | None) -> Found | None:
     files = [path] if path.is_file() else list(path.glob("*.hdf5"))
     if not files or any(p.suffix != ".hdf5" for p in files):
         return None

@@ -5,7 +5,6 @@ this project from its centre: principal points and observations are shifted by h
 """
 
 import io
-import pathlib
 import struct
 import typing
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,8 @@ import numpy as np
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.pose import from_quaternion, inverse
-from vlm3_jax.storage import patiently
+from vlm3_jax.storage import AnyPath, patiently
+from vlm3_jax.storage.folders import fetched_file
 
 # Name and number of parameters by COLMAP's number of the model.
 MODELS = (
@@ -88,7 +88,7 @@ class Model(typing.NamedTuple):
         return self.points[at]
 
 
-def find_model(folder: pathlib.Path) -> pathlib.Path | None:
+def find_model(folder: AnyPath) -> AnyPath | None:
     """The folder of the model below a capture: itself, sparse/0, sparse or another in sparse; None if there is none."""
     places = [folder, folder / "sparse" / "0", folder / "sparse", folder / "colmap", folder / "dense" / "sparse"]
     if (folder / "sparse").is_dir():
@@ -96,7 +96,7 @@ def find_model(folder: pathlib.Path) -> pathlib.Path | None:
     return next((place for place in places if _suffix(place, ("cameras", "images", "points3D"))), None)
 
 
-def read_model(folder: pathlib.Path) -> Model:
+def read_model(folder: AnyPath) -> Model:
     """The model in a folder. UserError if there is none; it names the file if that is damaged."""
     images, (points,) = _read(folder, "points3D")
     ids, places = _guarded(_points_bin if points.suffix == ".bin" else _points_txt, points)
@@ -104,7 +104,7 @@ def read_model(folder: pathlib.Path) -> Model:
     return Model(images, ids[order], places[order])
 
 
-def read_images(folder: pathlib.Path) -> dict[str, ModelImage]:
+def read_images(folder: AnyPath) -> dict[str, ModelImage]:
     """The images of a model by name, in order; its points3D need not be there. UserError as `read_model`."""
     return _read(folder)[0]
 
@@ -133,12 +133,12 @@ def common_points(images: Sequence[ModelImage]) -> tuple[np.ndarray, np.ndarray]
     return np.stack(np.divmod(pairs, max(len(images), 1)), -1), counts
 
 
-def _suffix(folder: pathlib.Path, names: Sequence[str]) -> str:
+def _suffix(folder: AnyPath, names: Sequence[str]) -> str:
     """The suffix, .bin or .txt, that all files of these names have in a folder; "" if there is none."""
     return next((s for s in (".bin", ".txt") if all((folder / f"{name}{s}").is_file() for name in names)), "")
 
 
-def _read(folder: pathlib.Path, *more: str) -> tuple[dict[str, ModelImage], list[pathlib.Path]]:
+def _read(folder: AnyPath, *more: str) -> tuple[dict[str, ModelImage], list[AnyPath]]:
     """The images of a model, and its files of `more` names."""
     names = "cameras", "images", *more
     suffix = _suffix(folder, names)
@@ -152,11 +152,11 @@ def _read(folder: pathlib.Path, *more: str) -> tuple[dict[str, ModelImage], list
     return {image.name: image for image in sorted(images, key=lambda image: image.name)}, rest
 
 
-def _guarded(read, path: pathlib.Path):
+def _guarded(read, path: AnyPath):
     def contents() -> bytes:
         if (size := path.stat().st_size) > MAX_MODEL_BYTES:
             raise UserError(f"{path}: {size} bytes, at most {MAX_MODEL_BYTES} are read")
-        return path.read_bytes()
+        return fetched_file(path).read_bytes()
 
     data = patiently(contents, str(path))
     try:

@@ -3,13 +3,14 @@
 import array
 import codecs
 import json
-import pathlib
 import re
 from collections.abc import Iterator
 
 import numpy as np
 
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.storage import AnyPath
+from vlm3_jax.storage.folders import fetched_file
 
 MAX_ITEM_BYTES = 16 * 2**20
 CHUNK_BYTES = 4 * 2**20
@@ -20,7 +21,7 @@ _OPENING = (b"[", b"{")
 _BETWEEN = b" \t\r\n,"
 
 
-def item_spans(path: pathlib.Path) -> np.ndarray:
+def item_spans(path: AnyPath) -> np.ndarray:
     """(offset, length) int64 [N, 2] of the items of a JSON list, or of the lines of a jsonl file that are not empty.
 
     UserError if the file is neither, or an item is longer than 16 MiB.
@@ -33,7 +34,7 @@ def item_spans(path: pathlib.Path) -> np.ndarray:
     return np.array(spans, np.int64).reshape(-1, 2)
 
 
-def rows(path: pathlib.Path) -> Iterator[dict]:
+def rows(path: AnyPath) -> Iterator[dict]:
     """The objects of a JSON list (or the lines of a jsonl file) in order, each parsed when it is asked for.
 
     UserError if the file is missing or neither.
@@ -53,10 +54,10 @@ def parsed(item: bytes):
         raise BadRecord(f"not JSON ({str(error).splitlines()[0]})") from None
 
 
-def _items(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of each item."""
+def _items(path: AnyPath) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of each item; a file in a bucket is fetched."""
     try:
-        file = path.open("rb")
+        file = fetched_file(path).open("rb")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     with file:
@@ -71,7 +72,7 @@ def _items(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
         yield from _elements(path, file, start) if first[:1] == b"[" else _lines(path, file, start)
 
 
-def _lines(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, bytes]]:
+def _lines(path: AnyPath, file, offset: int) -> Iterator[tuple[int, bytes]]:
     for line in iter(lambda: file.readline(MAX_ITEM_BYTES + 1), b""):
         if len(line) > MAX_ITEM_BYTES:
             raise _too_long(path, offset)
@@ -80,7 +81,7 @@ def _lines(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, bytes]]
         offset += len(line)
 
 
-def _elements(path: pathlib.Path, file, offset: int) -> Iterator[tuple[int, bytes]]:
+def _elements(path: AnyPath, file, offset: int) -> Iterator[tuple[int, bytes]]:
     """The objects of a list; `depth` counts brackets, the list's own among them."""
     data, depth, start, place = b"", 0, -1, 0
     while chunk := file.read(CHUNK_BYTES):
@@ -133,5 +134,5 @@ def _text_end(data: bytes, start: int) -> int:
     return -1
 
 
-def _too_long(path: pathlib.Path, offset: int) -> UserError:
+def _too_long(path: AnyPath, offset: int) -> UserError:
     return UserError(f"{path}: the item at byte {offset} is longer than {MAX_ITEM_BYTES} bytes")

@@ -1,19 +1,18 @@
 """Small text files of numbers: intrinsics, poses, trajectories."""
 
 import json
-import pathlib
 
 import numpy as np
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.pose import check_pose
-from vlm3_jax.storage import patiently
+from vlm3_jax.storage import AnyPath, patiently
 
 MAX_TEXT_BYTES = 64 * 2**20
 
 
-def text(path: pathlib.Path, name: str = "") -> str:
+def text(path: AnyPath, name: str = "") -> str:
     """The text of a small file. BadRecord, calling it `name`, if it cannot be read as text."""
     name = name or str(path)
 
@@ -30,13 +29,13 @@ def text(path: pathlib.Path, name: str = "") -> str:
         raise BadRecord(f"{name}: cannot be read as text ({error})") from None
 
 
-def rows(path: pathlib.Path, name: str = "") -> list[list[str]]:
+def rows(path: AnyPath, name: str = "") -> list[list[str]]:
     """The words of each line, by spaces or commas; empty lines and what follows a "#" are left out."""
     lines = (line.partition("#")[0].replace(",", " ").split() for line in text(path, name).splitlines())
     return [words for words in lines if words]
 
 
-def numbers(path: pathlib.Path, name: str = "") -> np.ndarray:
+def numbers(path: AnyPath, name: str = "") -> np.ndarray:
     """All numbers of a text file, float64 [N]; brackets are passed over. BadRecord if there is anything else."""
     name = name or str(path)
     words = text(path, name)
@@ -52,7 +51,7 @@ def numbers(path: pathlib.Path, name: str = "") -> np.ndarray:
     return found
 
 
-def read_camera(path: pathlib.Path, width: int, height: int, name: str = "") -> Camera:
+def read_camera(path: AnyPath, width: int, height: int, name: str = "") -> Camera:
     """The camera in a text or JSON file; `width`, `height`: of its image where the file does not say.
 
     Text: a 3 x 3 or 4 x 4 matrix row by row, or fx fy cx cy, perhaps with width and height. JSON: {"K": matrix}, or the
@@ -82,7 +81,7 @@ def camera_of(values: np.ndarray, width: int, height: int, name: str) -> Camera:
         raise BadRecord(f"{name}: {error}") from None
 
 
-def _camera_of_json(path: pathlib.Path, width: int, height: int, name: str) -> Camera:
+def _camera_of_json(path: AnyPath, width: int, height: int, name: str) -> Camera:
     try:
         tree = json.loads(text(path, name))
     except (ValueError, RecursionError) as error:
@@ -117,7 +116,7 @@ def pose_of(values, name: str) -> np.ndarray:
     return check_pose(pose, name)
 
 
-def read_pose(path: pathlib.Path, name: str = "") -> np.ndarray:
+def read_pose(path: AnyPath, name: str = "") -> np.ndarray:
     """A 4 x 4 (or 3 x 4) camera-to-world matrix, float64 [4, 4]. BadRecord if it is no rigid motion."""
     name = name or str(path)
     return pose_of(numbers(path, name), name)

@@ -1,18 +1,17 @@
 """RealEstate10K's text files, one a clip: cameras and poses of frames, without depth and without a scale."""
 
-import pathlib
-
 import numpy as np
 
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.formats.numbers import pose_of, text
 from vlm3_jax.pose import inverse
+from vlm3_jax.storage import AnyPath
 
 FIELDS = 19
 
 
-def read_clip(path: pathlib.Path) -> dict[int, np.ndarray]:
+def read_clip(path: AnyPath) -> dict[int, np.ndarray]:
     """Time stamp (microseconds) -> the other 18 numbers of its row. BadRecord if the file is not laid out so.
 
     They are fx, fy, cx, cy in parts of the image's sides, two zeros, and 12 numbers of world-to-camera.

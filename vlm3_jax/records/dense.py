@@ -6,7 +6,6 @@ centre of pixel i of a map of n pixels lies at (i + 0.5) N / n - 0.5 of an image
 
 import dataclasses
 import io
-import pathlib
 
 import numpy as np
 from PIL import Image
@@ -14,6 +13,7 @@ from PIL import Image
 from vlm3_jax.errors import BadRecord
 from vlm3_jax.records import checks, map_files
 from vlm3_jax.records.map_files import MAX_MAP_PIXELS
+from vlm3_jax.storage import AnyPath
 
 KINDS = ("z", "distance")
 # Metres of one step of a 16-bit map, if the depths allow it.
@@ -56,7 +56,7 @@ class DepthMap(Grid):
     view: int = 0
     name: str = ""
     data: bytes | None = None
-    path: pathlib.Path | None = None
+    path: AnyPath | None = None
     values: np.ndarray | None = None
 
     def load(self) -> np.ndarray:
@@ -102,7 +102,7 @@ class Mask(Grid):
     names: tuple[str, ...] = ()
     down: tuple[float, float, float] = (0.0, 1.0, 0.0)
     data: bytes | None = None
-    path: pathlib.Path | None = None
+    path: AnyPath | None = None
 
     def load(self) -> np.ndarray:
         """int32 [height, width]. BadRecord as by `DepthMap.load`."""
@@ -137,12 +137,12 @@ def encode_mask(values: np.ndarray, use: str, view: int = 0, name: str = "", nam
     return Mask(values.shape[1], values.shape[0], use, view, name, tuple(names), tuple(down), data=data)
 
 
-def place_depth(path: pathlib.Path, scale: float, kind: str, view: int = 0, name: str = "") -> DepthMap:
+def place_depth(path: AnyPath, scale: float, kind: str, view: int = 0, name: str = "") -> DepthMap:
     """The map in a file, whose header tells its size. BadRecord if it is missing or no map."""
     return DepthMap(*map_files.size(path, name or str(path)), scale, kind, view, name or str(path), path=path)
 
 
-def place_mask(path: pathlib.Path, use: str, view: int = 0, name: str = "") -> Mask:
+def place_mask(path: AnyPath, use: str, view: int = 0, name: str = "") -> Mask:
     """The mask in a file, whose header tells its size. BadRecord if it is missing or none."""
     return Mask(*map_files.size(path, name or str(path)), use, view, name or str(path), path=path)
 

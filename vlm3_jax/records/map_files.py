@@ -1,7 +1,6 @@
 """Files of dense values: PNG of one channel, npy, EXR; decoded from bytes, their size read from their headers."""
 
 import io
-import pathlib
 import struct
 import tempfile
 
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vlm3_jax.errors import BadRecord
-from vlm3_jax.storage import patiently
+from vlm3_jax.storage import AnyPath, is_remote, patiently
 
 MAX_MAP_BYTES = 512 * 2**20
 MAX_MAP_PIXELS = 200_000_000
@@ -21,10 +20,12 @@ STEPS = ("I;16", "I", "I;16B", "I;16L", "I;16N")
 CHANNELS = ("Z", "Y", "R", "V")
 
 
-def read(path: pathlib.Path, name: str, most: int | None = None) -> bytes:
+def read(path: AnyPath, name: str, most: int | None = None) -> bytes:
     """The bytes of a file (the first `most`), at most 512 MiB. BadRecord if it cannot be read."""
 
     def whole() -> bytes:
+        if most is not None and is_remote(path):
+            return path.read_range(0, min(most, path.stat().st_size))
         if most is not None:
             with path.open("rb") as file:
                 return file.read(most)
@@ -50,7 +51,7 @@ def decode(data: bytes, suffix: str, name: str, bits: int = 16) -> np.ndarray:
     return _DECODERS[suffix](data, name)
 
 
-def size(path: pathlib.Path, name: str) -> tuple[int, int]:
+def size(path: AnyPath, name: str) -> tuple[int, int]:
     """Width and height of the map in a file. BadRecord if its header does not tell."""
     suffix = path.suffix.lower()
     if suffix not in _SIZES:

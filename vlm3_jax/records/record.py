@@ -20,7 +20,7 @@ from vlm3_jax.records.conversation import Conversation
 from vlm3_jax.records.dense import DepthMap, Mask
 from vlm3_jax.records.labels import DepthPoints, Matches, Objects
 from vlm3_jax.shapes import UInt8
-from vlm3_jax.storage import AnyPath, patiently
+from vlm3_jax.storage import AnyPath, is_remote, patiently
 
 MAX_IMAGE_BYTES = 256 * 2**20
 MAX_IMAGE_PIXELS = 200_000_000
@@ -122,6 +122,9 @@ class ImageRef:
             raise BadRecord(f"{self.name}: cannot read the image ({error.strerror})") from None
 
     def _bytes(self) -> bytes:
+        if is_remote(self.path):
+            # It looks at the size by itself.
+            return self.path.read_bytes(MAX_IMAGE_BYTES)
         size = self.path.stat().st_size
         if size > MAX_IMAGE_BYTES:
             raise BadRecord(f"{self.name}: {size} bytes is above the limit of {MAX_IMAGE_BYTES}")

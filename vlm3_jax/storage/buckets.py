@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from vlm3_jax.errors import Again, UserError
+from vlm3_jax.errors import Again, BadRecord, UserError
 from vlm3_jax.storage.emulator import Emulator
 
 SCHEMES = ("gs", "s3")
@@ -97,12 +97,12 @@ class Bucket:
         return _entry(self._steadily(key, lambda: self._api.head(self._store, key)))
 
     def read(self, key: str, limit: int) -> bytes:
-        """A whole object of at most `limit` bytes."""
+        """A whole object; BadRecord if it has more than `limit` bytes."""
 
         def read():
             found = self._api.get(self._store, key)
             if found.meta["size"] > limit:
-                raise UserError(f"{self.url}/{key}: {found.meta['size']:,} bytes, at most {limit:,} are read")
+                raise BadRecord(f"{self.url}/{key}: {found.meta['size']:,} bytes, at most {limit:,} are read")
             return _whole(found.bytes().to_bytes(), found.meta["size"])
 
         return self._steadily(key, read, READ_PATIENCE_S)

@@ -200,7 +200,7 @@ class BucketPath:
     # Reading
 
     def read_bytes(self, limit: int = READ_LIMIT) -> bytes:
-        """The whole object; UserError if it has more bytes than `limit`."""
+        """The whole object; BadRecord if it has more bytes than `limit`."""
         return self._store.read(self.key, limit)
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vlm3_jax import storage
 from vlm3_jax.errors import UserError
 from vlm3_jax.records import to_bytes
+from vlm3_jax.storage import lock
 from vlm3_jax.storage.folders import put_folder, scratch
 from vlm3_jax.synth.options import SynthOptions
 from vlm3_jax.synth.pairs import record
@@ -56,9 +57,22 @@ def build(
     )
     if _already_built(out_dir, description):
         return out_dir
-    # Beside its place; what goes into a bucket is made on this machine first.
-    beside = scratch(out_dir).parent if storage.is_remote(out_dir) else out_dir.parent
-    beside.mkdir(parents=True, exist_ok=True)
+    if not storage.is_remote(out_dir):
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        _build(out_dir, out_dir.parent, description, options, workers, progress)
+        return out_dir
+    # Beside the folder, which is replaced as a whole. On a disk that takes a moment, and needs no lock.
+    with lock.held(out_dir.with_name(f".{out_dir.name}.lock"), out_dir, "build", "--out") as check:
+        if not _already_built(out_dir, description):
+            _build(out_dir, scratch(out_dir).parent, description, options, workers, progress, check)
+    return out_dir
+
+
+def _build(
+    out_dir, beside: pathlib.Path, description: dict, options, workers: int, progress: bool, check=lambda: None
+) -> None:
+    """Into a folder `beside` first, which takes its place; `check()` is called before it goes into a bucket."""
+    seed, first, count = (description[name] for name in ("seed", "first", "count"))
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=beside))
     try:
         partial.chmod(0o755)
@@ -71,12 +85,12 @@ def build(
             _run_workers(jobs, min(workers, len(jobs)), count, progress)
         (partial / SIDECAR).write_text(json.dumps(description, indent=2) + "\n")
         if storage.is_remote(out_dir):
+            check()
             put_folder(partial, out_dir, last=SIDECAR)
         else:
             os.replace(partial, out_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return out_dir
 
 
 def _already_built(out_dir: storage.AnyPath, description) -> bool:

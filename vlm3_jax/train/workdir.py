@@ -1,12 +1,7 @@
 """The workdir of a run: one run at a time writes it, and all processes of the run see the same folder."""
 
 import contextlib
-import errno
-import fcntl
-import os
-import pathlib
 import secrets
-import socket
 import time
 
 import jax
@@ -14,17 +9,11 @@ import numpy as np
 
 from vlm3_jax.errors import UserError
 from vlm3_jax.parallel import processes
-from vlm3_jax.storage import AnyPath, is_remote
-from vlm3_jax.train import bucket_lock
+from vlm3_jax.storage import AnyPath, lock
 
 LOCK = ".lock"
-# Seconds that a run which was killed may take to let go: on this host, and on one that a file server has lost (NFS 4
-# gives it 90 s on Linux).
-LET_GO_S, LEASE_S = 10, 120
 # So long a shared file system may take to show one host what another has written.
 SHOWN_S = 10
-# What file systems say that know no locks.
-_NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -39,10 +28,8 @@ def claimed(workdir: AnyPath):
     token = secrets.token_bytes(8)
     with contextlib.ExitStack() as held:
         check = _nothing
-        if jax.process_index() == 0 and is_remote(workdir):
-            check = held.enter_context(bucket_lock.held(workdir / LOCK, _who(token.hex()))).check
-        elif jax.process_index() == 0:
-            held.enter_context(_locked(workdir, token.hex()))
+        if jax.process_index() == 0:
+            check = held.enter_context(lock.held(workdir / LOCK, workdir, token=token.hex()))
         if jax.process_count() > 1:
             _refuse_other_folders(workdir, token)
         yield check
@@ -50,42 +37,6 @@ def claimed(workdir: AnyPath):
 
 def _nothing() -> None:
     pass
-
-
-def _who(token: str) -> str:
-    return f"process {os.getpid()} on {socket.gethostname()} {token}"
-
-
-@contextlib.contextmanager
-def _locked(workdir: pathlib.Path, token: str):
-    with open(workdir / LOCK, "a+", encoding="utf-8") as file:
-        start = time.monotonic()
-        while not _lock(file):
-            file.seek(0)
-            who = " ".join(file.read().split()[:-1])
-            if time.monotonic() - start > (LET_GO_S if who.endswith(f" on {socket.gethostname()}") else LEASE_S):
-                raise UserError(
-                    f"{workdir}: another run is writing it ({who}); wait until it has ended, or use another --workdir"
-                )
-            time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"{_who(token)}\n")
-        file.flush()
-        # Other hosts see it only then.
-        os.fsync(file.fileno())
-        yield
-
-
-def _lock(file) -> bool:
-    """Whether the file is locked now, or cannot be."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
 
 
 def _refuse_other_folders(workdir: AnyPath, token: bytes) -> None:

@@ -14,8 +14,10 @@ from vlm3_jax.data.sources.realestate10k import RealEstate10KSource
 from vlm3_jax.data.sources.removed import RemovedLabels
 from vlm3_jax.data.sources.rgbd import RGBDSource
 from vlm3_jax.data.sources.wai import WAISource
+from vlm3_jax.errors import UserError
 from vlm3_jax.kinds import PAIRS
 from vlm3_jax.records import Record
+from vlm3_jax.storage.listed import listed
 
 
 class Source(typing.Protocol):
@@ -41,13 +43,21 @@ def make_source(name: str, fields, max_bad_fraction: float = 0.01) -> Source:
     if fields.kind == "depthlm":
         images = fields.images or os.path.dirname(fields.path) or "."
         return DepthLMSource(name, fields.path, images, fields.depth_kind, fields.first, limit, max_bad_fraction)
-    # They look into many small files: in a bucket each look would take as long as reading a record.
-    path, *_ = (
-        storage.local_path(fields[field], f"component {name!r}: {field}") for field in ("path", "images", "scenes")
-    )
+    path, images = (storage.path(fields[field]) if fields[field] else None for field in ("path", "images"))
+    if fields.kind == "gta_sfm" and storage.is_remote(path):
+        raise UserError(
+            f"{name}: {path}: HDF5 files are read from a disk only; copy them there, or make shards of them in the "
+            "bucket (vlm3 data build gta_sfm --raw=COPY --out=gs://...)"
+        )
+    if fields.kind == "conversations":
+        images = images or path.parent
+    else:
+        # They look into many small files, and each look would take as long as reading one.
+        path = listed(path)
     return _IN_PLACE[fields.kind](
         name,
         path,
+        images and listed(images),
         fields,
         part=fields.part,
         share=fields.held_out,
@@ -62,14 +72,14 @@ def _pairs(fields) -> bool:
 
 # Of every kind of files in place: its source, with the fields that are its own.
 _IN_PLACE = {
-    "rgbd": lambda name, path, f, **same: RGBDSource(name, path, f.depth_kind, f.depth_scale, f.gaps, **same),
-    "wai": lambda name, path, f, **same: WAISource(
+    "rgbd": lambda name, path, _, f, **same: RGBDSource(name, path, f.depth_kind, f.depth_scale, f.gaps, **same),
+    "wai": lambda name, path, _, f, **same: WAISource(
         name, path, _pairs(f), f.covisibility_min, f.scenes, f.depth, f.mask, f.gaps, **same
     ),
-    "colmap": lambda name, path, f, **same: ColmapSource(
-        name, path, _pairs(f), f.images, f.depth_scale, f.covisibility_min, **same
+    "colmap": lambda name, path, images, f, **same: ColmapSource(
+        name, path, _pairs(f), images, f.depth_scale, f.covisibility_min, **same
     ),
-    "conversations": lambda name, path, f, **same: ConversationSource(name, path, f.images, f.camera, **same),
-    "realestate10k": lambda name, path, f, **same: RealEstate10KSource(name, path, f.gaps, f.images, **same),
-    "gta_sfm": lambda name, path, f, **same: GTASfMSource(name, path, f.gaps, **same),
+    "conversations": lambda name, path, images, f, **same: ConversationSource(name, path, images, f.camera, **same),
+    "realestate10k": lambda name, path, images, f, **same: RealEstate10KSource(name, path, f.gaps, images, **same),
+    "gta_sfm": lambda name, path, _, f, **same: GTASfMSource(name, path, f.gaps, **same),
 }

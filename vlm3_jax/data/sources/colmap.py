@@ -1,6 +1,5 @@
 """Captures reconstructed by COLMAP, in place: depths, matches and poses of the points of its sparse model."""
 
-import pathlib
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from vlm3_jax.data.sources.items import ItemSource, image_ref, inside, part_of
 from vlm3_jax.errors import UserError
 from vlm3_jax.formats.colmap import Model, ModelImage, common_points, find_model, read_model
 from vlm3_jax.records import DepthPoints, Matches, Record, View
+from vlm3_jax.storage import AnyPath
 
 # Two images of fewer common points share a view by chance.
 LEAST_SHARED = 20
@@ -22,23 +22,23 @@ class Capture(typing.NamedTuple):
 
     scene: str
     model: Model
-    images: pathlib.Path
+    images: AnyPath
 
 
 class ColmapSource(ItemSource):
     """Records of captures: single images with the z of their points, or `pairs` of images with common points.
 
-    `images`: the folder of the images, "" for `images/` beside the model. `metres`: of a unit of the model, 0 where it
-    is not known: then there are no depths, and records are not metric. A pair needs `LEAST_SHARED` common points and a
-    covisibility of `least`, the mean share of common points among those that each image sees.
+    `images`: the folder of the images, None for `images/` beside the model. `metres`: of a unit of the model, 0 where
+    it is not known: then there are no depths, and records are not metric. A pair needs `LEAST_SHARED` common points and
+    a covisibility of `least`, the mean share of common points among those that each image sees.
     """
 
     def __init__(
         self,
         name: str,
-        path: pathlib.Path,
+        path: AnyPath,
         pairs: bool,
-        images: str = "",
+        images: AnyPath | None = None,
         metres: float = 0.0,
         least: float = 0.0,
         part: str = "",
@@ -105,7 +105,7 @@ def _matches(first: ModelImage, second: ModelImage) -> Matches:
     return Matches(np.rint(first.points_px[i]).astype(np.int64), second.points_px[j])
 
 
-def find_captures(name: str, path: pathlib.Path, images: str = "") -> list[Capture]:
+def find_captures(name: str, path: AnyPath, images: AnyPath | None = None) -> list[Capture]:
     """The captures at a folder, or in the folders of it. UserError if there is none, or one has distorted images."""
     if not path.is_dir():
         raise UserError(f"{name}: no such folder {path}")
@@ -127,11 +127,10 @@ def find_captures(name: str, path: pathlib.Path, images: str = "") -> list[Captu
     return captures
 
 
-def image_folder(name: str, capture: pathlib.Path, images: str = "") -> pathlib.Path:
+def image_folder(name: str, capture: AnyPath, images: AnyPath | None = None) -> AnyPath:
     """Where the images of a capture are; UserError if that is not found."""
     if images:
-        given = pathlib.Path(images)
-        places = [given / capture.name, given]
+        places = [images / capture.name, images]
     else:
         places = [capture / place for place in IMAGES] + [parent / "images" for parent in capture.parents[:2]]
     found = next((place for place in places if place.is_dir()), None)

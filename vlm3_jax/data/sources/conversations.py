@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pathlib
 import weakref
 
 import numpy as np
@@ -13,7 +12,8 @@ from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.formats.json_items import item_spans, parsed
 from vlm3_jax.processor import intrinsics
 from vlm3_jax.records import Record, View
-from vlm3_jax.storage import patiently
+from vlm3_jax.storage import AnyPath, patiently
+from vlm3_jax.storage.folders import fetched_file
 
 _log = logging.getLogger(__name__)
 
@@ -21,16 +21,17 @@ _log = logging.getLogger(__name__)
 class ConversationSource(ItemSource):
     """Random access to the rows of a file of conversations; only byte offsets are kept in memory.
 
-    `images`: the folder that their images are in. `camera`: of images without one (`intrinsics.rule`); else EXIF, a
-    file beside the image, and at last an assumed field of view, which is said once. `part`, `share`: `part_of`, by the
-    first image of a row, so that no image is in both parts.
+    A file in a bucket is fetched, its images are read where they lie. `images`: the folder that they are in, None for
+    that of the file. `camera`: of images without one (`intrinsics.rule`); else EXIF, a file beside the image, and at
+    last an assumed field of view, which is said once. `part`, `share`: `part_of`, by the first image of a row, so that
+    no image is in both parts.
     """
 
     def __init__(
         self,
         name: str,
-        path: pathlib.Path,
-        images: str = "",
+        path: AnyPath,
+        images: AnyPath | None = None,
         camera: str = "",
         part: str = "",
         share: float = 0.1,
@@ -39,10 +40,10 @@ class ConversationSource(ItemSource):
     ):
         if not path.is_file():
             raise UserError(f"{name}: no such file {path}")
-        self._root = pathlib.Path(images or path.parent).resolve()
+        self._root = (images or path.parent).resolve()
         self._rule = intrinsics.rule(camera) if camera else None
         self._assumed = False
-        self._file = os.open(path, os.O_RDONLY)
+        self._file = os.open(fetched_file(path), os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self._file)
         spans = item_spans(path)
         self.path = path

@@ -5,7 +5,8 @@ parts are cut by scene, so that no scene is in both.
 """
 
 import abc
-import pathlib
+import io
+import posixpath
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +18,8 @@ from vlm3_jax.camera import Camera
 from vlm3_jax.data.sources.removed import RemovedLabels
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.processor import intrinsics
-from vlm3_jax.records import FORMATS, ImageRef, Record, View
-from vlm3_jax.storage import patiently
+from vlm3_jax.records import FORMATS, MAX_IMAGE_BYTES, ImageRef, Record, View
+from vlm3_jax.storage import AnyPath, is_remote, patiently
 
 PARTS = ("", "train", "held_out")
 # Where nothing tells an image's camera; only resizing by focal length goes by it.
@@ -33,7 +34,7 @@ class ItemSource(abc.ABC):
     and told in `removed`.
     """
 
-    def __init__(self, name: str, path: pathlib.Path, items: Sequence[Any], first: int = 0, limit: int | None = None):
+    def __init__(self, name: str, path: AnyPath, items: Sequence[Any], first: int = 0, limit: int | None = None):
         self.name, self.path = name, path
         self.bad: list = []
         self.removed = RemovedLabels()
@@ -81,56 +82,68 @@ def part_of(scenes: Sequence[str], part: str, share: float, name: str) -> list[i
     return found
 
 
-def inside(root: pathlib.Path, file: str, name: str) -> pathlib.Path:
+def inside(root: AnyPath, file: str, name: str) -> AnyPath:
     """A file below `root`, which is resolved; UserError, with `name`, if it lies elsewhere, also through a link."""
+    if is_remote(root):
+        # There are no links that `..` could go back over.
+        file = posixpath.normpath(file.lstrip("/"))
+        if file.split("/")[0] == "..":
+            raise UserError(f"{name}: {file!r} leaves the folder {root}")
     try:
         path = (root / file.lstrip("/")).resolve()
     # A loop of links, a null character.
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, UserError) as error:
         raise BadRecord(f"{name}: {file!r} is no path ({error})") from None
     if not path.is_relative_to(root):
         raise UserError(f"{name}: {file!r} leaves the folder {root}")
     return path
 
 
-def header(path: pathlib.Path, name: str) -> Image.Image:
-    """An image of which only the header is read: its size, format and (but for PNG) EXIF. BadRecord if it is none."""
+def photo(path: AnyPath, name: str, shown: str = "") -> tuple[Image.Image, ImageRef]:
+    """An image of which only the header is read (its size, format and, but for PNG, EXIF), and the same in place.
 
-    def read() -> Image.Image:
+    One in a bucket is fetched whole, for a second request would take longer. BadRecord, calling it `shown` (`name`), if
+    it is none.
+    """
+    shown = shown or name
+
+    def read() -> tuple[Image.Image, bytes | None]:
+        data = path.read_bytes(MAX_IMAGE_BYTES) if is_remote(path) else None
         try:
-            opened = Image.open(path, formats=FORMATS)
+            opened = Image.open(path if data is None else io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
-            raise BadRecord(f"{name}: no {', '.join(FORMATS)} file") from None
+            raise BadRecord(f"{shown}: no {', '.join(FORMATS)} file") from None
         with opened as image:
             # Read now, since the file will be closed; that of a PNG may stand behind its pixels.
             if image.format != "PNG":
                 image.getexif()
-            return image
+            return image, data
 
     try:
-        return patiently(read, name)
+        image, data = patiently(read, shown)
     except FileNotFoundError:
-        raise BadRecord(f"{name}: no such image file") from None
+        raise BadRecord(f"{shown}: no such image file") from None
     except OSError as error:
-        raise BadRecord(f"{name}: cannot read the image ({error.strerror or error})") from None
+        raise BadRecord(f"{shown}: cannot read the image ({error.strerror or error})") from None
+    return image, ImageRef(*image.size, name, path=None if data is not None else path, data=data)
 
 
-def image_ref(path: pathlib.Path, size: tuple[int, int], name: str) -> ImageRef:
-    """An image in place."""
+def image_ref(path: AnyPath, size: tuple[int, int], name: str) -> ImageRef:
+    """An image in place whose size is known."""
     return ImageRef(*size, name, path=path)
 
 
-def photo_view(path: pathlib.Path, file: str, name: str, rule: intrinsics.Rule | None = None) -> tuple[View, bool]:
+def photo_view(path: AnyPath, file: str, name: str, rule: intrinsics.Rule | None = None) -> tuple[View, bool]:
     """A photograph in place (`file`; errors call it `name`), and whether nothing told its camera (`intrinsics.find`).
 
     That is a field of view of `ASSUMED_FOV_DEG` then.
     """
-    image = header(path, name)
+    image, ref = photo(path, file, name)
     # What a PNG may tell stands behind its pixels, which are not decoded here.
     known = image if image.format != "PNG" else Image.new("1", image.size)
     found = intrinsics.find(known, path, rule)
     camera = Camera.from_fov(*image.size, ASSUMED_FOV_DEG) if found is None else found[0]
-    return View(image_ref(path, image.size, file), camera), found is None
+    return View(ref, camera), found is None
 
 
 def rescaled(camera: Camera, width: int, height: int, name: str) -> Camera:

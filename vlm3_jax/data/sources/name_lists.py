@@ -1,15 +1,15 @@
 """Lists of names: .txt (a line each), .json, or .npy, which MapAnything's split lists are (numpy's object arrays)."""
 
 import json
-import pathlib
 
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.formats.npz import read_object_npy
 from vlm3_jax.formats.numbers import MAX_TEXT_BYTES, text
 from vlm3_jax.records import map_files
+from vlm3_jax.storage import AnyPath
 
 
-def read_names(path: pathlib.Path) -> list[str]:
+def read_names(path: AnyPath) -> list[str]:
     """The names in a list. UserError, which names the file, if it is none."""
     try:
         found = _names_of(path)
@@ -20,7 +20,7 @@ def read_names(path: pathlib.Path) -> list[str]:
     return found
 
 
-def _names_of(path: pathlib.Path) -> list:
+def _names_of(path: AnyPath) -> list:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         try:

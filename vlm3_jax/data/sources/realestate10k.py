@@ -3,24 +3,25 @@
 import pathlib
 from collections.abc import Sequence
 
-from vlm3_jax.data.sources.items import IMAGE_SUFFIXES, ItemSource, header, image_ref, pairs_apart, part_of
+from vlm3_jax.data.sources.items import IMAGE_SUFFIXES, ItemSource, pairs_apart, part_of, photo
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.formats.realestate10k import camera_of, read_clip
 from vlm3_jax.records import Record, View
+from vlm3_jax.storage import AnyPath
 
 
 class RealEstate10KSource(ItemSource):
     """Pairs of frames that lie `gaps` apart in a clip, of those frames whose images are there.
 
-    `path`: a folder of CLIP.txt; `images`: the folder of CLIP/MICROSECONDS.png, "" for the same.
+    `path`: a folder of CLIP.txt; `images`: the folder of CLIP/MICROSECONDS.png, None for the same.
     """
 
     def __init__(
         self,
         name: str,
-        path: pathlib.Path,
+        path: AnyPath,
         gaps: Sequence[int],
-        images: str = "",
+        images: AnyPath | None = None,
         part: str = "",
         share: float = 0.1,
         first: int = 0,
@@ -29,7 +30,7 @@ class RealEstate10KSource(ItemSource):
         clips = sorted(p.stem for p in path.glob("*.txt")) if path.is_dir() else []
         if not clips:
             raise UserError(f"{name}: no CLIP.txt in {path}")
-        self._folder, self._images = path.resolve(), pathlib.Path(images or path).resolve()
+        self._folder, self._images = path.resolve(), (images or path).resolve()
         items = []
         for clip in (clips[i] for i in part_of(clips, part, share, name)):
             frames = self._frames(clip)
@@ -53,7 +54,7 @@ class RealEstate10KSource(ItemSource):
             row = rows.get(int(path.stem))
             if row is None:
                 raise BadRecord(f"{name}: {clip}.txt has no row for it")
-            size = header(path, name).size
-            views.append(View(image_ref(path, size, name), *camera_of(row, *size, name)))
+            image, ref = photo(path, name)
+            views.append(View(ref, *camera_of(row, *image.size, name)))
         times = "+".join(pathlib.PurePath(file).stem for file in files)
         return Record(f"{clip}/{times}", tuple(views), metric=False, scene=clip)

@@ -7,7 +7,6 @@ depth.txt, groundtruth.txt) is read too.
 
 import bisect
 import logging
-import pathlib
 import typing
 from collections.abc import Sequence
 
@@ -16,17 +15,17 @@ import numpy as np
 from vlm3_jax.data.sources.items import (
     IMAGE_SUFFIXES,
     ItemSource,
-    header,
-    image_ref,
     inside,
     pairs_apart,
     part_of,
+    photo,
     rescaled,
 )
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.formats import numbers
 from vlm3_jax.pose import matrix_from_quaternion
 from vlm3_jax.records import DepthMap, Record, View, place_depth
+from vlm3_jax.storage import AnyPath
 
 RGB = ("rgb", "color", "colour", "image", "images", "image_2")
 DEPTH = ("depth", "depths", "depth_map", "depth_maps")
@@ -50,10 +49,10 @@ class Frame(typing.NamedTuple):
     """One image of a scene with what belongs to it; `pose`: a file, or the matrix itself."""
 
     scene: str
-    rgb: pathlib.Path
-    depth: pathlib.Path | None
-    camera: pathlib.Path
-    pose: pathlib.Path | np.ndarray | None
+    rgb: AnyPath
+    depth: AnyPath | None
+    camera: AnyPath
+    pose: AnyPath | np.ndarray | None
     scale: float
 
 
@@ -66,7 +65,7 @@ class RGBDSource(ItemSource):
     def __init__(
         self,
         name: str,
-        path: pathlib.Path,
+        path: AnyPath,
         kind: str,
         scale: float = 0.0,
         gaps: Sequence[int] = (),
@@ -98,12 +97,13 @@ class RGBDSource(ItemSource):
         views, maps = [], []
         for number, frame in enumerate(frames):
             name = self._short(frame.rgb)
-            size = header(frame.rgb, name).size
+            image, ref = photo(frame.rgb, name)
+            size = image.size
             camera = numbers.read_camera(frame.camera, *size, self._short(frame.camera))
             pose = frame.pose
-            if isinstance(pose, pathlib.Path):
+            if pose is not None and not isinstance(pose, np.ndarray):
                 pose = numbers.read_pose(pose, self._short(pose))
-            views.append(View(image_ref(frame.rgb, size, name), rescaled(camera, *size, name), pose))
+            views.append(View(ref, rescaled(camera, *size, name), pose))
             if frame.depth is not None:
                 maps.append(self._map(frame, number))
         names = "+".join(self._short(frame.rgb) for frame in frames)
@@ -112,11 +112,11 @@ class RGBDSource(ItemSource):
     def _map(self, frame: Frame, view: int) -> DepthMap:
         return place_depth(frame.depth, frame.scale, self._kind, view, self._short(frame.depth))
 
-    def _short(self, path: pathlib.Path) -> str:
+    def _short(self, path: AnyPath) -> str:
         return str(path.relative_to(self._root)) if path.is_relative_to(self._root) else str(path)
 
 
-def find_frames(name: str, path: pathlib.Path, scale: float = 0.0) -> list[Frame]:
+def find_frames(name: str, path: AnyPath, scale: float = 0.0) -> list[Frame]:
     """The frames of all scenes below a folder, sorted; those without depth and pose are left out and counted.
 
     UserError if there is no scene, or one without intrinsics.
@@ -143,38 +143,38 @@ def find_frames(name: str, path: pathlib.Path, scale: float = 0.0) -> list[Frame
     return frames
 
 
-def is_tum(scene: pathlib.Path) -> bool:
+def is_tum(scene: AnyPath) -> bool:
     """Whether a folder has TUM's lists."""
     return (scene / "rgb.txt").is_file() and (scene / "depth.txt").is_file()
 
 
-def is_scene(folder: pathlib.Path) -> bool:
+def is_scene(folder: AnyPath) -> bool:
     """Whether a folder has images beside depth maps or poses."""
     beside = _child(folder, DEPTH) or _child(folder, POSES)
     return is_tum(folder) or bool(_child(folder, RGB) and beside)
 
 
-def _child(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
+def _child(folder: AnyPath, names: Sequence[str]) -> AnyPath | None:
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
-def _by_stem(folder: pathlib.Path | None, suffixes: Sequence[str]) -> dict[str, pathlib.Path]:
+def _by_stem(folder: AnyPath | None, suffixes: Sequence[str]) -> dict[str, AnyPath]:
     if folder is None:
         return {}
     return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in suffixes}
 
 
-def camera_file(scene: pathlib.Path, root: pathlib.Path) -> pathlib.Path | None:
+def camera_file(scene: AnyPath, root: AnyPath) -> AnyPath | None:
     """The one file of intrinsics of a scene, which may stand in it, in a folder of it, or above it for all scenes."""
     places = [scene, *(scene / name for name in CAMERAS), *([root] if root != scene else [])]
     return next((place / file for place in places for file in CAMERA_FILES if (place / file).is_file()), None)
 
 
-def _name(scene: pathlib.Path, root: pathlib.Path) -> str:
+def _name(scene: AnyPath, root: AnyPath) -> str:
     return root.name if scene == root else str(scene.relative_to(root))
 
 
-def _folder_frames(name: str, scene: pathlib.Path, root: pathlib.Path, scale: float) -> list[Frame]:
+def _folder_frames(name: str, scene: AnyPath, root: AnyPath, scale: float) -> list[Frame]:
     images = _by_stem(_child(scene, RGB), IMAGE_SUFFIXES)
     depths, poses = _by_stem(_child(scene, DEPTH), MAP_SUFFIXES), _by_stem(_child(scene, POSES), (".txt",))
     own = next((found for c in CAMERAS if (found := _by_stem(_child(scene, (c,)), (".txt", ".json")))), {})
@@ -193,7 +193,7 @@ def _folder_frames(name: str, scene: pathlib.Path, root: pathlib.Path, scale: fl
     return frames
 
 
-def _tum_frames(scene: pathlib.Path, root: pathlib.Path, scale: float) -> list[Frame]:
+def _tum_frames(scene: AnyPath, root: AnyPath, scale: float) -> list[Frame]:
     """Images of rgb.txt with the depth map and the pose whose times are nearest, each at most 20 ms away."""
     camera = camera_file(scene, root)
     if camera is None:
@@ -217,7 +217,7 @@ def _tum_frames(scene: pathlib.Path, root: pathlib.Path, scale: float) -> list[F
     return frames
 
 
-def _timed(path: pathlib.Path, count: int) -> list[tuple[float, list[str]]]:
+def _timed(path: AnyPath, count: int) -> list[tuple[float, list[str]]]:
     """(time, words) of the lines of a list of TUM's, by time."""
     try:
         found = [(float(words[0]), words[1 : count + 1]) for words in numbers.rows(path) if len(words) > count]
@@ -232,7 +232,7 @@ def _nearest(rows: list, time: float) -> list[str] | None:
     return near[1] if near and abs(near[0] - time) <= TUM_SECONDS else None
 
 
-def _tum_pose(words: list[str], path: pathlib.Path) -> np.ndarray:
+def _tum_pose(words: list[str], path: AnyPath) -> np.ndarray:
     """Camera-to-world of "tx ty tz qx qy qz qw"."""
     try:
         x, y, z, qx, qy, qz, qw = map(float, words)

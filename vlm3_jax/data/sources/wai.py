@@ -1,13 +1,13 @@
 """Scenes in MapAnything's WAI layout, in place: scene_meta.json, images, z-depth as EXR, masks, covisibility."""
 
 import logging
-import pathlib
 import typing
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from vlm3_jax import storage
 from vlm3_jax.camera import Camera
 from vlm3_jax.data.sources.items import ItemSource, image_ref, inside, part_of
 from vlm3_jax.data.sources.name_lists import read_names
@@ -15,6 +15,8 @@ from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.files import Fields
 from vlm3_jax.pose import check_pose
 from vlm3_jax.records import Record, View, place_depth, place_mask
+from vlm3_jax.storage import AnyPath
+from vlm3_jax.storage.folders import fetched_file
 
 META = "scene_meta.json"
 # Lengths are metres in scenes of this scale_type only; "colmap" is that of a reconstruction.
@@ -29,12 +31,12 @@ class Scene(typing.NamedTuple):
     """A scene as its meta file tells it; `depth`: the key of a frame's depth map, `covisibility`: its matrix's file."""
 
     name: str
-    folder: pathlib.Path
+    folder: AnyPath
     metric: bool
     frames: list[dict]
     shared: dict
     depth: str
-    covisibility: pathlib.Path | None
+    covisibility: AnyPath | None
 
 
 class WAISource(ItemSource):
@@ -48,7 +50,7 @@ class WAISource(ItemSource):
     def __init__(
         self,
         name: str,
-        path: pathlib.Path,
+        path: AnyPath,
         pairs: bool,
         least: float = 0.0,
         scenes: str = "",
@@ -103,7 +105,7 @@ class WAISource(ItemSource):
         )
 
 
-def find_scenes(name: str, path: pathlib.Path, listed: str = "", depth: str = "depth") -> list[Scene]:
+def find_scenes(name: str, path: AnyPath, listed: str = "", depth: str = "depth") -> list[Scene]:
     """The scenes of a folder (or the one that it is), sorted by name, or those of a list.
 
     UserError if there are none, or a meta file is not as it should be.
@@ -114,7 +116,7 @@ def find_scenes(name: str, path: pathlib.Path, listed: str = "", depth: str = "d
     if (root / META).is_file():
         folders = [root]
     elif listed:
-        folders = [inside(root, one, listed) for one in read_names(pathlib.Path(listed))]
+        folders = [inside(root, one, listed) for one in read_names(storage.path(listed))]
         missing = [folder for folder in folders if not (folder / META).is_file()]
         if missing:
             # Split lists name all scenes of a set; a copy of some of them is enough to train on.
@@ -127,7 +129,7 @@ def find_scenes(name: str, path: pathlib.Path, listed: str = "", depth: str = "d
     return [_scene(folder, depth) for folder in folders]
 
 
-def _scene(folder: pathlib.Path, depth: str) -> Scene:
+def _scene(folder: AnyPath, depth: str) -> Scene:
     meta = Fields.read(folder / META)
     meta.require("camera_convention", "opencv", "opencv")
     model = meta.text("camera_model", "PINHOLE")
@@ -145,9 +147,9 @@ def _scene(folder: pathlib.Path, depth: str) -> Scene:
     return Scene(scene, folder, metric, frames, meta.tree, str(key), _matrix_file(folder))
 
 
-def _matrix_file(folder: pathlib.Path) -> pathlib.Path | None:
+def _matrix_file(folder: AnyPath) -> AnyPath | None:
     """The covisibility of a scene, of the newest version if there are several."""
-    found = sorted((folder / "covisibility").glob("**/pairwise_covisibility*.npy"))
+    found = sorted((folder / "covisibility").rglob("pairwise_covisibility*.npy"))
     return found[-1] if found else None
 
 
@@ -195,10 +197,10 @@ def scene_pairs(scene: Scene, least: float, gaps: Sequence[int] = ()) -> list[tu
     return list(zip(first.tolist(), second.tolist(), values.tolist(), strict=True))
 
 
-def read_matrix(path: pathlib.Path, count: int) -> np.ndarray:
+def read_matrix(path: AnyPath, count: int) -> np.ndarray:
     """A covisibility matrix, float32 [count, count], as a file of numbers is: nothing is unpickled."""
     try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        matrix = np.load(fetched_file(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable matrix of numbers ({error})") from None
     if matrix.dtype.kind != "f" or matrix.shape != (count, count):
