@@ -32,7 +32,8 @@ def contents(folder) -> dict:
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
-def test_a_bucket_gets_the_same_files_and_they_are_a_source(raw, place, tmp_path):
+def test_a_bucket_gets_the_same_files_and_they_are_a_source(raw, run_place, tmp_path):
+    place = run_place
     build(of(raw, tmp_path / "here"), workers=1)
     summary = build(of(raw, str(place / "there")), workers=2)
     assert contents(place / "there") == contents(tmp_path / "here")
@@ -41,9 +42,7 @@ def test_a_bucket_gets_the_same_files_and_they_are_a_source(raw, place, tmp_path
     assert [source[n].id for n in range(len(source))] == sorted(source[n].id for n in range(COUNT))
 
 
-def test_one_command_at_a_time(raw, place, monkeypatch):
-    monkeypatch.setattr(bucket_lock, "BEAT_S", 0.1)
-    monkeypatch.setattr(bucket_lock, "LOOK_S", 0.05)
+def test_one_command_at_a_time(raw, place):
     options = synth.SynthOptions(width=64, height=48, focal_px=64.0)
     places = {"streets": place / "streets" / "built" / "lock", "rendered": place / ".rendered.lock"}
     calls = {
@@ -62,8 +61,7 @@ def test_one_command_at_a_time(raw, place, monkeypatch):
 
 
 def test_what_a_kill_has_left_is_taken_over_and_the_old_one_stops(raw, place, monkeypatch):
-    for name, seconds in (("BEAT_S", 0.1), ("LOOK_S", 0.05), ("LEASE_S", 0.3)):
-        monkeypatch.setattr(bucket_lock, name, seconds)
+    monkeypatch.setattr(bucket_lock, "LEASE_S", 0.3)
     out, found = place / "there", place / "there" / "built" / "lock"
     found.write_text("process 7 on elsewhere 00 3\n")
     write = shards._write

@@ -35,7 +35,8 @@ def files(folder) -> dict[str, bytes]:
     return {name: data for name, data in named.items() if "/parts/" not in name}
 
 
-def test_files_scores_and_report(place, tmp_path, capsys):
+def test_files_scores_and_report(run_place, tmp_path, capsys):
+    place = run_place
     asked = make_questions("depth")
     whole = Truthful(asked)
     evaluate(whole, asked, tmp_path / "out", progress=False, records_per_call=2)

@@ -10,7 +10,9 @@ from vlm3_jax.storage import buckets
 from vlm3_jax.storage.buckets import Failing, Refused
 
 
-@pytest.mark.parametrize("fault", [503, 429, 500, 408, "cut"])
+@pytest.mark.parametrize(
+    "fault", [503, 429, "cut", *(pytest.param(code, marks=pytest.mark.slow) for code in (500, 408))]
+)
 def test_what_passes_is_waited_for(faulty, fault, caplog):
     place, proxy = faulty
     with caplog.at_level(logging.WARNING):

@@ -19,8 +19,9 @@ def same(one, two) -> None:
         np.testing.assert_array_equal(np.asarray(value), np.asarray(second[path]), err_msg=str(path))
 
 
-def test_to_and_fro(place, tiny_model, tmp_path, capsys):
+def test_to_and_fro(run_place, tiny_model, tmp_path, capsys):
     """HF in a bucket -> ours in the bucket -> HF on the disk: every byte, as all on the disk."""
+    place = run_place
     folders.put_folder(tiny_model, place / "hf", "config.json")
     assert cli.main(["convert", str(place / "hf"), str(place / "ours")]) == 0
     assert cli.main(["convert", str(place / "ours"), str(tmp_path / "back")]) == 0

@@ -19,7 +19,7 @@ from vlm3_jax.storage.buckets import aws_settings, endpoint
 COMMITTED = "commit_success.txt"
 _ALIAS = "s3@"
 # tensorstore tries again by itself: 0.5, 1, 2, ... 20 s, about as long as we do.
-_RETRIES = {"max_retries": 12, "initial_delay": "500ms", "max_delay": "20s"}
+RETRIES = {"max_retries": 12, "initial_delay": "500ms", "max_delay": "20s"}
 
 
 def orbax_path(path: AnyPath) -> epath.Path:
@@ -42,9 +42,9 @@ def kvstore(path: AnyPath) -> dict:
 def _kvstore(scheme: str, bucket: str, key: str) -> dict:
     if scheme == "gs":
         spec = {"driver": "gcs", "bucket": bucket, "path": key}
-        return spec | {"context": {"gcs_request_retries": _RETRIES}}
+        return spec | {"context": {"gcs_request_retries": RETRIES}}
     settings, server = aws_settings(), endpoint("s3")
-    spec = {"driver": "s3", "bucket": bucket, "path": key, "context": {"s3_request_retries": _RETRIES}}
+    spec = {"driver": "s3", "bucket": bucket, "path": key, "context": {"s3_request_retries": RETRIES}}
     if server:
         spec |= {"endpoint": server, "aws_region": settings.get("region", "us-east-1")}
     return spec
