@@ -186,6 +186,8 @@ def canonical(tree, raw: pathlib.Path | None = None) -> bytes:
             return (value.relative_to(raw) if inside else value).as_posix()
         if isinstance(value, np.ndarray):
             return [value.dtype.str, list(value.shape), hashlib.sha256(np.ascontiguousarray(value)).hexdigest()]
+        if isinstance(value, bytes):
+            return [len(value), hashlib.sha256(value).hexdigest()]
         if isinstance(value, np.generic):
             return value.item()
         if dataclasses.is_dataclass(value):

@@ -1,5 +1,6 @@
 """nuScenes: the chain lidar, ego, global, ego, camera; which samples belong to which split."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from tests.builders import files, truth, vehicle
 from vlm3_jax.builders import common
 from vlm3_jax.builders.nuscenes import CAMERAS, NuScenes
+from vlm3_jax.builders.running.plan import describe, jobs, make_build
 from vlm3_jax.errors import BadRecord, UserError
 
 YAW = {"CAM_FRONT": 0, "CAM_FRONT_LEFT": -55, "CAM_FRONT_RIGHT": 55, "CAM_BACK": 180, "CAM_BACK_LEFT": -110}
@@ -145,3 +147,13 @@ def test_what_is_missing_is_named(root, tmp_path):
         _built(tmp_path)
     with pytest.raises(UserError, match=r"v1.0-trainval"):
         NuScenes().frames(root, "train")
+
+
+def test_a_build_of_it_can_be_planned(root, tmp_path):
+    """Its items hold the numbers of four poses."""
+    about, todo = jobs(make_build("nuscenes", root, tmp_path, "bench"))
+    assert about["items"] == 6
+    assert len(todo[0].items) == 6
+    item = dataclasses.replace(todo[0].items[0], data=todo[0].items[0].data | {"numbers": bytes(8)})
+    changed = describe(todo[0].build, NuScenes(), [item, *todo[0].items[1:]])
+    assert changed["items_sha256"] != about["items_sha256"]

@@ -91,10 +91,10 @@ def frozen(asked: Asked, folder: pathlib.Path, records, **about) -> freeze.Froze
     return freeze.freeze(asked, built(folder, records, **about), [record.id for record in records])
 
 
-def questions(manifest, folder, wording: str = "release", **fields) -> FrozenQuestions:
+def questions(manifest, folder, wording: str = "release", limit=None, labels=None, **fields) -> FrozenQuestions:
     """What a model of that wording would be asked."""
     protocol = given(manifest.asked.benchmark.task, wording, resize="focal:70", **fields)
-    return FrozenQuestions(manifest, protocol, SPEC, built=folder)
+    return FrozenQuestions(manifest, protocol, SPEC, folder, limit, labels)
 
 
 class Knows:

@@ -31,10 +31,9 @@ def run(out, names, built, wording="release", turned=lambda example: example.ans
         if not folder.exists():
             frozen(asked, folder, RECORDS[asked.benchmark.task])
         found = manifest.read(asked, folder)
-        told = questions(found, folder, wording)
-        told.places, told.briefs = told.places[:limit], told.briefs[:limit]
+        told = questions(found, folder, wording, limit)
         evaluate(Knows(told, turned), told, out / name, variants=("model",), progress=False)
-        outputs.write_bench(out / name, found, len({brief.record for brief in told.briefs}))
+        outputs.write_bench(out / name, found, told.partial)
     return tables.write(out)
 
 
@@ -148,7 +147,7 @@ def test_models_that_are_asked_in_other_words_are_compared_item_by_item(built, t
     assert [line.name for line in compared.blocks[0].own] == ["a", "b"]
     frozen(Asked(BENCHMARKS["ibims1"]), tmp_path / "other", [depth_record(3), depth_record(1)])
     found = manifest.read(Asked(BENCHMARKS["ibims1"]), tmp_path / "other")
-    outputs.write_bench(tmp_path / "b" / "ibims1", found, 2)
+    outputs.write_bench(tmp_path / "b" / "ibims1", found)
     with pytest.raises(UserError, match="asked by two manifests of ibims1"):
         scoring.before_after(a, scoring.read_cells(tmp_path / "b"))
 
@@ -175,8 +174,9 @@ def test_markers_ask_points_one_by_one_but_those_at_the_border(built, tmp_path):
     run(tmp_path, ["ibims1"], built)
     found = manifest.read(Asked(BENCHMARKS["ibims1"]), built / "ibims1")
     told = questions(found, built / "ibims1", marker=True)
-    assert len(told) + told.points_left == 300
-    assert told.points_left > 0
+    left = 300 - len(told)
+    assert left > 0
+    assert told.partial == f"{left} points too near to the border"
     assert all(len(one.examples) == 1 for one in told)
     place = told.places[7]
     assert told[7].ids == [f"ibims1/{found[place.row].id}/{place.point}"]
@@ -184,3 +184,14 @@ def test_markers_ask_points_one_by_one_but_those_at_the_border(built, tmp_path):
     assert told[7].examples[0].target["depth_m"] == depth
     assert told[7].images[0].marker is not None
     assert np.isclose(told.briefs[7].questions, 1)
+
+
+def test_fewer_records_and_labels(built, tmp_path):
+    run(tmp_path, ["ibims1", "eth3d_pose"], built)
+    found = manifest.read(Asked(BENCHMARKS["ibims1"]), built / "ibims1")
+    told = questions(found, built / "ibims1", limit=2, labels=5)
+    assert [one.ids[-1] for one in told] == ["ibims1/place/00/4", "ibims1/place/01/4"]
+    assert told.partial == "2 of 3 records, at most 5 labels each"
+    pose = manifest.read(Asked(BENCHMARKS["eth3d_pose"]), built / "eth3d_pose")
+    # All kinds of questions about a pair belong together.
+    assert {len(one.examples) for one in questions(pose, built / "eth3d_pose", labels=1)} == {4}

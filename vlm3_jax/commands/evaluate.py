@@ -45,6 +45,7 @@ def _add_bench(sub) -> None:
         help="depth labels: true metres, or those that DepthLM's curators stored and published numbers are of",
     )
     sub.add_argument("--records", type=int, metavar="N", help="of each benchmark only N records, evenly spaced")
+    sub.add_argument("--labels", type=int, metavar="N", help="of each of its records only N points or matches")
 
 
 def _add_ask(parsers) -> None:
@@ -101,14 +102,16 @@ def _bench(args, fields):
 
     if not args.out:
         raise UserError("--out: missing; give a folder for predictions, scores and tables")
-    if args.records is not None and args.records < 1:
-        raise UserError(f"--records={args.records}: ask about 1 at least")
+    for option in ("records", "labels"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            raise UserError(f"--{option}={value}: ask about 1 at least")
     asked = benchmarks.find(args.bench, args.rules)
     args.workdir = args.workdir or args.out
     # A model is judged by its answers alone, unless somebody asks for more.
     given = any(field.startswith("eval.variants=") for field in fields)
     fields = fields if args.config or given else ["eval.variants=model", *fields]
-    return evaluate_benchmarks(arguments.read_config(args, fields), asked, storage.path(args.out), args.records)
+    config = arguments.read_config(args, fields)
+    return evaluate_benchmarks(config, asked, storage.path(args.out), args.records, args.labels)
 
 
 def _report(args, _) -> None:

@@ -24,13 +24,18 @@ from vlm3_jax.tasks.protocol import RELEASE, Protocol
 
 
 def evaluate_benchmarks(
-    config, asked: Sequence[Asked], out: storage.AnyPath, limit: int | None = None, progress: bool = True
+    config,
+    asked: Sequence[Asked],
+    out: storage.AnyPath,
+    limit: int | None = None,
+    labels: int | None = None,
+    progress: bool = True,
 ) -> tables.Tables | None:
     """Asks the model of `config.model` all benchmarks whose data are there, and writes predictions, scores and tables.
 
     Called by every process of a run, each with the devices of its own; the first returns the tables, in which what was
-    not run stands with the reason. `limit`: only so many records of each, evenly spaced. UserError if `out` holds
-    another model's results, or none of the benchmarks can be run.
+    not run stands with the reason. `limit`: only so many records of each, evenly spaced; `labels`: only so many points
+    or matches of each record. UserError if `out` holds another model's results, or none of the benchmarks can be run.
     """
     found, missing = _manifests(asked)
     if not found:
@@ -45,7 +50,8 @@ def evaluate_benchmarks(
     with setup.work.published(*([QUARANTINE] if first else [])):
         for one in found:
             protocol = protocol_of(setup, one.asked.benchmark.task)
-            _run(setup, engine, FrozenQuestions(one, protocol, setup.spec, limit=limit), out, progress)
+            questions = FrozenQuestions(one, protocol, setup.spec, limit=limit, labels=labels)
+            _run(setup, engine, questions, out, progress)
     return tables.write(out, missing) if first else None
 
 
@@ -85,6 +91,4 @@ def _run(setup: Setup, engine, questions: FrozenQuestions, out: storage.AnyPath,
         quarantine=Quarantine(where, config.data.max_bad_fraction),
     )
     if results is not None:
-        outputs.write_bench(
-            folder, questions.manifest, len({b.record for b in questions.briefs}), questions.points_left
-        )
+        outputs.write_bench(folder, questions.manifest, questions.partial)

@@ -48,7 +48,7 @@ class Frozen:
 
     def __str__(self):
         left = self.head["set_aside"]
-        text = f"{self.head['labels']:,} questions about {self.head['rows']:,} records"
+        text = f"{self.head['labels']:,} labels of {self.head['rows']:,} records"
         text += f" ({len(left)} set aside: {left[0]['id']}: {left[0]['reason']}, ...)" if left else ""
         return f"manifest of {self.head['benchmark']}: {text}" + ("" if self.new else ", frozen before")
 

@@ -42,8 +42,8 @@ class FrozenQuestions(Sequence):
     """A `Questions` a record of a manifest, in its order, with every label that it names; ids number these labels.
 
     Pairs of cameras are asked about both ways, the second under the component NAME (swapped). With markers each point
-    is asked by itself, and those too near to the border for one are not (`points_left` tells how many). `limit`: only
-    so many records, evenly spaced.
+    is asked by itself, and those too near to the border for one are not. `limit`: only so many records, evenly spaced;
+    `labels`: of points and matches only the first so many of each record.
     """
 
     def __init__(
@@ -53,15 +53,29 @@ class FrozenQuestions(Sequence):
         spec: VisionSpec,
         built: storage.AnyPath | None = None,
         limit: int | None = None,
+        labels: int | None = None,
     ):
         self.manifest, self.protocol, self.spec = manifest, protocol, spec
         self.name = manifest.asked.key
         self._source = ArrayRecordSource(self.name, built or manifest.asked.folder)
         self.places: list[Place] = []
         self.briefs: list[Brief] = []
-        self.points_left = 0
+        self._limit, self._labels, self._at_border = limit, labels, 0
         for number in chosen_rows(len(manifest), limit):
             self._survey(number)
+
+    @property
+    def partial(self) -> str:
+        """What of the manifest is not asked about, in a few words; "" if nothing."""
+        whole = len(self.manifest)
+        parts = [f"{self._limit} of {whole} records"] if self._limit and self._limit < whole else []
+        parts += [f"at most {self._labels} labels each"] if self._labels and self._has_labels else []
+        parts += [f"{self._at_border} points too near to the border"] if self._at_border else []
+        return ", ".join(parts)
+
+    @property
+    def _has_labels(self) -> bool:
+        return self.manifest.asked.benchmark.task in ("depth", "correspondence")
 
     def __len__(self) -> int:
         return len(self.places)
@@ -84,7 +98,7 @@ class FrozenQuestions(Sequence):
         if self.protocol.marker:
             camera = records.unify(row.record, self.protocol.resize).views[0].camera
             fits = marker.fits([e.marker for e in whole.examples], camera.width, camera.height)
-            self.points_left += int((~fits).sum())
+            self._at_border += int((~fits).sum())
             for point in np.flatnonzero(fits).tolist():
                 self._add(Place(number, point), dataclasses.replace(whole.brief, questions=1))
             return
@@ -100,7 +114,7 @@ class FrozenQuestions(Sequence):
         if place.swapped:
             record = dataclasses.replace(record, views=record.views[::-1])
         record = records.unify(record, self.protocol.resize)
-        asked, first = examples(row, record, self.protocol), 0
+        asked, first = examples(row, record, self.protocol)[: self._labels if self._has_labels else None], 0
         if place.point is not None:
             asked, first = asked[place.point : place.point + 1], place.point
         arrow = asked[0].marker if place.point is not None else None

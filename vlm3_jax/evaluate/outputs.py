@@ -17,24 +17,15 @@ RUN, BENCH = "run.json", "bench.json"
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """A benchmark in an output folder: `asked` of `records` records out of the `of` in its manifest.
+    """A benchmark in an output folder.
 
-    `points_left`: labels that could not be asked about. `sha256`: of the manifest.
+    `partial`: what of its manifest was not asked about, in a few words; "" if nothing. `sha256`: of the manifest.
     """
 
     asked: Asked
     folder: storage.AnyPath
-    records: int
-    of: int
-    points_left: int
+    partial: str
     sha256: str
-
-    @property
-    def partial(self) -> str:
-        """What was left out, in a few words; "" if nothing was."""
-        parts = [f"{self.records} of {self.of} records"] if self.records < self.of else []
-        parts += [f"{self.points_left} points too near to the border"] if self.points_left else []
-        return ", ".join(parts)
 
 
 def claim(out: storage.AnyPath, about: dict[str, Any]) -> None:
@@ -59,15 +50,9 @@ def answers_by(out: storage.AnyPath) -> str:
     return Fields.read(out / RUN).text("answers_by", "") if (out / RUN).is_file() else ""
 
 
-def write_bench(folder: storage.AnyPath, manifest: Manifest, records: int, points_left: int = 0) -> None:
-    """Says which benchmark the predictions in a folder are of."""
-    about = {
-        "benchmark": manifest.asked.key,
-        "records": records,
-        "of": len(manifest),
-        "points_left": points_left,
-        "manifest_sha256": manifest.sha256,
-    }
+def write_bench(folder: storage.AnyPath, manifest: Manifest, partial: str = "") -> None:
+    """Says which benchmark the predictions in a folder are of, and what of it was left out."""
+    about = {"benchmark": manifest.asked.key, "partial": partial, "manifest_sha256": manifest.sha256}
     write_text(folder / BENCH, json.dumps(about, indent=1) + "\n")
 
 
@@ -81,5 +66,4 @@ def benches(out: storage.AnyPath) -> Iterator[Bench]:
             asked = of_key(fields.text("benchmark"))
             if asked is None:
                 raise UserError(f"{fields.name}: there is no benchmark {fields.text('benchmark')!r}")
-            counts = (fields.integer(name, 0) for name in ("records", "of", "points_left"))
-            yield Bench(asked, folder, *counts, fields.text("manifest_sha256"))
+            yield Bench(asked, folder, fields.text("partial"), fields.text("manifest_sha256"))

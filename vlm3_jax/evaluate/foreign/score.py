@@ -88,7 +88,7 @@ def score(found: Manifest, answers: str, options: Options, out: storage.AnyPath 
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_text(folder / FILE, lines, errors="backslashreplace")
     results = rescore(folder)
-    outputs.write_bench(folder, found, len(found))
+    outputs.write_bench(folder, found)
     tables.write(out)
     return {**results.entries[0].scores["model"].metrics, "missing_records": missing}
 
