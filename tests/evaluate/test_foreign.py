@@ -386,3 +386,38 @@ def test_the_command(depth, tmp_path, capsys):
     targets = write_rows(tmp_path / "t.jsonl", [{"id": "a", "target": {"kind": "depth", "depth_m": 1.0}}])
     assert cli.main(["score", "depth", targets, targets, "--kind=z"]) == 2
     assert "--kind: " in capsys.readouterr().err
+
+
+def test_questions_are_handed_out_and_their_answers_come_back(pairs, tmp_path, monkeypatch, capsys):
+    """As for a model behind an API: texts and pictures out, texts in."""
+    folder = tmp_path / "data" / POSE.benchmark.where
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(pairs)
+    monkeypatch.setenv("VLM3_DATA", str(tmp_path / "data"))
+    args = ["eval", "--bench=eth3d_pose", "--bench=ibims1", "--questions", f"--out={tmp_path / 'asked'}", "--records=2"]
+    assert cli.main(args) == 0
+    shown = capsys.readouterr().out
+    assert f"{tmp_path / 'asked'}/eth3d_pose/questions.jsonl: 8 questions" in shown
+    assert "left out: ibims1: no built data in" in shown
+    rows = [json.loads(line) for line in (tmp_path / "asked/eth3d_pose/questions.jsonl").read_text().splitlines()]
+    assert rows[0]["question"].startswith("Treating the first image as the reference viewpoint")
+    assert "swapped" not in json.dumps(rows)
+    for name in rows[0]["images"]:
+        with Image.open(tmp_path / "asked/eth3d_pose" / name) as picture:
+            # Focal length 750 instead of 60.
+            assert picture.size == (1000, 750)
+    found = manifest.read(POSE)
+    told = {id: example.answer for id, example in frozen_answers(found)}
+    answers = write_rows(tmp_path / "a.jsonl", [{"id": row["id"], "prediction": told[row["id"]]} for row in rows])
+    metrics = score(found, answers, Options())
+    assert metrics["missing_records"] == 1
+    assert metrics["auc30"] == pytest.approx(2 / 3)
+
+
+def frozen_answers(found):
+    from vlm3_jax.evaluate.foreign.score import _examples
+
+    for number in range(len(found)):
+        row = found[number]
+        for place, example in enumerate(_examples(row, "release")):
+            yield f"eth3d_pose/{row.id}/{place}", example

@@ -46,6 +46,11 @@ def _add_bench(sub) -> None:
     )
     sub.add_argument("--records", type=int, metavar="N", help="of each benchmark only N records, evenly spaced")
     sub.add_argument("--labels", type=int, metavar="N", help="of each of its records only N points or matches")
+    sub.add_argument(
+        "--questions",
+        action="store_true",
+        help="answer nothing: write the benchmarks' questions and pictures to --out, for a model that runs elsewhere",
+    )
 
 
 def _add_ask(parsers) -> None:
@@ -76,6 +81,9 @@ def _eval(args, fields) -> None:
 
     if not (args.config or args.bench):
         raise UserError("--config: missing; give a config with held-out data, or --bench and --model")
+    if args.questions:
+        _hand_out(args)
+        return
     with processes.joined("eval", args.coordinator, args.processes, args.process):
         import rich.console
 
@@ -95,17 +103,35 @@ def _eval(args, fields) -> None:
             print(f"predictions and scores: {out}")
 
 
-def _bench(args, fields):
-    """The tables of benchmarks; None in all processes but the first."""
+def _asked(args) -> list:
+    """The benchmarks of the options."""
     from vlm3_jax.evaluate import benchmarks
-    from vlm3_jax.evaluate.bench_run import evaluate_benchmarks
 
     if not args.out:
         raise UserError("--out: missing; give a folder for predictions, scores and tables")
     for option in ("records", "labels"):
         if (value := getattr(args, option)) is not None and value < 1:
             raise UserError(f"--{option}={value}: ask about 1 at least")
-    asked = benchmarks.find(args.bench, args.rules)
+    return benchmarks.find(args.bench, args.rules)
+
+
+def _hand_out(args) -> None:
+    from vlm3_jax.evaluate.handout import hand_out
+
+    if not args.bench:
+        raise UserError("--questions: of which benchmarks? give --bench")
+    counts, missing = hand_out(_asked(args), args.out, args.records, args.labels)
+    for name, count in counts.items():
+        print(f"{args.out}/{name}/questions.jsonl: {count:,} questions")
+    for name, why in missing.items():
+        print(f"left out: {name}: {why}")
+
+
+def _bench(args, fields):
+    """The tables of benchmarks; None in all processes but the first."""
+    from vlm3_jax.evaluate.bench_run import evaluate_benchmarks
+
+    asked = _asked(args)
     args.workdir = args.workdir or args.out
     # A model is judged by its answers alone, unless somebody asks for more.
     given = any(field.startswith("eval.variants=") for field in fields)
