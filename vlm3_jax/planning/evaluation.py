@@ -224,9 +224,9 @@ def _seconds(cfg, work: Work, evaluation, topology: Topology, tensor: int, weigh
     # An image is read again for each part of its questions.
     parts = math.ceil(work.questions / Q)
     calls = work.records * parts / B
-    V, M, N = PADDING * work.visual, PADDING * work.asked, work.answered
+    V, M, N = math.ceil(PADDING * work.visual), math.ceil(PADDING * work.asked), work.answered
     vision_pairs = PADDING * work.patches**2 / work.images
-    prefix = flops.Lengths(V, PADDING * work.patches, 0, V * V / 2, vision_pairs)
+    prefix = flops.Lengths(V, math.ceil(PADDING * work.patches), 0, V * V / 2, vision_pairs)
     suffix = flops.Lengths(Q * M, 0, Q, Q * (M * V + M * M / 2), 0)
     step = flops.Lengths(Q, 0, Q, Q * (V + M + N / 2), 0)
     sums = 4 * (tensor - 1) / tensor * t.layers * t.hidden_size * jnp.dtype(evaluation.dtype).itemsize / chip.link
