@@ -5,7 +5,7 @@ python tools/lay_out_samples.py SAMPLES OUT
 SAMPLES: a folder with ibims1, nyu_sample, nuscenes_sample, dgp_sample, scannet_pose_sample and motorcycle_stereo (their
 README says what these are). OUT gets a raw folder for `vlm3 data build` of each: ibims1 (depth only at the labelled
 pixels), nyuv2_sun, nuscenes (one sample; its lidar points are the labels, put back into space), ddad, scannet and
-middlebury; and, in truth/, the dense depth maps that come with them, as somebody's answers would be.
+middlebury; and, in truth/, true depth maps (of nuscenes the labels alone, as z and as distances) as somebody's answers.
 """
 
 import argparse
@@ -96,6 +96,7 @@ def nuscenes(samples: pathlib.Path, out: pathlib.Path) -> None:
     cloud = np.column_stack([cloud, np.zeros((len(cloud), 2))]).astype("<f4")
     (root / sweep).parent.mkdir(parents=True, exist_ok=True)
     (root / sweep).write_bytes(cloud.tobytes())
+    _label_maps(labels, objects, cloud[:, :3].astype(np.float64), out / "truth")
     tables = {
         "scene": [{"token": "scene", "name": "scene-0061"}],
         "sample": [{"token": "sample", "scene_token": "scene", "timestamp": 0}],
@@ -106,6 +107,25 @@ def nuscenes(samples: pathlib.Path, out: pathlib.Path) -> None:
     }
     for name, rows in tables.items():
         _text(root / "v1.0-mini" / f"{name}.json", json.dumps(rows))
+
+
+def _label_maps(labels: dict, objects: dict, points: np.ndarray, out: pathlib.Path) -> None:
+    """Each camera's map of the points [N, 3] (car's axes), the nearest in each pixel, 0 elsewhere; z and distance."""
+    for name in CAMERAS:
+        (fx, fy, cx, cy, width, height), ego_T_cam = labels[name]["intrinsics"], np.array(objects[name]["cam2ego"])
+        local = (points - ego_T_cam[:3, 3]) @ np.linalg.inv(ego_T_cam[:3, :3]).T
+        local = local[local[:, 2] > 0.05]
+        # The farthest first, so that the nearest stay.
+        local = local[np.argsort(-local[:, 2])]
+        x = np.floor(local[:, 0] / local[:, 2] * fx + cx + 0.5).astype(int)
+        y = np.floor(local[:, 1] / local[:, 2] * fy + cy + 0.5).astype(int)
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        for kind, depth in (("nuscenes", local[:, 2]), ("nuscenes-distance", np.linalg.norm(local, axis=1))):
+            values = np.zeros((int(height), int(width)), np.float32)
+            values[y[inside], x[inside]] = depth[inside]
+            place = out / kind / "scene-0061" / "sample" / f"{name}.npy"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            np.save(place, values)
 
 
 def ddad(samples: pathlib.Path, out: pathlib.Path) -> None:

@@ -58,19 +58,21 @@ def _score_maps(folder, capsys) -> None:
     """True maps are right everywhere, those times 1.3 nowhere, and those of the other kind less often."""
     capsys.readouterr()
 
-    def delta1(maps, kind, benchmark) -> float:
+    def scored(maps, kind, benchmark) -> dict:
         assert cli.main(["score", "depth", str(maps), benchmark, f"--kind={kind}"]) == 0
         return json.loads(capsys.readouterr().out)
 
-    for benchmark in ("nyuv2", "middlebury_depth"):
+    for benchmark in ("nyuv2", "middlebury_depth", "nuscenes"):
         truth = folder / "raw/truth" / benchmark.removesuffix("_depth")
-        assert delta1(truth, "z", benchmark)["delta1"] == 1
-        other = delta1(truth, "distance", benchmark)
-        assert other["abs_rel"] > 10 * delta1(truth, "z", benchmark)["abs_rel"]
+        found = scored(truth, "z", benchmark)
+        assert (found["delta1"], found["parse_failures"]) == (1, 0)
+        assert scored(truth, "distance", benchmark)["abs_rel"] > 10 * found["abs_rel"]
         scaled = folder / "scaled" / benchmark
         for path in truth.rglob("*.npy"):
             place = scaled / path.relative_to(truth)
             place.parent.mkdir(parents=True, exist_ok=True)
             np.save(place, 1.3 * np.load(path))
-        assert delta1(scaled, "z", benchmark)["delta1"] == 0
-        assert other["delta1"] < 1 or other["scale_bias"] < 0.99
+        assert scored(scaled, "z", benchmark)["delta1"] == 0
+    distances = folder / "raw/truth/nuscenes-distance"
+    assert scored(distances, "distance", "nuscenes")["delta1"] == 1
+    assert scored(distances, "z", "nuscenes")["delta1"] < 0.97

@@ -73,7 +73,13 @@ def _manifests(asked: Sequence[Asked]) -> tuple[list[manifest.Manifest], dict[st
 
 def _about(setup: Setup) -> dict[str, Any]:
     protocols = {task: protocol_of(setup, task).facts() for task in RELEASE if task != "conversation"}
-    return {"answers_by": setup.config.model, **settings_of(setup), "protocols": protocols}
+    return {"answers_by": short(setup.config.model), **settings_of(setup), "protocols": protocols}
+
+
+def short(model: str) -> str:
+    """What a model is called in tables: its name as given, of a longer path the end."""
+    parts = model.rstrip("/").split("/")
+    return "/".join(parts[-2:])
 
 
 def _run(setup: Setup, engine, questions: FrozenQuestions, out: storage.AnyPath, progress: bool) -> None:

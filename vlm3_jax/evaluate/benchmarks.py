@@ -58,7 +58,8 @@ class Benchmark:
     `choose` takes the ids of all built records and returns those asked about, as `selection` says in words; of each
     `labels` are drawn (0: all it has), of all together at most `total` (0: no bound). `published`: whether published
     tables have a column for it, which is called `title`. `depthlm`: whether DepthLM's labels are others. `typical`:
-    (width, height, focal length) of its images in px, and `records`: how many are asked about, for plans without data.
+    (width, height, focal length) of its images in px, and `records`: how many are asked about, for plans without data
+    and, where that is `exact`, to tell when a set is not built whole.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Benchmark:
     published: bool = True
     depthlm: bool = False
     tolerance: tuple[float, float] = (0.1, 0.005)
+    exact: bool = False
 
     def folder(self, rules: str = "metres") -> storage.AnyPath:
         """Where its built data are looked for."""
@@ -106,6 +108,7 @@ def _objects(kind: str, metric: str, records: int) -> Benchmark:
         records,
         f"its {kind} questions",
         _of_type(kind),
+        exact=True,
     )
 
 
@@ -134,7 +137,9 @@ BENCHMARKS = {
             selection="the ring cameras of the first two logs of val, as DepthLM's curator takes them",
             choose=_first_scenes(2),
         ),
-        _depth("ddad", "DDAD", "ddad", "val", "bench/ddad/held_out", (1936, 1216, 2180), 23_700, depthlm=True),
+        _depth(
+            "ddad", "DDAD", "ddad", "val", "bench/ddad/held_out", (1936, 1216, 2180), 23_700, depthlm=True, exact=True
+        ),
         _depth(
             "nuscenes",
             "NuScenes",
@@ -145,8 +150,19 @@ BENCHMARKS = {
             126,
             selection="the last 5 % of the samples of v1.0-mini, as DepthLM's curator takes them",
             depthlm=True,
+            exact=True,
         ),
-        _depth("eth3d", "ETH3D", "eth3d", "train", "bench/eth3d/held_out", (6000, 4000, 3400), 454, depthlm=True),
+        _depth(
+            "eth3d",
+            "ETH3D",
+            "eth3d",
+            "train",
+            "bench/eth3d/held_out",
+            (6000, 4000, 3400),
+            454,
+            depthlm=True,
+            exact=True,
+        ),
         _depth(
             "scannetpp",
             "ScanNet++",
@@ -161,7 +177,17 @@ BENCHMARKS = {
             depthlm=True,
         ),
         _depth("sunrgbd", "SUN RGB-D", "sunrgbd", "bench", "bench/sunrgbd/bench", (640, 480, 530), 4395, depthlm=True),
-        _depth("ibims1", "iBims-1", "ibims1", "test", "bench/ibims1/held_out", (640, 480, 560), 100, depthlm=True),
+        _depth(
+            "ibims1",
+            "iBims-1",
+            "ibims1",
+            "test",
+            "bench/ibims1/held_out",
+            (640, 480, 560),
+            100,
+            depthlm=True,
+            exact=True,
+        ),
         _depth(
             "nyuv2",
             "NYUv2",
@@ -172,6 +198,7 @@ BENCHMARKS = {
             1449,
             selection="all 1,449 frames of SUN RGB-D's copy, as DepthLM's curator takes them",
             depthlm=True,
+            exact=True,
         ),
         _objects("qualitative", "qualitative", 657),
         _objects("quantitative", "quantitative", 749),
@@ -208,6 +235,7 @@ BENCHMARKS = {
             1500,
             selection="the first 1,500 pairs",
             choose=_first_pairs(1500),
+            exact=True,
         ),
         _pose(
             "eth3d_pose",

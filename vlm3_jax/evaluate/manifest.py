@@ -57,6 +57,14 @@ class Manifest:
             raise UserError(f"{where}: not JSON") from None
 
     @property
+    def incomplete(self) -> str:
+        """That only a part of the set was built, in a few words; "" if all of it was, or if nobody knows."""
+        benchmark, seen = self.asked.benchmark, len(self) + len(self.head.get("set_aside", ()))
+        return (
+            f"{seen:,} of the set's {benchmark.records:,} built" if benchmark.exact and seen < benchmark.records else ""
+        )
+
+    @property
     def sha256(self) -> str:
         """The checksum of its lines, which two runs must share to be compared."""
         return self.head["sha256"]

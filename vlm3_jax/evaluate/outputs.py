@@ -52,6 +52,7 @@ def answers_by(out: storage.AnyPath) -> str:
 
 def write_bench(folder: storage.AnyPath, manifest: Manifest, partial: str = "") -> None:
     """Says which benchmark the predictions in a folder are of, and what of it was left out."""
+    partial = ", ".join(part for part in (manifest.incomplete, partial) if part)
     about = {"benchmark": manifest.asked.key, "partial": partial, "manifest_sha256": manifest.sha256}
     write_text(folder / BENCH, json.dumps(about, indent=1) + "\n")
 

@@ -290,6 +290,10 @@ def _notes(table: published.Table, sources, extra, owns, rules: str, values) -> 
             partial = own.found.get((source.benchmark, rules), ({}, (), ""))[2]
             if partial and f"{whose}{title}: {partial}" not in notes:
                 notes.append(f"{whose}{title}: {partial}")
+    if notes:
+        notes.append("means are over these parts of the sets")
+    if len(owns) > 1:
+        notes.append(f"in brackets: {owns[-1].label} minus the published value")
     left = [title for c, title in enumerate(table.columns) if all(row[c] is None for row in values)]
     if left:
         notes.append(f"not run: {', '.join(left)}")
