@@ -1,16 +1,18 @@
 """How fast data sets are built: images a second of processor time, and what a second process brings.
 
-    python tools/bench_build.py                       (two minutes on a free machine)
+    python tools/bench_build.py                       (four minutes on a free machine)
 
 RGB with dense depth at 640 x 480, in the generic street layout: JPEG of quality 95 and depth in 16-bit PNG, of a scene
-rendered for it. Images a second of processor time, so other programs count little. Then one process against two, by the
-clock, which says little on a busy machine, and by `work`: how much more processor time two take for the same files (1
-would be none). Both are of a long build less a short one, for a start is paid once. Nothing else keeps two processes
-from being twice as fast: they share no lock and write files of their own.
+rendered for it. Images a second of processor time, so other programs count little. Then one process against two, in
+turns, by the clock, which says little on a busy machine (`load`), and by `work`: how much more processor time two take
+for the same files (1 would be none). Both are of a long build less a short one, for a start is paid once; the last line
+has the medians of the turns. Nothing else keeps two processes from being twice as fast: they share no lock and write
+files of their own.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import resource
 import shutil
@@ -67,32 +69,46 @@ def _used() -> float:
 
 
 def main() -> None:
-    """Prints one line of JSON for each way of storing, and one for one process against two."""
+    """Prints a line of JSON for each way of storing and for each turn of one process against two, and the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=120, help="of each measurement")
     parser.add_argument("--scaling-images", type=int, default=360, help="of one process against two")
+    parser.add_argument("--turns", type=int, default=3, help="of one process against two")
+    parser.add_argument("--scaling-only", action="store_true", help="leave the ways of storing out")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         raw, out = root / "raw", root / "out"
         write(raw, args.images)
         spent(raw, out, Images(), 1, args.images)
-        for name, images in KINDS.items():
+        for name, images in {} if args.scaling_only else KINDS.items():
             used, _, made = spent(raw, out, images, 1, args.images)
             size = sum(path.stat().st_size for path in out.glob("*.array_record*"))
             row = {"stored": name, "images/s of a core": round(made / used, 1), "kB a record": round(size / made / 1e3)}
             print(json.dumps(row), flush=True)
-        found = {}
-        for name, count in (("short", args.scaling_images // 10), ("long", args.scaling_images)):
+        counts = {"short": args.scaling_images // 10, "long": args.scaling_images}
+        for name, count in counts.items():
             write(root / name, count)
-            for workers in (1, 2):
-                used, wall, _ = spent(root / name, out, Images("focal:1000"), workers, count // 8)
-                found[name, workers] = np.array([used, wall])
-        one, two = (found["long", workers] - found["short", workers] for workers in (1, 2))
-        start = found["short", 2][0] - found["short", 1][0]
-        row = {"speedup by the clock": one[1] / two[1], "work": two[0] / one[0]}
-        row |= {"speedup on two free processors": 2 * one[0] / two[0], "start of two, s": start}
-        print(json.dumps({name: round(float(value), 2) for name, value in row.items()}), flush=True)
+        rows = [_turn(root, out, counts) for _ in range(args.turns)]
+        for row in (*rows, {name: float(np.median([row[name] for row in rows])) for name in rows[0]}):
+            print(json.dumps({name: round(value, 2) for name, value in row.items()}), flush=True)
+
+
+def _turn(root: pathlib.Path, out: pathlib.Path, counts: dict[str, int]) -> dict[str, float]:
+    """One process and then two."""
+    found = {}
+    for workers in (1, 2):
+        for name, count in counts.items():
+            used, wall, _ = spent(root / name, out, Images("focal:1000"), workers, count // 8)
+            found[name, workers] = np.array([used, wall])
+    one, two = (found["long", workers] - found["short", workers] for workers in (1, 2))
+    return {
+        "speedup by the clock": one[1] / two[1],
+        "work": two[0] / one[0],
+        "speedup on two free processors": 2 * one[0] / two[0],
+        "start of two, s": found["short", 2][0] - found["short", 1][0],
+        "load": os.getloadavg()[0],
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """`vlm3 data import`: what it finds in folders, and configs that train on them."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -62,6 +64,26 @@ def test_a_folder_is_known_and_its_config_opens(kind, tmp_path):
         assert config.train.samples == 3 * entry.counts["train"]
     whole = make_source("all", {**entry.fields, "covisibility_min": 0.0})
     assert entry.counts["train"] < len(whole)
+
+
+@pytest.mark.parametrize(
+    ("scenes", "share", "held_out"),
+    [("aaabbbbccc", 0.1, 3), ("aaabbbbccc", 0.5, 7), ("aaabbbbccc", 0.9, 9), ("aaaaaaaaaa", 0.2, 2), ("", 0.2, 2)],
+)
+def test_parts_of_shards_end_with_a_scene(tmp_path, scenes, share, held_out):
+    """If another one begins later; else some records of the last scene are in both parts."""
+    items = [dataclasses.replace(small_record(n), scene=scenes[n : n + 1]) for n in range(10)]
+    write_shard(tmp_path / "a.array_record", items)
+    entry = importing.make_entry(str(tmp_path), held_out=share)
+    assert entry.counts == {"train": 10 - held_out, "held_out": held_out}
+
+
+def test_frames_without_depth_are_no_riddle(tmp_path):
+    folder = own_data.rgbd(tmp_path / "house")
+    for maps in folder.glob("*/depth"):
+        shutil.rmtree(maps)
+    entry = importing.make_entry(str(folder))
+    assert (entry.found.tasks, entry.counts["train"] > 0) == (("pose",), True)
 
 
 def test_pairs_of_one_kind_need_their_own_extra(tmp_path):

@@ -1,5 +1,6 @@
 """`vlm3 data import`: looks at a folder or file, says what it is, and makes the config that trains on it."""
 
+import bisect
 import dataclasses
 import json
 import keyword
@@ -8,7 +9,7 @@ import re
 
 from vlm3_jax import config as configs
 from vlm3_jax import config_rules, storage
-from vlm3_jax.data.sources import make_source
+from vlm3_jax.data.sources import Source, make_source
 from vlm3_jax.data.sources.chat_rows import parse_row
 from vlm3_jax.data.sources.colmap import find_captures, shared_pairs
 from vlm3_jax.data.sources.rgbd import find_frames, is_scene
@@ -134,14 +135,43 @@ def make_entry(path: str, name: str = "", **given) -> Entry:
 
 
 def _parts(fields: dict) -> dict[str, dict]:
-    """The fields that make the two parts: by scene where the source can, else the first records are held out."""
+    """The fields that make the two parts: by scene where the source can, else the first records are held out.
+
+    These end with a scene where records have scenes (and stand in their order, as builders write them).
+    """
     if "part" in KINDS[fields["kind"]].fields:
         return {part: {"part": part} for part in ("train", "held_out")}
-    count = len(make_source("all", {key: value for key, value in fields.items() if key != "held_out"}))
+    source = make_source("all", {key: value for key, value in fields.items() if key != "held_out"})
+    count = len(source)
     if count < 2:
         raise UserError(f"{fields['path']}: {count} record cannot be parted into training and held-out data")
-    held_out = min(count - 1, max(1, round(fields.pop("held_out", 0.1) * count)))
+    held_out = _scene_end(source, min(count - 1, max(1, round(fields.pop("held_out", 0.1) * count))))
     return {"train": {"first": held_out}, "held_out": {"limit": held_out}}
+
+
+def _scene_end(source: Source, count: int) -> int:
+    """The number of records, `count` or the next above, after which another scene begins; `count` if none does.
+
+    Scenes stand together, so that few records have to be read.
+    """
+
+    def scene(index: int) -> str:
+        try:
+            record = source[index]
+        # Of a broken record nothing is known: it belongs to the scene before.
+        except BadRecord:
+            return last
+        return last if record is None else record.scene
+
+    last = ""
+    last, step = scene(count - 1), 1
+    if not last:
+        return count
+    while count + step < len(source) and scene(count + step - 1) == last:
+        step *= 2
+    first, end = count + step // 2, min(count + step, len(source))
+    found = first + bisect.bisect_left(range(first, end), True, key=lambda index: scene(index) != last)
+    return found if found < len(source) else count
 
 
 def write_config(entry: Entry, out: str) -> pathlib.Path:
@@ -261,6 +291,9 @@ def _rgbd(path: AnyPath, images: AnyPath | None) -> Found | None:
         "say what the depth maps hold: --depth-kind=z (along the camera's axis, as depth cameras and most files have "
         "it) or --depth-kind=distance (to the camera centre)"
     )
+    if not mapped:
+        # The kind wants to know, whether there are some or none.
+        return Found("rgbd", about, {"depth_kind": "z"}, tasks)
     return Found("rgbd", about, {}, tasks, {"depth_kind": how})
 
 
