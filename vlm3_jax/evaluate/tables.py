@@ -58,6 +58,23 @@ SOURCES: dict[str, tuple[tuple[tuple[Source, ...], Source | None], ...]] = {
     "correspondence": ((_sources("correspondence"), None),),
     "pose": ((_sources("pose", 100), None),),
 }
+# What else is told of each benchmark under its table: the metric, and how it is written.
+DETAILS = {
+    "depth": {"abs_rel": "AbsRel {:.3f}", "scale_bias": "median of answer / truth {:.3f}"},
+    "objects": {},
+    "correspondence": {
+        "epe_parsed": "EPE of those read {:.2f} px",
+        "above_1px": "above 1 px {:.1%}",
+        "above_2px": "2 px {:.1%}",
+        "above_5px": "5 px {:.1%}",
+    },
+    "pose": {
+        **{f"auc{n}": f"AUC@{n} {{:.1%}}" for n in (3, 5, 15)},
+        **{f"auc{n}_signed": f"signed @{n} {{:.1%}}" for n in (3, 5, 15, 30)},
+        "swap_rotation_deg": "both ways differ by {:.1f} deg in rotation",
+        "swap_direction_deg": "{:.1f} deg in direction",
+    },
+}
 _DEPTHLM_LABELS = "published numbers are of DepthLM's labels (--rules=depthlm), of SUN RGB-D and NYUv2 0.8 x metres"
 
 
@@ -131,6 +148,7 @@ class Block:
     pooled: bool
     overall: str
     notes: tuple[str, ...]
+    details: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -186,7 +204,8 @@ class Tables:
         for block in self.blocks:
             header, *rows = block.cells()
             lines = [f"## {block.title}", "", _row(header), _row(["---"] * len(header)), *map(_row, rows), ""]
-            parts.append("\n".join([*lines, *(f"- {note}" for note in block.notes), ""]))
+            told = (*block.details, *block.notes)
+            parts.append("\n".join([*lines, *(f"- {note}" for note in told), ""]))
         if self.missing:
             parts.append("\n".join(["## Not run", "", *(f"- {name}: {why}" for name, why in self.missing.items()), ""]))
         return "\n".join(parts)
@@ -206,7 +225,7 @@ class Tables:
             for number, row in enumerate(rows):
                 own = number >= len(block.lines)
                 table.add_row(*row, style="bold" if own else None, end_section=number == len(block.lines) - 1)
-            found += [table, *(f"  {note}" for note in block.notes)]
+            found += [table, *(f"  {note}" for note in (*block.details, *block.notes))]
         found += [f"not run: {name}: {why}" for name, why in self.missing.items()]
         return rich.console.Group(*found)
 
@@ -272,7 +291,23 @@ def _block(table: published.Table, sources, overall, owns: Sequence[Own], rules:
         pooled=overall is not None,
         overall=table.overall,
         notes=tuple(_notes(table, every, extra, owns, rules, values)),
+        details=tuple(_details(every, owns, rules)),
     )
+
+
+def _details(sources, owns: Sequence[Own], rules: str) -> list[str]:
+    """A line for each benchmark of each own row: further metrics, and how many answers could not be read."""
+    lines = []
+    for own in owns:
+        whose = f"{own.label}, " if len(owns) > 1 else ""
+        for name in dict.fromkeys(source.benchmark for source in sources):
+            metrics = own.found.get((name, rules), ({},))[0]
+            if metrics:
+                known = DETAILS[BENCHMARKS[name].task].items()
+                told = [form.format(metrics[key]) for key, form in known if math.isfinite(metrics.get(key, math.nan))]
+                told.append(f"{metrics['parse_failures']:,} of {metrics['count']:,} answers unread")
+                lines.append(f"{whose}{name}: {', '.join(told)}")
+    return lines
 
 
 def _extra(table: published.Table, owns, rules: str) -> list[Benchmark]:

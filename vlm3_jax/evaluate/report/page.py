@@ -67,7 +67,10 @@ def write_report(
         summary=[*(summary or {}).items(), ("versions", _versions())],
         commands=commands,
         entries=[_entry(entry, _score_rows(entry, results, label, gains), album) for entry in entries],
-        benchmarks=[(block.title, block.cells(), block.notes, len(block.lines)) for block in compared.tables.blocks],
+        benchmarks=[
+            (block.title, block.cells(), (*block.details, *block.notes), len(block.lines))
+            for block in compared.tables.blocks
+        ],
         published=[table for task in alone for table in published.table(task)],
         curves=metrics and album.add("loss against step", panels.curves(read_metrics(metrics))),
         panels=_pictures(panels.panels(folder, cells[label]), album),
