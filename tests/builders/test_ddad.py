@@ -1,5 +1,8 @@
 """DDAD in DGP's layout: poses of each sensor at its own time; scenes that are not there; and a real scene."""
 
+import itertools
+import json
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,7 @@ from vlm3_jax.builders import common
 from vlm3_jax.builders.ddad import CAMERAS, DDAD
 from vlm3_jax.builders.readers import dgp
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.pose import from_quaternion, inverse
 
 YAW = dict(zip(CAMERAS, (0, 40, -40, 100, -100, 180), strict=True))
 AFTER_S = 0.02
@@ -156,3 +160,38 @@ def test_a_real_scene(samples):
         label = record.depth[0]
         assert len(label.depth_m) > 1000
         assert 1 < np.median(label.depth_m) < 100
+
+
+def _boxes(path) -> dict:
+    return {row["instance_id"]: row["box"] for row in json.loads(path.read_bytes())["annotations"]}
+
+
+def _corners(box) -> np.ndarray:
+    """The corners of a 3-D box in its sensor's frame [4, 8], homogeneous."""
+    turn, place = box["pose"]["rotation"], box["pose"]["translation"]
+    pose = from_quaternion([turn[f"q{axis}"] for axis in "wxyz"], [place[axis] for axis in "xyz"])
+    half = np.array([box[side] / 2 for side in ("length", "width", "height")])
+    return pose @ np.array([[*(half * signs), 1] for signs in itertools.product((-1, 1), repeat=3)]).T
+
+
+def test_a_real_scene_s_boxes_fall_where_its_authors_drew_them(samples):
+    """The lidar's 3-D boxes, seen by the records' cameras from their poses, are the 2-D boxes to the pixel."""
+    root, records = samples / "dgp_sample", _built(samples / "dgp_sample")
+    compared = 0
+    for number, data in dgp.samples(next(root.glob("scene_01/scene_*.json"))):
+        cloud, stem = data["LIDAR"], data["LIDAR"].file.rpartition("/")[2].removesuffix(".npz")
+        solid = _boxes(root / "scene_01" / "bounding_box_3d" / "LIDAR" / f"{stem}.json")
+        for name in set(data) - {"LIDAR"}:
+            view = records[f"scene_01/{number:06d}/{name}"].views[0]
+            flat = _boxes(root / "scene_01" / data[name].annotations["0"])
+            for key in flat.keys() & solid.keys():
+                corners = (inverse(view.world_T_cam) @ cloud.world_T_sensor @ _corners(solid[key]))[:3].T
+                if corners[:, 2].min() < 1:
+                    continue
+                pixels = np.clip(view.camera.project(corners), 0, (1936, 1216))
+                left, top, width, height = (flat[key][side] for side in "xywh")
+                # Drawn boxes are whole pixels.
+                drawn = np.array([left, top, left + width, top + height]) + 0.5
+                np.testing.assert_allclose([*pixels.min(0), *pixels.max(0)], drawn, atol=0.55)
+                compared += 1
+    assert compared > 100
