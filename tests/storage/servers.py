@@ -214,9 +214,13 @@ def far(upstream: str, delay_s: float, port: int):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-        process.terminate()
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
 
 
 if __name__ == "__main__":
-    asyncio.run(_far(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
+    # Ctrl-C reaches it too.
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_far(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
