@@ -37,9 +37,9 @@ class DDAD(common.Builder):
         "the pixel centre of (0, 0)",
         "points that the car's own bonnet hides are kept, as DepthLM keeps them",
         "in that scene, whose own car stands still, points of standing cars nearer than 10 m lie 30 to 60 pixels "
-        "beside their outlines in the front and the right image, and so do its 3-D boxes: not time, not motion (poses equal "
-        "the extrinsics to 0.1 mm), not this reader. Edges in the front image fit best with the points 0.85 m further "
-        "ahead, those in the right image need another shift; whether DDAD itself has this is not known",
+        "beside their outlines in the front and the right image, and so do its 3-D boxes: not time, not motion (poses "
+        "equal the extrinsics to 0.1 mm), not this reader. Edges in the front image fit best with the points 0.85 m "
+        "further ahead, those in the right image need another shift; whether DDAD itself has this is not known",
     )
     test = "tests/builders/test_ddad.py"
     honours_depthlm = True
