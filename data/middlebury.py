@@ -26,7 +26,7 @@ class Middlebury(posed.PairBuilder):
     layout = "SCENE-perfect/{im0.png, im1.png, disp0.pfm, disp1.pfm, calib.txt}"
     labels = "dense z in metres, poses; the published pairs"
     licence = "for research, to be cited (Scharstein et al., GCPR 2014); vision.middlebury.edu/stereo/data/scenes2014"
-    checked = "fixture; one real scene at quarter resolution (Motorcycle)"
+    checked = "fixture; one real scene at quarter resolution (Motorcycle), looked at"
     doubts = ("whether principal points count pixels from 0",)
     test = "tests/builders/test_middlebury.py"
     covisible = -1.0

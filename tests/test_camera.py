@@ -116,7 +116,7 @@ def test_a_camera_is_a_camera_or_K():
         (np.transpose(K), "K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]"),
         (np.full((3, 3), np.nan), "K must be"),
         ([[0.9, 0, 0.5], [0, 1.2, 0.5], [0, 0, 1]], "implausible field of view"),
-        ([[-500, 0, 320], [0, 510, 240], [0, 0, 1]], "focal lengths must be positive"),
+        ([[-500, 0, 320], [0, 510, 240], [0, 0, 1]], "with fx and fy above 0"),
     ]:
         with pytest.raises(UserError, match=re.escape(why)):
             as_camera(wrong, 320, 240)

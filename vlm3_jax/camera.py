@@ -154,8 +154,11 @@ def as_camera(value, width: int, height: int, name: str = "camera") -> Camera:
         if K.shape != (3, 3):
             what = f"an array of shape {list(K.shape)}" if K.size else type(value).__name__
             raise UserError(f"{name}: expected a vlm3_jax.camera.Camera or a 3 x 3 matrix K in pixels, got {what}")
-        if not np.isfinite(K).all() or K[2].tolist() != [0, 0, 1] or K[1, 0] or abs(K[0, 1]) > 1e-3 * abs(K[0, 0]):
-            raise UserError(f"{name}: K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], got {K.tolist()}")
+        straight = K[2].tolist() == [0, 0, 1] and not K[1, 0] and abs(K[0, 1]) <= 1e-3 * K[0, 0]
+        if not (np.isfinite(K).all() and straight and min(K[0, 0], K[1, 1]) > 0):
+            raise UserError(
+                f"{name}: K must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx and fy above 0, got {K.tolist()}"
+            )
         value = Camera(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]), width, height)
     if (value.width, value.height) != (width, height):
         raise UserError(f"{name}: it is for {value.width} x {value.height} px, the image has {width} x {height}")

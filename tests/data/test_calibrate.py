@@ -104,3 +104,33 @@ def test_what_the_user_has_to_mend(folder, tmp_path_factory):
     Image.new("RGB", (8, 8)).save(folder / "b.jpg")
     with pytest.raises(UserError, match=r"b\.jpg, b\.png: their cameras would share a file"):
         calibrate(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"fx": 50, "fy": 50, "cx": 32, "cy": 24, "width": 360, "height": 240, "k1": 0.1}', "k1: a camera here is"),
+        ('{"K": [[300, 0, 180], [0, -300, 120], [0, 0, 1]]}', "fx and fy above 0"),
+        ('{"fx": 1e400, "fy": 50, "cx": 32, "cy": 24, "width": 360, "height": 240}', "positive and finite"),
+        ('{"fx": 0.5, "fy": 0.5, "cx": 32, "cy": 24, "width": 360, "height": 240}', "implausible field of view"),
+        ('{"K": 5}', "expected a"),
+    ],
+)
+def test_a_file_that_is_no_camera_is_named_and_stops(folder, text, reason):
+    (folder / "b.camera.json").write_text(text)
+    with pytest.raises(UserError, match=f"{folder}/b.camera.json: .*{reason}"):
+        run(folder)
+
+
+def test_what_is_no_folder_or_no_camera_ends_in_a_line(folder, capsys):
+    (folder / "below" / "c.camera.json").mkdir()
+    for arguments, said in (
+        ([folder / "none"], "none: no such folder"),
+        ([folder / "b.png"], "b.png: it is a file"),
+        ([folder, "--camera="], "'' is no camera"),
+        ([folder, "--camera=fov:60"], "c.camera.json: cannot be written"),
+    ):
+        assert main(["data", "calibrate", *map(str, arguments)]) == 2
+        captured = capsys.readouterr().err
+        assert said in captured
+        assert len(captured.splitlines()) == 1

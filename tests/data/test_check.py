@@ -10,6 +10,7 @@ from PIL import Image
 from small_data import Opened, loader_of, small_record, write_shard
 
 from vlm3_jax import records
+from vlm3_jax.cli import main
 from vlm3_jax.data import check, drawing
 from vlm3_jax.data.mixture import build_components
 from vlm3_jax.data.quarantine import Quarantine
@@ -87,6 +88,12 @@ def test_good_sets_of_the_world_and_of_our_scenes_raise_no_alarm(settings, tmp_p
     assert found["components"]["synth"]["depth_kind"]["found"] in ("distance", None)
     assert found["components"]["synth"]["poses"]["up"] == "-y"
     assert found["leaks"]["near_duplicates"] == 0
+
+
+def test_a_config_without_data_is_not_called_good(tmp_path, capsys):
+    (tmp_path / "none.py").write_text("from vlm3_jax import recipes\n\nget_config = recipes.tiny\n")
+    assert main(["data", "check", f"--config={tmp_path / 'none.py'}"]) == 2
+    assert "data.components is empty" in capsys.readouterr().err
 
 
 def test_a_share_of_the_records_is_said_to_be_one(settings, tmp_path):

@@ -235,6 +235,8 @@ def _data_check(args, fields) -> int:
     config = arguments.read_config(args, fields)
     held_out = {f"held-out {name}": entry for name, entry in config.eval.components.items()}
     table = {**config.data.components, **held_out}
+    if not table:
+        raise UserError("data.components is empty: nothing to look at")
     components = build_components(table, Setup.from_config(config).settings(), 1.0)
     records = None if args.all else args.records
     found = check.check(components, held_out, records, config.data.max_bad_fraction, progress=True)
@@ -249,6 +251,6 @@ def _data_calibrate(args, _) -> int:
     from vlm3_jax.processor import intrinsics
 
     make = args.calibrator and (lambda: calibrate.AnyCalib(args.calibrator))
-    counts = calibrate.calibrate(args.folder, args.camera and intrinsics.rule(args.camera), make)
+    counts = calibrate.calibrate(args.folder, None if args.camera is None else intrinsics.rule(args.camera), make)
     print("; ".join(f"{count} {source}" for source, count in sorted(counts.items())))
     return 1 if counts["none"] else 0

@@ -63,7 +63,10 @@ def calibrate(
     that is there is kept. An image that cannot be read, or of which nothing is known, is said and counted as "none".
     UserError if there is no image, two would share a file, or a file that is there is no camera of its image.
     """
-    paths = sorted(p for p in storage.local_path(folder).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    root = storage.local_path(folder)
+    if not root.is_dir():
+        raise UserError(f"{folder}: {'it is a file; give its folder' if root.exists() else 'no such folder'}")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
         raise UserError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder or below it")
     _check_names(paths)
@@ -110,5 +113,8 @@ def _one(path: pathlib.Path, flag, calibrated) -> tuple[Camera | None, str]:
         return None, f"set aside: cannot be read as an image ({error})"
     if found is None:
         return None, "nothing tells its camera; give --camera, or install AnyCalib and give --calibrator"
-    intrinsics.write_sidecar(path, *found)
+    try:
+        intrinsics.write_sidecar(path, *found)
+    except OSError as error:
+        raise UserError(f"{beside}: cannot be written ({error.strerror})") from None
     return found

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from vlm3_jax import storage
 from vlm3_jax.camera import Camera, as_camera
-from vlm3_jax.errors import UserError
+from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.files import read_json, write_text
 from vlm3_jax.records import orientation
 from vlm3_jax.storage import AnyPath
@@ -103,15 +103,24 @@ def write_sidecar(path: str | os.PathLike | AnyPath, camera: Camera, source: str
 
 
 def read_sidecar(path: AnyPath, width: int, height: int) -> Camera:
-    """The camera in a file, of an image of this size: the matrix K, or the fields of `Camera`. UserError if not."""
-    fields = read_json(path)
-    if isinstance(fields, dict) and fields.keys() == {"K"}:
-        return as_camera(fields["K"], width, height, path.name)
-    camera = Camera.from_fields(fields)
+    """The camera in a file, of an image of this size: the matrix K, or the fields of `Camera`. UserError if not.
+
+    A file with anything else in it but `source` is refused: who writes down a distortion means it.
+    """
+    fields, names = read_json(path), [field.name for field in dataclasses.fields(Camera)]
+    given = set(fields) - {"source"} if isinstance(fields, dict) else set()
+    try:
+        camera = fields["K"] if given == {"K"} else Camera.from_fields(fields)
+    except BadRecord as error:
+        raise UserError(f"{path}: {error}") from None
     if camera is None:
-        names = ", ".join(field.name for field in dataclasses.fields(Camera))
-        raise UserError(f"{path}: expected a JSON object with the matrix K, or with the numbers {names}")
-    return as_camera(camera, width, height, path.name)
+        raise UserError(f"{path}: expected a JSON object with the matrix K, or with the numbers {', '.join(names)}")
+    if other := sorted(given - {"K"} - set(names)):
+        raise UserError(f"{path}: {', '.join(other)}: a camera here is a pinhole and no more; undistort the image")
+    try:
+        return as_camera(camera, width, height, str(path))
+    except BadRecord as error:
+        raise UserError(str(error)) from None
 
 
 def of_exif(image: Image.Image) -> Camera | None:
