@@ -29,7 +29,9 @@ class ScanNet(posed.PairBuilder):
     )
     labels = "z-depth in metres where it is there, poses; pairs within 16 frames"
     licence = "ScanNet terms of use, for research; scan-net.org"
-    checked = "fixture; poses of four real frames, whose matches lie 1 to 5 pixels off epipolar lines (inverted: 6 to 49)"
+    checked = (
+        "fixture; poses of four real frames, whose matches lie 1 to 5 pixels off epipolar lines (inverted: 6 to 49)"
+    )
     doubts = ("that depth covers the colour image to the pixel: their intrinsics differ by a thousandth",)
     test = "tests/builders/test_scannet.py"
 
