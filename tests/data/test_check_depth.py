@@ -12,7 +12,7 @@ from vlm3_jax.data.checks import planes
 from vlm3_jax.data.checks.base import depths
 from vlm3_jax.data.checks.lengths import Cameras, Lengths
 from vlm3_jax.data.checks.planes import DepthKind, verdict
-from vlm3_jax.records import DepthPoints, Record
+from vlm3_jax.records import DepthPoints, Record, encode_depth
 
 
 @pytest.mark.parametrize("kind", ["z", "distance"])
@@ -134,6 +134,18 @@ def test_intrinsics_of_other_images_are_found():
     assert "outside the images" in fault
     (warning,) = cameras_of(lambda camera: dataclasses.replace(camera, fy=30.0)).warnings
     assert "fx is 1.73 times fy" in warning
+
+
+@pytest.mark.parametrize(
+    ("size", "fault"),
+    [((64, 48), ""), ((31, 24), ""), ((48, 64), "turned by 90 degrees"), ((48, 48), "48 x 48 for 64")],
+)
+def test_dense_maps_of_other_proportions_are_found(size, fault):
+    maps = (encode_depth(np.full(size[::-1], 2.0), "z"),)
+    items = [dataclasses.replace(points(number), depth_maps=maps) for number in range(4)]
+    found = facts(Cameras(), items).faults
+    assert len(found) == bool(fault)
+    assert not fault or fault in found[0]
 
 
 def test_cut_images_have_off_centre_principal_points():

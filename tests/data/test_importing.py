@@ -119,6 +119,13 @@ def test_what_is_nothing_says_what_is_in_it(tmp_path):
         importing.look(tmp_path / "talk.json")
 
 
+def test_an_empty_folder_and_nothing_held_out_are_refused(tmp_path):
+    with pytest.raises(UserError, match="it is empty"):
+        importing.make_entry(str(tmp_path))
+    with pytest.raises(UserError, match="--held-out=0"):
+        importing.make_entry(str(tmp_path), held_out=0.0)
+
+
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own_data.rgbd(tmp_path / "house")

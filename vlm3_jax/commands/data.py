@@ -159,7 +159,7 @@ def _data_import(args, _) -> None:
     print(entry.text())
     if args.out:
         print(f"written: {importing.write_config(entry, args.out)}")
-        print(f"try it:  vlm3 train --config={args.out}:tiny --workdir=runs/{entry.name}-tiny")
+        print(f"try it:  vlm3 train --config={args.out}:tiny --workdir=runs/{pathlib.Path(args.out).stem}-tiny")
 
 
 def _data_mix(args, fields) -> None:

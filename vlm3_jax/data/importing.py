@@ -108,8 +108,10 @@ def make_entry(path: str, name: str = "", **given) -> Entry:
     UserError if nothing known is there, a field is missing that only the user knows, or its first record cannot be
     read.
     """
-    given = {field: value for field, value in given.items() if value}
+    if given.get("held_out") == 0:
+        raise UserError("--held-out=0: something has to be held out; write a share such as 0.05")
     place, images = storage.path(path), given.get("images", "")
+    given = {field: value for field, value in given.items() if value}
     place = place if place.is_file() else listed(place)
     found = look(place, listed(storage.path(images, "--images")) if images else None)
     task = given.pop("task", "") or found.tasks[0]
@@ -203,6 +205,8 @@ def look(path: AnyPath, images: AnyPath | None = None) -> Found:
     if path.is_dir() and (files := sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl"))):
         raise UserError(f"{path}: give the file that is meant, such as {files[0]} (--images={path})")
     inside = sorted(p.name + "/" * p.is_dir() for p in path.iterdir()) if path.is_dir() else [path.name]
+    if not inside:
+        raise UserError(f"{path}: it is empty")
     names = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
     kinds = "; ".join(f"{kind}: {about.about}" for kind, about in KINDS.items())
     raise UserError(f"{path}: nothing that can be read is in it ({names}); kinds are {kinds} (docs/own_data.md)")

@@ -14,6 +14,8 @@ FAR_M = 500.0
 FAR_MEDIAN_M = 100.0
 # A share of the image that a principal point in its middle may be off by.
 OFF_CENTRE = 0.1
+# Dense maps are of the proportions of their images, but for a row or two.
+OTHER_SHAPE = 0.05
 # Fewer labels, or views, say little.
 MIN_LABELS, MIN_VIEWS = 50, 5
 # So many lengths of a record and a kind are kept for the median.
@@ -99,19 +101,24 @@ def _doubts(kind: str, found: _Range) -> tuple[str, str]:
 
 
 class Cameras:
-    """Fields of view and principal points: whether the intrinsics are those of the stored images."""
+    """Fields of view, principal points, shapes of dense maps: whether all of them belong to the stored images."""
 
     def __init__(self):
         # fx, fy, cx, cy, width, height of each view.
         self._numbers = array.array("d")
+        # width, height of each dense map and of its image.
+        self._maps = array.array("d")
 
     def add(self, index: int, record: Record) -> None:
         """Takes its cameras."""
         for c in record.cameras:
             self._numbers.extend((c.fx, c.fy, c.cx, c.cy, c.width, c.height))
+        for stored in record.depth_maps:
+            c = record.cameras[stored.view]
+            self._maps.extend((stored.width, stored.height, c.width, c.height))
 
     def facts(self) -> Facts:
-        """Ranges; a fault where most principal points tell of an image of another size or orientation."""
+        """Ranges; a fault where most principal points or maps tell of an image of another size or orientation."""
         if not self._numbers:
             return Facts()
         cameras = np.array(self._numbers).reshape(-1, 6)
@@ -132,7 +139,8 @@ class Cameras:
             f"{across['max']:.1f} degrees across, {down['min']:.1f} to {down['max']:.1f} down; principal points up to "
             f"{100 * values['principal_point_off_by']:.1f} % of the image off its middle"
         )
-        return Facts((line,), values, tuple(_other_images(centre, size)), tuple(_odd_pixels(focal)))
+        faults = (*_other_images(centre, size), *_other_shapes(np.array(self._maps).reshape(-1, 2, 2)))
+        return Facts((line,), values, faults, tuple(_odd_pixels(focal)))
 
 
 def _other_images(centre: np.ndarray, size: np.ndarray) -> list[str]:
@@ -154,6 +162,17 @@ def _other_images(centre: np.ndarray, size: np.ndarray) -> list[str]:
         ]
     outside = ((centre < 0) | (centre > size)).any(1)
     return ["cameras: the principal points lie outside the images"] if outside.mean() >= 0.8 else []
+
+
+def _other_shapes(maps: np.ndarray) -> list[str]:
+    """Faults of dense maps: [N, 2, 2], width and height of the map and of its image, which it has to cover."""
+    stored, shown = np.moveaxis(maps[..., 0] / maps[..., 1], 1, 0)
+    if not len(maps) or (np.abs(stored / shown - 1) > OTHER_SHAPE).mean() < 0.8:
+        return []
+    (width, height), (across, down) = maps[0].astype(int)
+    text = f"cameras: dense maps have other proportions than their images ({width} x {height} for {across} x {down})"
+    turned = (np.abs(stored * shown - 1) <= OTHER_SHAPE).mean() >= 0.8
+    return [f"{text}; are they turned by 90 degrees?" if turned else f"{text}; a map has to show the whole image"]
 
 
 def _odd_pixels(focal: np.ndarray) -> list[str]:
