@@ -1,5 +1,6 @@
 """`vlm3 eval` as it is used: several processes, several devices, kills. The predictions are the same to the byte."""
 
+import dataclasses
 import os
 import pathlib
 import random
@@ -10,9 +11,13 @@ import sys
 import time
 
 import pytest
+from bench_toys import depth_record, frozen, pair_record
 
 from tests.support import FOCAL, write_records
+from vlm3_jax.camera import Focal
 from vlm3_jax.checkpoint import tiny
+from vlm3_jax.evaluate.benchmarks import BENCHMARKS, Asked
+from vlm3_jax.tasks import protocol
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -40,17 +45,41 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory):
+    """Two benchmarks and a model that is asked in short words about small pictures, as words of a command."""
+    folder = tmp_path_factory.mktemp("bench")
+    # Enough for answers to be written down more often than it is killed.
+    pairs = [(a, b) for a in range(4) for b in range(4) if a != b]
+    records = {
+        "ibims1": [dataclasses.replace(depth_record(n % 4), id=f"place/{n:03d}") for n in range(150)],
+        "eth3d_pose": [pair_record(*pairs[n % 12], f"place/{n:03d}-{n:03d}") for n in range(160)],
+    }
+    for name, made in records.items():
+        asked = Asked(BENCHMARKS[name])
+        frozen(asked, folder / "data" / asked.benchmark.where, made)
+    tiny.make(folder / "model", "test", 3)
+    rule = Focal(40.0, "per_axis")
+    protocol.write(folder / "model", {task: protocol.Protocol(task, "short", 100, rule) for task in ("depth", "pose")})
+    small = ["--config.eval.image_sets=8", "--config.eval.questions=4", "--config.eval.max_new_tokens=6"]
+    return folder, [*(f"--bench={name}" for name in records), f"--model={folder / 'model'}", "--labels=4", *small]
+
+
 def start(place, out, processes=1, devices=1):
+    if isinstance(place, tuple):
+        place, words = place
+    else:
+        words = [f"--config={place / 'run.py'}", f"--workdir={out}", f"--model={place / 'model'}"]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     started = []
     for number in range(processes):
-        command = [sys.executable, "-m", "vlm3_jax.cli", "eval", f"--config={place / 'run.py'}", f"--out={out}"]
-        command += [f"--workdir={out}", f"--model={place / 'model'}", f"--config.mesh.cpu_devices={devices}"]
+        command = [sys.executable, "-m", "vlm3_jax.cli", "eval", f"--out={out}", *words]
+        command.append(f"--config.mesh.cpu_devices={devices}")
         if processes > 1:
             command += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={number}"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "VLM3_DATA": str(place / "data")}
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
     return started
 
@@ -84,11 +113,17 @@ def test_three_processes_and_eight_devices_give_the_bytes_of_one(place, alone, t
 
 @pytest.mark.slow
 def test_five_kills_by_different_numbers_of_processes(place, alone, tmp_path):
-    rng, rows = random.Random(4), 0
+    killed(place, tmp_path)
+    assert answered(place, tmp_path) == alone
+
+
+def killed(place, out, seed=4) -> None:
+    """Started five times by different numbers of processes, one of which is killed each time."""
+    rng, rows = random.Random(seed), 0
     for kill, processes in enumerate((1, 2, 1, 3, 2)):
-        started = start(place, tmp_path, processes)
+        started = start(place, out, processes)
         # Once somebody has answered something new.
-        while _rows(tmp_path) <= rows:
+        while _rows(out) <= rows:
             assert any(process.poll() is None for process in started), finish(started)
             time.sleep(0.05)
         time.sleep(rng.random() / 2)
@@ -96,8 +131,23 @@ def test_five_kills_by_different_numbers_of_processes(place, alone, tmp_path):
         for process in started:
             _, errors = process.communicate(timeout=180)
             assert "Traceback" not in errors
-        rows = _rows(tmp_path)
-    assert answered(place, tmp_path) == alone
+        rows = _rows(out)
+
+
+@pytest.mark.slow
+def test_benchmarks_by_several_processes_and_after_five_kills_are_the_same_to_the_byte(benches, tmp_path):
+    outs = [tmp_path / name for name in ("one", "two", "killed")]
+    killed(benches, outs[2], seed=5)
+    for out, processes in zip(outs, (1, 2, 1), strict=True):
+        for code, errors in finish(start(benches, out, processes)):
+            assert code == 0, errors
+    kept = ["ibims1/predictions.jsonl", "eth3d_pose/predictions.jsonl", "ibims1/results.json", "benchmarks.json"]
+    kept += [path.relative_to(outs[0]) for path in sorted(outs[0].rglob("*.jpg"))]
+    for name in kept:
+        assert len({(out / name).read_bytes() for out in outs}) == 1, name
+    # Images of four points; pairs, both ways, of four questions.
+    counts = [(outs[2] / name).read_bytes().count(b"\n") for name in kept[:2]]
+    assert counts == [150 * 4, 160 * 2 * 4]
 
 
 def _rows(out) -> int:

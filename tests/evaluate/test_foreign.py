@@ -421,3 +421,28 @@ def frozen_answers(found):
         row = found[number]
         for place, example in enumerate(_examples(row, "release")):
             yield f"eth3d_pose/{row.id}/{place}", example
+
+
+def test_spreads_beside_predictions_and_pictures_come_into_the_report(depth, tmp_path):
+    from vlm3_jax.evaluate.report.page import write_report
+
+    rng, rows = np.random.default_rng(0), []
+    for number in range(len(depth)):
+        row = depth[number]
+        true = row.record.depth[0].depth_m
+        spread = 0.1 * true
+        whole = {"prediction": (true + rng.normal(size=100) * spread).tolist(), "spread": spread.tolist()}
+        if number:
+            rows.append({"id": row.id} | whole)
+        else:
+            names = (f"ibims1/{row.id}/{k}" for k in range(100))
+            rows += [{"id": n, "prediction": p, "spread": s} for n, p, s in zip(names, *whole.values())]
+    found = score(depth, write_rows(tmp_path / "a.jsonl", rows), Options(), tmp_path / "out", "one")
+    assert 0.9 < found["delta1"] < 1
+    page = write_report(tmp_path / "report.html", {"one": tmp_path / "out"}).read_text()
+    assert "ibims1: 300 answers with a spread" in page
+    assert page.count("data:image/jpeg") >= 3
+    for wrong in (0, "x", [1, None, -1], float("nan")):
+        path = write_rows(tmp_path / "b.jsonl", [{"id": "place/00/1", "prediction": "1 m", "spread": wrong}])
+        with pytest.raises(UserError, match=r"b.jsonl, line 1: 'spread' must be a positive number"):
+            score(depth, path, Options())

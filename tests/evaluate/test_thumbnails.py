@@ -22,7 +22,7 @@ def test_what_was_shown_of_some_records_of_each_task_is_kept(tmp_path):
     write_thumbnails(tmp_path, asked)
     kept = [read_thumbnails(tmp_path, questions.component, questions.record) for questions in asked]
     assert [k for k, pictures in enumerate(kept) if pictures] == [0, 3, 6, 10, 13, 16, 20, 21]
-    assert len(list((tmp_path / FOLDER).iterdir())) == RECORDS + 2 * 2
+    assert len(list((tmp_path / FOLDER).glob("*.jpg"))) == RECORDS + 2 * 2
     for questions, pictures in zip(asked, kept, strict=True):
         for layout, picture in zip(questions.images, pictures):
             assert np.abs(picture.astype(float) - layout.ref.load()).mean() < 3
@@ -71,3 +71,12 @@ def test_files_that_are_no_thumbnails_are_named(tmp_path, fault):
         Image.new("RGB", (9000, 40) if fault == "large" else (40, 40)).save(path, "JPEG" if fault == "large" else "PNG")
     with pytest.raises(UserError, match=rf"{path.name}: not a picture .*; delete it"):
         read_thumbnails(tmp_path, asked.component, asked.record)
+
+
+def test_those_answered_worst_stand_apart(tmp_path):
+    asked = make_questions("depth", 20)
+    name = asked[5].component, asked[5].record
+    write_thumbnails(tmp_path, asked, {name, ("depth", "none")})
+    assert not read_thumbnails(tmp_path, *name)
+    assert len(read_thumbnails(tmp_path, *name, worst=True)) == 1
+    assert not read_thumbnails(tmp_path, asked[0].component, asked[0].record, worst=True)

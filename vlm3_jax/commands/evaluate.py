@@ -48,8 +48,11 @@ def _add_bench(sub) -> None:
     sub.add_argument("--labels", type=int, metavar="N", help="of each of its records only N points or matches")
     sub.add_argument(
         "--questions",
-        action="store_true",
-        help="answer nothing: write the benchmarks' questions and pictures to --out, for a model that runs elsewhere",
+        nargs="?",
+        const="rows",
+        choices=("rows", "lmms"),
+        help="answer nothing: write the benchmarks' questions and pictures to --out, for a model that runs elsewhere; "
+        "=lmms also as tasks of lmms-eval. With --model they are asked as that one is to be asked",
     )
 
 
@@ -120,9 +123,16 @@ def _hand_out(args) -> None:
 
     if not args.bench:
         raise UserError("--questions: of which benchmarks? give --bench")
-    counts, missing = hand_out(_asked(args), args.out, args.records, args.labels)
+    protocols = {}
+    if args.model:
+        from vlm3_jax import pretrained
+
+        protocols = pretrained.open(args.model).protocols
+    counts, missing = hand_out(_asked(args), args.out, args.records, args.labels, protocols, args.questions == "lmms")
     for name, count in counts.items():
         print(f"{args.out}/{name}/questions.jsonl: {count:,} questions")
+    if args.questions == "lmms" and counts:
+        print(f"tasks of lmms-eval: lmms-eval --include_path={args.out} --tasks=vlm3 --model=...")
     for name, why in missing.items():
         print(f"left out: {name}: {why}")
 

@@ -120,7 +120,7 @@ class FrozenQuestions(Sequence):
         arrow = asked[0].marker if place.point is not None else None
         images = tuple(image_layout(record.views[v], self.spec, arrow) for v in asked[0].views)
         component = self.name + SWAPPED * place.swapped
-        return Questions(component, record.id, row.task, images, tuple(asked), first)
+        return Questions(component, record.id, row.task, images, tuple(asked), first, row.scene)
 
 
 def _sizes(record: Record):

@@ -14,7 +14,8 @@ from vlm3_jax.tasks.base import Example
 class Questions:
     """All questions about one record of a component, hence about the same `images`, as the model sees them.
 
-    `first`: the number of the first of them, where others about the same record are asked by themselves.
+    `first`: the number of the first of them, where others about the same record are asked by themselves. `scene`: what
+    the record is of, "" if it does not tell.
     """
 
     component: str
@@ -23,6 +24,7 @@ class Questions:
     images: tuple[ImageLayout, ...]
     examples: tuple[Example, ...]
     first: int = 0
+    scene: str = ""
 
     @property
     def ids(self) -> list[str]:
@@ -105,4 +107,5 @@ def _questions(component: Component, sample: Sample) -> Questions:
     """What can be asked of it without the turns before, which may be nothing."""
     examples = tuple(component.task.alone(sample.examples))
     images = sample.images[: len(examples[0].views)] if examples else ()
-    return Questions(component.name, sample.record.id, component.task.name, images, examples)
+    record = sample.record
+    return Questions(component.name, record.id, component.task.name, images, examples, scene=record.scene)

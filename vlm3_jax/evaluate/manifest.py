@@ -88,6 +88,11 @@ class Row:
         return self.fields.integer("index", 0)
 
     @property
+    def scene(self) -> str:
+        """What it is of, "" if the set has no scenes."""
+        return self.fields.text("scene", "")
+
+    @property
     def images(self) -> tuple[str, ...]:
         """What its images are called in the data set."""
         return self.fields.texts("images")

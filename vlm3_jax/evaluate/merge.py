@@ -11,7 +11,7 @@ from vlm3_jax.data.samples import Bad
 from vlm3_jax.errors import Again
 from vlm3_jax.evaluate.items import Brief
 from vlm3_jax.evaluate.parts import read_parts
-from vlm3_jax.evaluate.predictions import FIELDS, FILE
+from vlm3_jax.evaluate.predictions import FIELDS, FILE, OPTIONAL
 from vlm3_jax.files import write_text
 
 
@@ -38,8 +38,13 @@ def merge(
     bad = {place[1]: row for place, row in found.items() if row.get("bad")}
     _set_aside(bad, briefs, quarantine)
     order = sorted(place for place in found if place[1] not in bad)
-    lines = (json.dumps({name: found[place][name] for name in FIELDS}, ensure_ascii=False) for place in order)
+    lines = (json.dumps(_told(found[place]), ensure_ascii=False) for place in order)
     write_text(out_dir / FILE, "".join(line + "\n" for line in lines), errors="backslashreplace")
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    """What of an answer's row is for those who read predictions."""
+    return {name: row[name] for name in FIELDS | OPTIONAL if name in row}
 
 
 def _set_aside(bad: dict[int, dict[str, Any]], briefs: Sequence[Brief], quarantine: Quarantine) -> None:

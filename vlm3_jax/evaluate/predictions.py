@@ -22,6 +22,8 @@ FIELDS = {
     "prediction": str,
     "target": dict,
 }
+# What a row may have besides: `scene` is what the record is of.
+OPTIONAL = {"scene": str}
 
 
 def rows(asked: Questions, variant: str, predictions: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -37,6 +39,7 @@ def rows(asked: Questions, variant: str, predictions: Sequence[str]) -> Iterator
             "answer": example.answer,
             "prediction": prediction,
             "target": example.target,
+            **({"scene": asked.scene} if asked.scene else {}),
         }
 
 
@@ -62,8 +65,8 @@ def _checked(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: not a JSON object")
     if missing := [name for name in FIELDS if name not in row]:
         raise UserError(f"{where}: the row lacks {', '.join(missing)}; run `vlm3 eval` again")
-    for name, kind in FIELDS.items():
-        if not isinstance(row[name], kind):
+    for name, kind in (FIELDS | OPTIONAL).items():
+        if not isinstance(row.get(name, kind()), kind):
             raise UserError(f"{where}: {name} must be {'an object' if kind is dict else 'text'}")
     if row["task"] not in TASKS:
         raise UserError(f"{where}: unknown task {row['task']!r}; choose one of {', '.join(TASKS)}")

@@ -23,8 +23,9 @@ from vlm3_jax.evaluate.items import HeldOut, Questions, briefs
 from vlm3_jax.evaluate.merge import merge
 from vlm3_jax.evaluate.parts import Parts
 from vlm3_jax.evaluate.results import Results
-from vlm3_jax.evaluate.scoring import rescore
+from vlm3_jax.evaluate.scoring import read_cells, score
 from vlm3_jax.evaluate.thumbnails import write_thumbnails
+from vlm3_jax.evaluate.worst import worst_of
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
@@ -140,7 +141,9 @@ def evaluate(
             # Those of the other processes.
             work.fetch(f"{name}/*.jsonl")
             merge(work.folder / name, work.folder, about, variants, quarantine or Quarantine())
-            write_thumbnails(work.folder, asked)
-            results = rescore(work.folder)
+            cells = read_cells(work.folder)
+            write_thumbnails(work.folder, asked, worst_of(cells))
+            results = score(cells)
+            results.save(work.folder)
     processes.all_here(f"scored {digest}")
     return results if share.process == 0 else None

@@ -97,6 +97,14 @@ class Task(abc.ABC):
         (Euler, direction). AUC is a mean over pairs too, since its cumulative histogram is linear in the pairs.
         """
 
+    def item_errors(self, parsed: Sequence[Any | None], targets: Sequence[dict[str, Any]]) -> np.ndarray:
+        """float64 [N], how far off each answer is, larger being worse: tells apart what scores alike, to order by.
+
+        NaN where `item_scores` is; finite for answers that cannot be read.
+        """
+        scores = self.item_scores(parsed, targets)
+        return -scores if self.higher_is_better else scores
+
     @abc.abstractmethod
     def metrics(self, parsed: Sequence[Any | None], targets: Sequence[dict[str, Any]]) -> dict[str, float]:
         """All metrics of formats: the headline first, then the others, always with `count` and `parse_failures`."""

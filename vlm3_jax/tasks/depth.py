@@ -12,6 +12,8 @@ from vlm3_jax.tasks.metrics import best_ratio_constant, mean_or_nan
 from vlm3_jax.tasks.protocol import Protocol
 
 DELTA = 1.25
+# Answers further off than by this factor are all alike bad.
+WORST_RATIO = 10
 
 _RELEASE_QUESTION = (
     "Given this image, how far is the point at coordinates ({x}, {y}) from the camera? The coordinates are in "
@@ -91,6 +93,12 @@ class DepthTask(Task):
         positive = answer > 0
         answer = np.where(positive, answer, 1.0)
         return (positive & (np.maximum(answer / truth, truth / answer) < DELTA)).astype(np.float64)
+
+    def item_errors(self, parsed, targets) -> np.ndarray:
+        """|ln(p / g)|, at most that of ten times too much, which is also what a failure has."""
+        answer = np.array([0.0 if p is None else p for p in parsed], np.float64)
+        ratio = np.clip(answer / _truth(targets), 1 / WORST_RATIO, WORST_RATIO)
+        return np.where(answer > 0, np.abs(np.log(ratio)), np.log(WORST_RATIO))
 
     def metrics(self, parsed, targets) -> dict[str, float]:
         """delta1 over all points, delta1_parsed over the parsed ones (the release notebook's rule), AbsRel, scale bias.

@@ -98,6 +98,13 @@ class PoseTask(Task):
             scores[last] = auc(max(rotation, _sign_blind(translation)), 30)
         return scores
 
+    def item_errors(self, parsed, targets) -> np.ndarray:
+        """A pair's larger error (deg, sign-blind) on the later of its two answers, 180 if one cannot be read."""
+        errors = np.full(len(targets), np.nan)
+        for last, rotation, translation in _pair_errors(parsed, targets):
+            errors[last] = min(max(rotation, _sign_blind(translation)), 180)
+        return errors
+
     def metrics(self, parsed, targets) -> dict[str, float]:
         """`auc30` (sign-blind) and further AUCs over `pairs`; angle (deg) and distance (AbsRel) over parsed answers.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -15,11 +16,13 @@ class Rows:
     """{"id": RECORD/NUMBER or NAME/RECORD/NUMBER, "prediction": text or numbers}, NUMBER counting a record's labels.
 
     Or {"id": RECORD, "prediction": [one for each label, null for none]}. `used`: ids that a question was found for.
+    `spread`, a number or a list of as many, may stand beside the prediction: how far off it may be (m).
     """
 
     path: pathlib.Path
     found: dict[str, tuple[int, Any]]
     benchmark: str
+    told: dict[str, Any]
     rules: str = "vlm3"
     used: set[str] = dataclasses.field(default_factory=set)
 
@@ -27,18 +30,20 @@ class Rows:
     def read(cls, path: storage.AnyPath, benchmark: str, rules: str = "vlm3") -> "Rows":
         """Of a file. UserError names the line that is no such row, or has an id that was there before."""
         found: dict[str, tuple[int, Any]] = {}
+        told: dict[str, Any] = {}
         try:
             with path.open(encoding="utf-8-sig") as lines:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
-                        id, prediction = _row(line, f"{path}, line {number}")
+                        id, prediction, spread = _row(line, f"{path}, line {number}")
                         if id in found:
                             raise UserError(f"{path}, line {number}: id {id!r} is also on line {found[id][0]}")
                         found[id] = number, prediction
+                        told |= {} if spread is None else {id: spread}
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UserError(f"{path}: cannot read it ({why})") from None
-        return cls(path, found, benchmark, rules)
+        return cls(path, found, benchmark, told, rules)
 
     def answers(self, row, examples) -> list | None:
         """What the rows say to each question, None where there is none; None if the record has no row."""
@@ -62,6 +67,13 @@ class Rows:
             for one, example in zip(found, examples, strict=True)
         ]
 
+    def spreads(self, row, count: int) -> list:
+        """What is told of each of a record's questions, None where nothing is."""
+        of_all = self._told(row.id)
+        if isinstance(of_all, list) and len(of_all) == count:
+            return of_all
+        return [of_all if count == 1 and of_all is not None else self._told(f"{row.id}/{k}") for k in range(count)]
+
     def unused(self) -> None:
         """UserError, once all records have been asked for, if a row belongs to no question."""
         for id, (line, _) in self.found.items():
@@ -75,6 +87,9 @@ class Rows:
                 return self.found[name]
         return None
 
+    def _told(self, id: str):
+        return self.told.get(id, self.told.get(f"{self.benchmark}/{id}"))
+
     def _said(self, task, prediction, example, where: str):
         """The text as it is, or where another rule reads it, and of numbers, what it says."""
         if isinstance(prediction, str) and self.rules == "vlm3":
@@ -82,11 +97,16 @@ class Rows:
         return parsed(task, prediction, example.target, where, self.rules)
 
 
-def _row(line: str, where: str) -> tuple[str, Any]:
+def _row(line: str, where: str) -> tuple[str, Any, Any]:
+    """Id, prediction, and spread (None if there is none)."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         raise UserError(f"{where}: not JSON; write one object a line") from None
     if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "prediction" not in row:
         raise UserError(f"{where}: expected an object with 'id', a text, and 'prediction'")
-    return row["id"], row["prediction"]
+    spread = row.get("spread")
+    for value in spread if isinstance(spread, list) else [spread]:
+        if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
+            raise UserError(f"{where}: 'spread' must be a positive number of metres, or a list of such")
+    return row["id"], row["prediction"], spread

@@ -18,6 +18,7 @@ from vlm3_jax.evaluate.foreign.maps import DepthMaps
 from vlm3_jax.evaluate.foreign.matches import MatchFiles
 from vlm3_jax.evaluate.foreign.poses import NOT_ASKED, read_poses
 from vlm3_jax.evaluate.foreign.rows import Rows
+from vlm3_jax.evaluate.foreign.shown import write_pictures
 from vlm3_jax.evaluate.frozen import examples
 from vlm3_jax.evaluate.manifest import Manifest
 from vlm3_jax.evaluate.predictions import FILE
@@ -69,7 +70,7 @@ def find_manifest(text: str, task: str) -> Manifest | None:
 def score(found: Manifest, answers: str, options: Options, out: storage.AnyPath | None = None, name: str = ""):
     """The metrics of answers to a manifest's questions, with how many records have none.
 
-    With `out` predictions and results are written there as those of `name`, and its tables.
+    With `out` predictions, results and pictures are written there as those of `name`, and its tables.
     """
     source = _source(found, answers, options)
     rows, missing = _rows(found, source, options)
@@ -88,6 +89,7 @@ def score(found: Manifest, answers: str, options: Options, out: storage.AnyPath 
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_text(folder / FILE, lines, errors="backslashreplace")
     results = rescore(folder)
+    write_pictures(found, folder)
     outputs.write_bench(folder, found)
     tables.write(out)
     return {**results.entries[0].scores["model"].metrics, "missing_records": missing}
@@ -146,7 +148,9 @@ def _rows(found: Manifest, source: Source, options: Options) -> tuple[list[dict[
         asked = _examples(row, options.wording)
         given = source.answers(row, asked)
         missing += given is None
-        rows += _predictions(found.asked.key, row, asked, [None] * len(asked) if given is None else given)
+        spreads = source.spreads(row, len(asked)) if isinstance(source, Rows) else [None] * len(asked)
+        given = [None] * len(asked) if given is None else given
+        rows += _predictions(found.asked.key, row, asked, given, spreads)
     return rows, missing
 
 
@@ -156,8 +160,8 @@ def _examples(row: manifest.Row, wording: str) -> list:
     return examples(row, records.unify(row.record, protocol.resize), protocol)
 
 
-def _predictions(key: str, row: manifest.Row, asked: list, given: list) -> Iterator[dict[str, Any]]:
-    for number, (example, answer) in enumerate(zip(asked, given, strict=True)):
+def _predictions(key: str, row: manifest.Row, asked: list, given: list, spreads: list) -> Iterator[dict[str, Any]]:
+    for number, (example, answer, spread) in enumerate(zip(asked, given, spreads, strict=True)):
         if answer is NOT_ASKED:
             continue
         is_text = isinstance(answer, str)
@@ -171,5 +175,7 @@ def _predictions(key: str, row: manifest.Row, asked: list, given: list) -> Itera
             "answer": example.answer,
             "prediction": answer if is_text else "" if answer is None else json.dumps(answer),
             "target": example.target,
+            **({"scene": row.scene} if row.scene else {}),
+            **({} if spread is None else {"spread": spread}),
             **({} if is_text else {"value": answer}),
         }

@@ -1,4 +1,7 @@
-"""Which pictures a report shows: records chosen evenly over the evaluation (never by score) and drawn task by task."""
+"""Which pictures a report shows and what stands below them: records drawn task by task.
+
+Examples are chosen evenly over the evaluation and never by score; the worst cases stand apart from them.
+"""
 
 import collections
 import dataclasses
@@ -11,41 +14,74 @@ import numpy as np
 from vlm3_jax import pose as geometry
 from vlm3_jax import storage
 from vlm3_jax.evaluate import statistics
-from vlm3_jax.evaluate.report import pictures
+from vlm3_jax.evaluate.report import charts, frusta, pictures
+from vlm3_jax.evaluate.report.groups import depths
 from vlm3_jax.evaluate.scoring import Answers, Cell
+from vlm3_jax.evaluate.swap import SWAPPED
 from vlm3_jax.evaluate.thumbnails import read_thumbnails, spread
+from vlm3_jax.evaluate.worst import RECORDS, worst_records
 from vlm3_jax.tasks import Task
 
 MAX_LINES = 6
+# So many points or matches of an image are drawn, and so many of a bad one's worst are told.
+MAX_DRAWN, MAX_TOLD = 60, 3
 _TEXT_LIMIT = 240
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """An encoded picture with a title and lines of text below it (plain text, not escaped)."""
+    """A title with lines of text (plain, not escaped), and an encoded picture if there is one."""
 
     title: str
-    picture: bytes
+    picture: bytes | None
     lines: tuple[str, ...] = ()
 
 
-def panels(folder: storage.AnyPath, cells: Sequence[Cell]) -> dict[str, list[Panel]]:
-    """By task: a scatter for each component with depths, then the model's answers in pictures.
-
-    Shown are records whose thumbnails stand in `folder`.
-    """
-    found, shown = collections.defaultdict(list), collections.defaultdict(list)
+def examples(folder: storage.AnyPath, cells: Sequence[Cell]) -> list[Panel]:
+    """Of the cells of one task: the model's answers in pictures, of records whose thumbnails stand in `folder`."""
+    shown = []
     for cell in cells:
-        if cell.task.name == "depth":
-            title = f"{cell.component}: {len(cell.model.rows)} points"
-            found[cell.task.name].append(Panel(title, pictures.depth_scatter(*_depths(cell.model))))
+        if cell.component.endswith(SWAPPED):
+            continue
         for record, answers in _by_record(cell.model).items():
             thumbnails = read_thumbnails(cell.folder or folder, cell.component, record)
             if len(thumbnails) >= _IMAGES[cell.task.name]:
-                shown[cell.task].append((answers, thumbnails, f"{cell.component}/{record}"))
-    for task, records in shown.items():
-        found[task.name] += [_DRAWERS[task.name](task, *record) for record in spread(records)]
+                shown.append((cell.task, answers, thumbnails, f"{cell.component}/{record}"))
+    return [_DRAWERS[task.name](task, *rest) for task, *rest in spread(shown)]
+
+
+def worst(folder: storage.AnyPath, cells: Sequence[Cell]) -> list[Panel]:
+    """Of the cells of one task: the records that were answered worst, of each component the same number."""
+    cells = [cell for cell in cells if not cell.component.endswith(SWAPPED)]
+    found = []
+    for cell in cells:
+        of_record = _by_record(cell.model)
+        for record in worst_records(cell, max(2, RECORDS // len(cells))):
+            answers, title = of_record[record], f"{cell.component}/{record}"
+            thumbnails = read_thumbnails(cell.folder or folder, cell.component, record, worst=True)
+            panel = Panel(title, None, _headline(cell.task, answers))
+            if len(thumbnails) >= _IMAGES[cell.task.name]:
+                panel = _DRAWERS[cell.task.name](cell.task, answers, thumbnails, title)
+            found.append(dataclasses.replace(panel, lines=(*panel.lines, *_worst_lines(cell.task, answers))))
     return found
+
+
+def _headline(task: Task, answers: Answers) -> tuple[str, ...]:
+    score = statistics.mean(answers.scores)
+    return () if np.isnan(score) else (f"{task.headline} {score:.2f} over {len(answers.rows)} answers",)
+
+
+def _worst_lines(task: Task, answers: Answers) -> tuple[str, ...]:
+    """The worst points of an image; other tasks' lines tell their answers anyway."""
+    if task.name != "depth":
+        return ()
+    errors = task.item_errors(answers.parsed, answers.targets)
+    said = ["nothing readable" if value is None else f"{value:.2f} m" for value in answers.parsed]
+    return tuple(
+        f"at {tuple(answers.targets[i]['coords'])} of {answers.targets[i]['coord_range']}: {said[i]}, "
+        f"true {answers.targets[i]['depth_m']:.2f} m"
+        for i in np.argsort(-errors, kind="stable")[:MAX_TOLD]
+    )
 
 
 def _by_record(answers: Answers) -> dict[str, Answers]:
@@ -74,27 +110,29 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
                 entropies[component] = value
     if not train and not held_out:
         return None
-    return pictures.loss_curve([s for s, _ in train], [v for _, v in train], held_out, entropies)
+    return charts.loss_curve([s for s, _ in train], [v for _, v in train], held_out, entropies)
+
+
+def _some(answers: Answers) -> Answers:
+    """At most `MAX_DRAWN`, evenly spaced."""
+    at = spread(range(len(answers.rows)), MAX_DRAWN)
+    return Answers([answers.rows[i] for i in at], [answers.parsed[i] for i in at], answers.scores[at])
 
 
 def _depth(task: Task, answers: Answers, images, title: str) -> Panel:
-    points = np.array([np.divide(target["coords"], target["coord_range"]) for target in answers.targets])
-    picture = pictures.depth_points(images[0], points, *_depths(answers))
+    some = _some(answers)
+    points = np.array([np.divide(target["coords"], target["coord_range"]) for target in some.targets])
+    picture = pictures.depth_points(images[0], points, *depths(some))
     right = statistics.mean(answers.scores)
     return Panel(title, picture, (f"{task.headline} {right:.2f} over {len(answers.rows)} points",))
 
 
-def _depths(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
-    """True and predicted depth (m) [N]; NaN where the answer cannot be read."""
-    predicted = np.array([np.nan if depth is None else depth for depth in answers.parsed], float)
-    return np.array([target["depth_m"] for target in answers.targets], float), predicted
-
-
 def _correspondence(task: Task, answers: Answers, images, title: str) -> Panel:
-    ranges = np.array([target["coord_range"] for target in answers.targets], float)[:, None]
-    query = np.array([target["coords"] for target in answers.targets], float) / ranges
-    true = np.array([target["truth"] for target in answers.targets], float) / ranges
-    predicted = np.array([(np.nan, np.nan) if pixel is None else pixel for pixel in answers.parsed], float) / ranges
+    some = _some(answers)
+    ranges = np.array([target["coord_range"] for target in some.targets], float)[:, None]
+    query = np.array([target["coords"] for target in some.targets], float) / ranges
+    true = np.array([target["truth"] for target in some.targets], float) / ranges
+    predicted = np.array([(np.nan, np.nan) if pixel is None else pixel for pixel in some.parsed], float) / ranges
     picture = pictures.match_lines(*images[:2], query, true, predicted)
     error = statistics.mean(answers.scores)
     return Panel(title, picture, (f"{task.headline} {error:.1f} px over {len(answers.rows)} queries",))
@@ -114,14 +152,14 @@ def _pose(task: Task, answers: Answers, images, title: str) -> Panel:
     R, t = np.array(target["rotation"], float).reshape(3, 3), np.array(target["translation"], float)
     said = {target["kind"]: value for target, value in zip(answers.targets, answers.parsed, strict=True)}
     euler, direction = said.get("euler_natural"), said.get("translation_direction")
-    picture = pictures.pose_views(
-        *images[:2],
-        true_yaw_deg=geometry.euler_from_matrix(R)[0],
-        true_direction=t / max(np.linalg.norm(t), 1e-9),
-        yaw_deg=None if euler is None else euler[0],
-        direction=None if direction is None else np.array(direction) / np.linalg.norm(direction),
-    )
-    return Panel(title, picture, _answer_lines(answers))
+    true = R, t / max(np.linalg.norm(t), 1e-9)
+    rotation = None if euler is None else geometry.matrix_from_euler(*euler)
+    unit = None if direction is None else geometry.unit_vector(direction)
+    picture = frusta.pose_views(*images[:2], true, (rotation, unit))
+    off = [] if rotation is None else [f"rotation off by {geometry.rotation_angle(R.T @ rotation):.1f}°"]
+    if unit is not None and true[1].any():
+        off.append(f"direction off by {geometry.direction_angle(t, unit):.1f}°")
+    return Panel(title, picture, (*([", ".join(off)] if off else []), *_answer_lines(answers)))
 
 
 _DRAWERS: dict[str, Callable[[Task, Answers, list[np.ndarray], str], Panel]] = {
