@@ -159,7 +159,11 @@ def _pose(task: Task, answers: Answers, images, title: str) -> Panel:
     off = [] if rotation is None else [f"rotation off by {geometry.rotation_angle(R.T @ rotation):.1f}°"]
     if unit is not None and true[1].any():
         off.append(f"direction off by {geometry.direction_angle(t, unit):.1f}°")
-    return Panel(title, picture, (*([", ".join(off)] if off else []), *_answer_lines(answers)))
+    told = (
+        f"{row['target']['kind'].replace('_', ' ')}: {_short(row['prediction'])} (true: {_short(row['answer'])})"
+        for row in answers.rows
+    )
+    return Panel(title, picture, (*([", ".join(off)] if off else []), *told))
 
 
 _DRAWERS: dict[str, Callable[[Task, Answers, list[np.ndarray], str], Panel]] = {
