@@ -44,12 +44,15 @@ class RealEstate10K(common.Builder):
         items = []
         for text in sorted((raw / split).glob("*.txt")):
             folder = _images(raw, split, text.stem)
-            names = {path.stem: path.name for path in folder.iterdir() if path.suffix in IMAGES} if folder else {}
-            times = sorted((stem for stem in names if stem.isdigit()), key=int)
+            ends = {path.stem: path.suffix for path in folder.iterdir() if path.suffix in IMAGES} if folder else {}
+            times = sorted((stem for stem in ends if stem.isdigit()), key=int)
             scene, clip, where = text.stem, f"{split}/{text.name}", folder and folder.relative_to(raw).as_posix()
+            # There are a million items: those of a clip share what they have in common, and their keys name the frames.
+            shared = {}
             for first, second in draw_pairs(text.stem, len(times)):
                 one, other = times[first], times[second]
-                data = {"clip": clip, "folder": where, "images": [names[one], names[other]]}
+                suffixes = ends[one], ends[other]
+                data = shared.setdefault(suffixes, {"clip": clip, "folder": where, "suffixes": list(suffixes)})
                 items.append(common.Item(f"{scene}/{one}-{other}", scene, data))
         return common.by_key(items)
 
@@ -57,9 +60,10 @@ class RealEstate10K(common.Builder):
         """Two posed views."""
         rows = read_clip(raw / item.data["clip"])
         views = []
-        for name in item.data["images"]:
+        for time, suffix in zip(item.key.rpartition("/")[2].split("-"), item.data["suffixes"], strict=True):
+            name = time + suffix
             image = common.image(raw / item.data["folder"] / name, f"{item.data['clip']} {name}")
-            row = rows.get(int(pathlib.PurePath(name).stem))
+            row = rows.get(int(time))
             if row is None:
                 raise common.Skip(f"{item.data['clip']} has no row of frame {name}")
             views.append(View(image, *camera_of(row, image.width, image.height, f"{item.key}: {name}")))

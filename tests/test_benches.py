@@ -53,3 +53,32 @@ def test_attention():
     ]
     assert [row["shape"] for row in rows] == ["text", "vision"]
     assert all(0 < row["difference"] < 0.02 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("measure", "code", "held"),
+    [
+        ("values.update(fast=2, late=1)", 0, [True, True]),
+        ("values.update(fast=1.9, late=1)", 1, [False, True]),
+        ("values.update(late=1)", 1, [False, True]),
+        ("values.update(fast=2); os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130, [True, False]),
+        ("values.update(fast=2); os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 130, [True, False]),
+    ],
+)
+def test_gates_hold_or_not_also_when_a_bench_is_interrupted(measure, code, held):
+    program = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(ROOT / "tools")!r})
+import gates
+
+def measure(values):
+    {measure}
+
+gates.run({{"fast": (">=", 2), "late": ("<=", 1)}}, measure)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["held"] for row in rows] == held
+    assert [row["gate"] for row in rows] == ["fast >= 2", "late <= 1"]
+    assert ("interrupted" in done.stderr) == (code == 130)
