@@ -1,15 +1,17 @@
 """Models, converted checkpoints, adapters, exports and evaluation output in buckets."""
 
+import time
+
 import numpy as np
 import pytest
 
 from tests.checkpoint_files import stored
 from vlm3_jax import cli, pretrained
-from vlm3_jax.checkpoint import hf, locate
+from vlm3_jax.checkpoint import convert, hf, locate
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.results import Results
 from vlm3_jax.model import params as parameters
-from vlm3_jax.storage import folders
+from vlm3_jax.storage import folders, lock
 
 
 def same(one, two) -> None:
@@ -65,6 +67,31 @@ def test_half_a_folder_is_no_model(place, tiny_model, monkeypatch):
     with pytest.raises(UserError):
         pretrained.open(str(place / "ours"))
     assert cli.main(["convert", str(place / "hf"), str(place / "ours"), "--overwrite"]) in (0, 2)
+
+
+def test_one_conversion_at_a_time(place, tiny_model, capsys):
+    beside = place / ".ours.lock"
+    with lock.held(beside, place / "ours", "conversion"):
+        assert cli.main(["convert", str(tiny_model), str(place / "ours")]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"vlm3 convert: {place}/ours: another conversion is writing it (process ")
+        assert said.endswith("; wait until it has ended, or use another target\n")
+        assert not (place / "ours").exists()
+    assert cli.main(["convert", str(tiny_model), str(place / "ours")]) == 0
+    assert not beside.exists()
+
+
+def test_a_conversion_that_was_taken_over_puts_nothing_up(place, tiny_model, monkeypatch, capsys):
+    def taken_over(*args):
+        (place / ".ours.lock").write_text("process 8 on elsewhere 00 0\n")
+        time.sleep(0.5)
+        return write(*args)
+
+    write = convert.write
+    monkeypatch.setattr(convert, "write", taken_over)
+    assert cli.main(["convert", str(tiny_model), str(place / "ours")]) == 2
+    assert "process 8 on elsewhere has taken it over while this conversion was silent" in capsys.readouterr().err
+    assert not (place / "ours").exists()
 
 
 def test_save_and_scores(place, tiny_model):

@@ -7,6 +7,7 @@ there. The same call after a kill goes on with the tensors that are missing.
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 
 import rich.console
 import rich.progress
@@ -18,6 +19,7 @@ from vlm3_jax.checkpoint.sources import CheckpointSource, HFSource, Source
 from vlm3_jax.checkpoint.writing import WritePlan, finish, free_bytes, place_beside, write
 from vlm3_jax.errors import UserError
 from vlm3_jax.model import params as parameters
+from vlm3_jax.storage import lock
 from vlm3_jax.tasks import protocol
 
 
@@ -67,11 +69,20 @@ def plan_adapter(source: Source, base: str) -> Conversion:
 def convert(conversion: Conversion, target, overwrite: bool = False, progress: bool = True) -> storage.AnyPath:
     """Writes the other form of the source to `target`, which must be missing or empty.
 
-    One in a bucket is written in `folders.scratch` first, which needs as much room. `overwrite` replaces an older model
-    there. UserError if the target is taken, the disk is full or the source damaged;
-    the target is then as it was.
+    One in a bucket is written in `folders.scratch` first, which needs as much room; a lock beside it keeps other
+    machines out. `overwrite` replaces an older model there. UserError if the target is taken, the disk is full or the
+    source damaged; the target is then as it was.
     """
-    target, source, plan = storage.path(target, "target"), conversion.source, conversion.plan
+    target = storage.path(target, "target")
+    # Here the journal of what is written beside the target is the lock.
+    if not storage.is_remote(target):
+        return _convert(conversion, target, overwrite, progress)
+    with lock.held(target.with_name(f".{target.name}.lock"), target, "conversion", "target") as check:
+        return _convert(conversion, target, overwrite, progress, check)
+
+
+def _convert(conversion, target, overwrite, progress, check: Callable[[], None] = lambda: None) -> storage.AnyPath:
+    source, plan = conversion.source, conversion.plan
     _check_target(target, source, overwrite)
     tmp = place_beside(target, ".converting")
     kept = tmp if tmp.is_dir() else None
@@ -99,6 +110,7 @@ def convert(conversion: Conversion, target, overwrite: bool = False, progress: b
         hf.carry_files(source.files, tmp, plan.jobs[0].dtype)
     elif (asked := source.files / protocol.FILE).is_file():
         shutil.copyfile(asked, tmp / protocol.FILE)
+    check()
     finish(tmp, target, peft.CONFIG if conversion.is_adapter else "config.json")
     return target
 
