@@ -72,6 +72,41 @@ def lively(tiny_model, tmp_path_factory):
     return hf.save(tmp_path_factory.mktemp("lively") / "model", cfg, parameters.nest(flat), tiny_model)
 
 
+@pytest.fixture(scope="session")
+def made(tiny_model, tmp_path_factory) -> pathlib.Path:
+    """A folder with records, a DepthLM jsonl, and configs of the small run on either; no test may change it."""
+    from tests import support
+
+    root = tmp_path_factory.mktemp("made")
+    support.write_records(root / "records")
+    support.write_depthlm(root / "depthlm")
+    for name in ("records", "depthlm"):
+        (root / f"{name}.py").write_text(
+            "from tests.support import run_on\n\n"
+            f"def get_config(argument=''):\n    return run_on({str(root)!r}, {name!r}, {str(tiny_model)!r})\n"
+        )
+    return root
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that must fail as a user's mistake; its one line. Only `train` may have said more before."""
+    from vlm3_jax import cli
+
+    def run(*words) -> str:
+        words = [str(word) for word in words]
+        assert cli.main(words) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "Traceback" not in err
+        lines = err.splitlines()
+        assert len(lines) == 1 or words[0] == "train"
+        assert lines[-1].startswith(f"vlm3 {words[0]}: ")
+        return lines[-1].removeprefix(f"vlm3 {words[0]}: ")
+
+    return run
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A seeded generator."""

@@ -103,6 +103,17 @@ def small_run(model, data, workdir=""):
     return config
 
 
+def run_on(root, name, model):
+    """The small run on `root`/records; with the name "depthlm" its components read the jsonl and its images there."""
+    config = small_run(model, pathlib.Path(root) / name)
+    if name == "depthlm":
+        # The same shapes and number of components as the other runs in the tests: their program is compiled once.
+        for entry in (*config.data.components.values(), *config.eval.components.values()):
+            entry.kind, entry.path, entry.task = "depthlm", f"{root}/depthlm/train.jsonl", "depth"
+            entry.depth_kind = "z"
+    return config
+
+
 def draw_samples(model_dir, data, mode: str, count: int):
     """(samples of two tasks in which the first token of every answer weighs 3, the model's VisionSpec)."""
     entry = {"path": str(data), "protocol": "short", "resize": f"focal:{FOCAL:g}", "questions": 3}
