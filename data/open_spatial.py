@@ -6,9 +6,9 @@ import pathlib
 import numpy as np
 
 from vlm3_jax.builders import common
-from vlm3_jax.data.sources.chat_rows import parse_row
 from vlm3_jax.data.sources.items import inside, photo_view
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats.chat_rows import parse_row
 from vlm3_jax.formats.json_items import item_spans, parsed
 from vlm3_jax.records import Record
 

@@ -11,10 +11,11 @@ from tests.builders.files import jpeg, png
 from vlm3_jax import records
 from vlm3_jax.data.component import Component
 from vlm3_jax.data.samples import Bad
-from vlm3_jax.data.sources import make_source, regions
-from vlm3_jax.data.sources.chat_rows import parse_row
+from vlm3_jax.data.sources import make_source
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.evaluate.items import HeldOut
+from vlm3_jax.formats import regions
+from vlm3_jax.formats.chat_rows import parse_row
 
 
 def turns(row):

@@ -10,12 +10,12 @@ import re
 from vlm3_jax import config as configs
 from vlm3_jax import config_rules, storage
 from vlm3_jax.data.sources import Source, make_source
-from vlm3_jax.data.sources.chat_rows import parse_row
 from vlm3_jax.data.sources.colmap import find_captures, shared_pairs
 from vlm3_jax.data.sources.rgbd import find_frames, is_scene
 from vlm3_jax.data.sources.wai import META, find_scenes
 from vlm3_jax.errors import BadRecord, UserError
 from vlm3_jax.files import write_text
+from vlm3_jax.formats.chat_rows import parse_row
 from vlm3_jax.formats.colmap import find_model
 from vlm3_jax.formats.json_items import item_spans
 from vlm3_jax.kinds import KINDS, PAIRS

@@ -6,9 +6,9 @@ import weakref
 
 import numpy as np
 
-from vlm3_jax.data.sources.chat_rows import Row, parse_row
 from vlm3_jax.data.sources.items import ASSUMED_FOV_DEG, ItemSource, inside, part_of, photo_view
 from vlm3_jax.errors import BadRecord, UserError
+from vlm3_jax.formats.chat_rows import Row, parse_row
 from vlm3_jax.formats.json_items import item_spans, parsed
 from vlm3_jax.processor import intrinsics
 from vlm3_jax.records import Record, View

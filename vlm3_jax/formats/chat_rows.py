@@ -7,8 +7,8 @@ their image by `filename` (without ".jpg") or `image_info`, and have a region fo
 
 import dataclasses
 
-from vlm3_jax.data.sources.regions import region_boxes
 from vlm3_jax.errors import BadRecord
+from vlm3_jax.formats.regions import region_boxes
 from vlm3_jax.records import Conversation, Turn
 from vlm3_jax.records.conversation import IMAGE, MASK, check_order
 
