@@ -139,6 +139,17 @@ def write_text(path, text: str, errors: str = "strict") -> None:
     tmp.rename(path)
 
 
+def write_bytes(path, data: bytes) -> None:
+    """Writes a file as `write_text` does."""
+    path = storage.path(path)
+    if storage.is_remote(path):
+        path.write_bytes(data)
+        return
+    tmp = path.with_name(path.name + ".part")
+    tmp.write_bytes(data)
+    tmp.rename(path)
+
+
 def replace_dir(tmp: pathlib.Path, target: pathlib.Path) -> None:
     """Puts a finished directory in its place; the old one goes only when the new one stands."""
     old = target.with_name(target.name + ".old")

@@ -71,6 +71,21 @@ def matrix_from_quaternion(w, x, y, z) -> Float[np.ndarray, "3 3"]:
     )
 
 
+def quaternion_from_matrix(R) -> Float[np.ndarray, "4"]:
+    """w, x, y, z (w >= 0) of a rotation [3, 3], float64: Shepperd's method, which divides by the largest part."""
+    R = np.asarray(R, np.float64)
+    # Four times the squares of w, x, y, z.
+    squares = 1 + np.array([np.trace(R), *(2 * np.diag(R) - np.trace(R))])
+    largest = int(np.argmax(squares))
+    crossed = np.array([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]])
+    products = np.zeros((4, 4))
+    products[0, 1:] = products[1:, 0] = crossed
+    products[1:, 1:] = R + R.T
+    np.fill_diagonal(products, squares)
+    q = products[largest] / np.linalg.norm(products[largest])
+    return -q if q[0] < 0 else q
+
+
 def from_quaternion(wxyz, translation) -> Float[np.ndarray, "4 4"]:
     """a_T_b, float64 [4, 4], from a quaternion w x y z (of any length above 0) and b's origin in a."""
     matrix = np.eye(4)
