@@ -9,17 +9,22 @@ from vlm3_jax.storage import AnyPath
 WHOLE, PIECES, PIECE = 64 * 2**20, 64, 2**18
 # What lies in a model's folder and has no say in its answers.
 IGNORED = (".md", ".png", ".jpg")
+IGNORED_NAMES = ("spread.json",)
 
 
 def of(folders: Sequence[AnyPath]) -> str:
     """32 hexadecimal digits of names, sizes and bytes of all files in these folders, wherever those lie."""
     found = hashlib.sha256()
     for number, folder in enumerate(folders):
-        for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix not in IGNORED):
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() and _counts(p)):
             size = path.stat().st_size
             found.update(f"{number}/{path.relative_to(folder)}\0{size}\0".encode(errors="backslashreplace"))
             _update(found, path, size)
     return found.hexdigest()[:32]
+
+
+def _counts(path: AnyPath) -> bool:
+    return path.suffix not in IGNORED and path.name not in IGNORED_NAMES
 
 
 def _update(found, path: AnyPath, size: int) -> None:
