@@ -37,9 +37,8 @@ def test_asks_what_training_asks(model, rng):
     )
     examples = tasks.get("depth").examples(unify(record, Focal(40.0)), rng, given("depth", "short", questions=12))
     expected = {tuple(e.target["coords"]) for e in examples}
-    asked = model.protocol("depth")
-    _, photo, unified = model._layout(pixels, camera, asked.resize)
-    assert {tuple(c) for c in model._coords(points, photo.camera, unified, asked)} == expected
+    _, questions = model._depth_questions(pixels, camera, "distance")
+    assert {tuple(c) for c in questions.coords(points)} == expected
 
 
 def test_answers_are_numpy(model, rng, tmp_path):
@@ -132,7 +131,9 @@ def answering(model, answer):
 def test_lengths_that_cannot_be_are_nan(model, rng):
     photo = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
     other = answering(model, lambda images, questions: [["1.5", "-2", "0", "far"]])
-    np.testing.assert_array_equal(other.depth(photo, points=[[1, 1]] * 4).distance_m, [1.5, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(
+        other.depth(photo, points=[[1, 1], [9, 1], [19, 1], [29, 1]]).distance_m, [1.5, np.nan, np.nan, np.nan]
+    )
     other = answering(model, lambda images, questions: [["-2"] * len(questions[0])])
     assert np.isnan(other.pose(photo, photo).distance_m)
 

@@ -8,18 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vlm3_jax import marker, pretrained, tasks
-from vlm3_jax.camera import AsIs, Camera, Resize, as_points, normalize_points
+from vlm3_jax import pretrained, tasks
+from vlm3_jax.answers.values import Depth, Match, RelativePose, Spread
+from vlm3_jax.camera import AsIs, Camera, Resize, as_points, grid_points, normalize_points
 from vlm3_jax.errors import UserError
+from vlm3_jax.infer import spread as spreads
+from vlm3_jax.infer.dense import DensePlan, dense_map
 from vlm3_jax.infer.engine import Engine
+from vlm3_jax.infer.points import PointQuestions
 from vlm3_jax.infer.sampling import GREEDY, Sampling, stored_max_new_tokens
+from vlm3_jax.infer.spread import Calibration
+from vlm3_jax.infer.tree import explore
 from vlm3_jax.infer.video import ask_video
 from vlm3_jax.pose import matrix_from_euler, unit_vector
 from vlm3_jax.processor.conversation import conversation_images, conversation_prompt
 from vlm3_jax.processor.image import ImageLayout, image_layout
 from vlm3_jax.processor.photo import Photo, open_photo
 from vlm3_jax.records import ImageRef, View
-from vlm3_jax.tasks import correspondence, depth, pose, protocol
+from vlm3_jax.records.dense import KINDS
+from vlm3_jax.tasks import correspondence, pose, protocol
 from vlm3_jax.tasks.objects_words import region
 from vlm3_jax.tasks.protocol import Protocol
 
@@ -30,50 +37,20 @@ REGION = "<mask>"
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Depth:
-    """Points asked about (px of the upright image, int [N, 2]), distances in metres [N] (or NaN), the texts.
-
-    A model that is asked by markers is not asked about points within 5 px of the border (unified): NaN and "".
-    `camera_source`: where the camera that metric depth hangs on is from (`processor.photo`).
-    """
-
-    points_px: np.ndarray
-    distance_m: np.ndarray
-    answers: list[str]
-    camera: Camera
-    camera_source: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Match:
-    """Points of the first image (px, [N, 2]), where the model sees them in the second (px, [N, 2]), the texts.
-
-    `matches_px` is NaN where the answer cannot be read or lies outside the second image; `outside` [N]: the latter.
-    """
-
-    points_px: np.ndarray
-    matches_px: np.ndarray
-    answers: list[str]
-    outside: np.ndarray
-    camera_sources: tuple[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class RelativePose:
-    """The second camera in the frame of the first: rotation [3, 3], unit direction [3], distance in metres (or NaN)."""
-
-    rotation: np.ndarray
-    direction: np.ndarray
-    distance_m: float
-    answers: dict[str, str]
-    camera_sources: tuple[str, str]
-
-
 def common_rule(protocols: Mapping[str, Protocol]) -> Resize:
     """The resize rule of all these protocols; as they are, if there is none or they differ."""
     rules = {one.resize for one in protocols.values()}
     return rules.pop() if len(rules) == 1 else AsIs()
+
+
+def _dense_plan(dense, points, size: tuple[int, int], asked: Protocol) -> DensePlan:
+    """The plan of a map; its nodes are no nearer to each other than the coordinates that the model is told."""
+    if points is not None:
+        raise UserError("dense: a map chooses its points itself; leave them out")
+    if isinstance(dense, DensePlan):
+        return dense
+    questions = {} if dense is True else {"questions": dense}
+    return DensePlan(**questions, finest_px=tuple(side / asked.coord_range for side in size))
 
 
 class VLM3:
@@ -100,13 +77,17 @@ class VLM3:
         base: str = "",
     ):
         model = pretrained.open(path, base=base)
-        self._folder, self._spec = model.folder, model.spec
+        self._model, self._folder, self._spec = model, model.folder, model.spec
         self.protocols = model.protocols | dict(protocols or {})
         self._common = common_rule(self.protocols)
         new = stored_max_new_tokens(model.folder) if max_new_tokens is None else max_new_tokens
         sizes = {"image_sets": 1, "questions": 32, "max_new_tokens": MAX_NEW_TOKENS if new is None else new}
         params = model.params(mesh, dtype)
         self._engine = Engine(model.cfg, params, model.chat, model.spec, jnp.dtype(dtype), mesh, **sizes)
+
+    def fingerprint(self) -> str:
+        """What tells this model's files from those of another."""
+        return self._model.fingerprint()
 
     def protocol(self, task: str) -> Protocol:
         """How this model is asked about a task."""
@@ -168,35 +149,67 @@ class VLM3:
         """What the checkpoint proposes for drawing tokens, with the `given` fields of `Sampling` in its place."""
         return Sampling.from_dir(self._folder, **given)
 
-    def depth(self, image, camera: Camera | None = None, points=None, grid: tuple[int, int] = (8, 6)) -> Depth:
-        """Distance to the camera centre at `points` (px, [N, 2]), or at a `grid` of columns x rows."""
+    def depth(
+        self,
+        image,
+        camera: Camera | None = None,
+        points=None,
+        grid: tuple[int, int] = (8, 6),
+        *,
+        dense: bool | int | DensePlan = False,
+        kind: str = "distance",
+        meant: str = "distance",
+        spread: bool = False,
+    ) -> Depth:
+        """Distance to the camera centre at `points` (px, [N, 2]), or at a `grid` of columns x rows.
+
+        `dense`: a map of every pixel instead, of at most so many questions (True: 1024), which are asked where answers
+        change (`infer.dense`); the points are then those asked about. `kind`: what maps in files will hold, "distance"
+        or "z"; `meant`: what this model's lengths are, as the labels were that it learnt from. `spread`: also the
+        expected value and the deviation of each answer, from the probabilities of its digits (`infer.spread`).
+        """
+        if spread and (dense is not False or self.protocol("depth").marker):
+            raise UserError("spread: is told of points and grids only, by models that are asked by coordinates")
+        photo, questions = self._depth_questions(image, camera, meant)
+        size, made = (photo.camera.width, photo.camera.height), None
+        if dense is not False:
+            made, points = dense_map(questions.metres, photo.pixels, _dense_plan(dense, points, size, questions.asked))
+            made = dataclasses.replace(made, questions=len(questions.texts))
+        else:
+            points = grid_points(grid, *size) if points is None else as_points(points, *size)
+        distance_m, answers = questions.metres(points), questions.answers(points)
+        found = Depth(points, distance_m, answers, photo.camera, photo.source, kind, made)
+        return dataclasses.replace(found, spread=self._spread(questions, points, answers)) if spread else found
+
+    def _spread(self, questions: PointQuestions, points, answers: list[str]) -> Spread:
+        numbers = explore(self._engine, questions.layout, questions.questions(points), answers)
+        return spreads.spread(
+            numbers, questions.distances(points, np.ones(len(points))), Calibration.read(self._folder)
+        )
+
+    def _depth_questions(self, image, camera, meant: str) -> tuple[Photo, PointQuestions]:
         asked = self.protocol("depth")
         layout, photo, unified = self._layout(image, camera, asked.resize)
-        size = photo.camera.width, photo.camera.height
-        if points is None:
-            if len(grid) != 2 or not all(
-                isinstance(n, int | np.integer) and 1 <= n <= side for n, side in zip(grid, size)
-            ):
-                raise UserError(f"grid: expected columns and rows, at most one a pixel of the image, got {grid!r}")
-            columns, rows = ((np.arange(n) + 0.5) * side / n for n, side in zip(grid, size))
-            points = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
-        points = as_points(points, *size)
-        coords = self._coords(points, photo.camera, unified, asked)
-        questions = [depth.question(x, y, asked) for x, y in coords]
-        if asked.marker:
-            answers = self._answers_by_marker(layout, photo.camera.map_points(points, unified), questions)
-        else:
-            answers = self._engine.answer([(layout,)], [questions])[0]
-        found = [tasks.get("depth").parse(text) for text in answers]
-        distance_m = np.array([value if value and value > 0 else np.nan for value in found])
-        return Depth(points, distance_m, answers, photo.camera, photo.source)
+        if meant not in KINDS:
+            raise UserError(f"meant: {meant!r}; say what the model's lengths are: {' or '.join(KINDS)}")
+        return photo, PointQuestions(self._engine, layout, photo.camera, unified, asked, meant)
 
-    def match(self, a, b, points, camera_a: Camera | None = None, camera_b: Camera | None = None) -> Match:
-        """Where the surface at `points` (px of image a) appears in image b."""
+    def match(
+        self,
+        a,
+        b,
+        points=None,
+        camera_a: Camera | None = None,
+        camera_b: Camera | None = None,
+        *,
+        grid: tuple[int, int] = (8, 6),
+    ) -> Match:
+        """Where the surface at `points` (px of image a), or at a `grid` of columns x rows, appears in image b."""
         asked = self.protocol("correspondence")
         layout_a, photo_a, unified_a = self._layout(a, camera_a, asked.resize)
         layout_b, photo_b, _ = self._layout(b, camera_b, asked.resize)
-        points = as_points(points, photo_a.camera.width, photo_a.camera.height)
+        size = photo_a.camera.width, photo_a.camera.height
+        points = grid_points(grid, *size) if points is None else as_points(points, *size)
         coords = self._coords(points, photo_a.camera, unified_a, asked)
         questions = [correspondence.question(x, y, asked) for x, y in coords]
         answers = self._engine.answer([(layout_a, layout_b)], [questions])[0]
@@ -205,7 +218,8 @@ class VLM3:
         found = np.array([(np.nan, np.nan) if p is None else p for p in parsed], float).reshape(-1, 2)
         outside = ((found < 0) | (found >= asked.coord_range)).any(1)
         found[outside] = np.nan
-        return Match(points, found * scale, answers, outside, (photo_a.source, photo_b.source))
+        sources, cameras = (photo_a.source, photo_b.source), (photo_a.camera, photo_b.camera)
+        return Match(points, found * scale, answers, outside, sources, cameras)
 
     def pose(self, a, b, camera_a: Camera | None = None, camera_b: Camera | None = None) -> RelativePose:
         """How the camera moved from image a to image b (frame of a: x right, y down, z forward)."""
@@ -223,15 +237,8 @@ class VLM3:
             float("nan") if distance is None or distance < 0 else float(distance),
             answers,
             tuple(photo.source for _, photo, _ in opened),
+            tuple(photo.camera for _, photo, _ in opened),
         )
-
-    def _answers_by_marker(self, layout: ImageLayout, shown_px, questions: Sequence[str]) -> list[str]:
-        """The answer to each question about an image of its own, with an arrow at its pixel; "" where none fits."""
-        answers, fits = [""] * len(questions), marker.fits(shown_px, *layout.size)
-        for number in np.flatnonzero(fits).tolist():
-            pointed = dataclasses.replace(layout, marker=tuple(map(int, shown_px[number])))
-            answers[number] = self._engine.answer([(pointed,)], [[questions[number]]])[0][0]
-        return answers
 
     def _with_regions(self, question: str, boxes, shown: Sequence[ImageLayout]) -> str:
         """The question with its boxes as text: normalised from the image's own size, as the release does."""

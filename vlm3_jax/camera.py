@@ -184,6 +184,19 @@ def as_points(values, width: int, height: int, name: str = "points") -> Int[np.n
     return points.astype(np.int64)
 
 
+def grid_points(grid, width: int, height: int) -> Int[np.ndarray, "N 2"]:
+    """The middles of a grid of (columns, rows) on an image, px, int64 [N, 2] row by row. UserError if it is none."""
+    size = width, height
+    if (
+        not isinstance(grid, tuple | list)
+        or len(grid) != 2
+        or not all(isinstance(n, int | np.integer) and 1 <= n <= side for n, side in zip(grid, size))
+    ):
+        raise UserError(f"grid: expected columns and rows, at most one a pixel of the image, got {grid!r}")
+    columns, rows = ((np.arange(n) + 0.5) * side / n for n, side in zip(grid, size))
+    return np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2).astype(np.int64)
+
+
 @dataclasses.dataclass(frozen=True)
 class Focal:
     """Resize to one focal length of `px` pixels by `Camera.unify`; text form "focal:1000" or "focal:750:per_axis"."""

@@ -6,11 +6,11 @@ import signal
 import sys
 
 from vlm3_jax import storage
-from vlm3_jax.commands import checkpoint, data, demo, evaluate, plan, score, train
+from vlm3_jax.commands import calibrate, checkpoint, data, demo, evaluate, photo, plan, score, train
 from vlm3_jax.errors import UserError
 
 # In the order of the help.
-GROUPS = (train, evaluate, score, checkpoint, plan, demo, data)
+GROUPS = (photo, train, evaluate, score, calibrate, checkpoint, plan, demo, data)
 # Options that name local files only: what is run as a program, and a picture to look at.
 LOCAL = ("config", "picture")
 
@@ -54,7 +54,7 @@ def _check_paths(args) -> None:
     """UserError, before anything else happens, for a path with a scheme that nobody reads."""
     for name, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and name not in ("images", "question", "runner"):
+            if isinstance(text, str) and name not in ("images", "first", "second", "question", "runner"):
                 (storage.local_path if name in LOCAL else storage.path)(text, name)
 
 

@@ -1,11 +1,8 @@
-"""`vlm3 eval`, `report` and `ask`: answers and what they are worth."""
-
-import sys
+"""`vlm3 eval` and `report`: what answers are worth."""
 
 from vlm3_jax import storage
 from vlm3_jax.commands import arguments
 from vlm3_jax.errors import UserError
-from vlm3_jax.tasks import TASKS
 
 
 def add(parsers) -> None:
@@ -26,7 +23,6 @@ def add(parsers) -> None:
     sub.add_argument("results", nargs="+", help="folders that `vlm3 eval` or `vlm3 score --out` has written")
     sub.add_argument("--out", default="report.html", help="the file to write")
     sub.add_argument("--metrics", help="the training's metrics.jsonl, for the loss curve")
-    _add_ask(parsers)
 
 
 def _add_bench(sub) -> None:
@@ -54,29 +50,6 @@ def _add_bench(sub) -> None:
         help="answer nothing: write the benchmarks' questions and pictures to --out, for a model that runs elsewhere; "
         "=lmms also as tasks of lmms-eval. With --model they are asked as that one is to be asked",
     )
-
-
-def _add_ask(parsers) -> None:
-    sub = arguments.command(parsers, "ask", _ask, "ask a model a question about images")
-    sub.add_argument("--model", required=True, help="HF directory, finished workdir or hub name")
-    arguments.with_base(sub)
-    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and computation")
-    sub.add_argument("images", nargs="*", help="image files, in the order in which they are shown")
-    sub.add_argument("--question", required=True)
-    sub.add_argument(
-        "--task",
-        choices=TASKS,
-        help="resize the images as the model does for this task (default: as for all it was trained on, if they agree)",
-    )
-    sub.add_argument("--camera", metavar="FX,FY,CX,CY", help="of the upright images, px (default: camera file or EXIF)")
-    sub.add_argument("--max-new-tokens", type=int, help="where the answer is cut (default: the checkpoint's, or 256)")
-    for name, kind, help in (
-        ("temperature", float, "draw tokens from logits divided by this; 0 for the most probable one"),
-        ("top-p", float, "draw from the fewest most probable tokens that reach this probability"),
-        ("top-k", int, "draw from this many most probable tokens"),
-        ("seed", int, "another seed draws another answer"),
-    ):
-        sub.add_argument(f"--{name}", type=kind, help=f"{help}; with any of these four the rest are the checkpoint's")
 
 
 def _eval(args, fields) -> None:
@@ -160,32 +133,3 @@ def _report(args, _) -> None:
     if len(runs) > 1 or compared.tables.blocks:
         arguments.wide_console().print(compared.rich())
     print(write_report(storage.path(args.out), runs, metrics=args.metrics, compared=compared))
-
-
-def _ask(args, _) -> None:
-    import vlm3_jax
-    from vlm3_jax.camera import AsIs
-    from vlm3_jax.processor.photo import open_photo
-
-    photos = [open_photo(image, _matrix(args.camera)) for image in args.images]
-    model = vlm3_jax.load(args.model, max_new_tokens=args.max_new_tokens, dtype=args.dtype, base=args.base)
-    rule = model.resize_rule(args.task)
-    shown = f"resized by {rule}"
-    if rule == AsIs():
-        shown = "shown as it is: lengths in metres mean little without the model's resize rule, see --task"
-    for photo in photos:
-        print(f"{photo}; {shown}", file=sys.stderr)
-    given = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k", "seed")}
-    sampled = any(value is not None for value in given.values())
-    print(model.ask(photos, args.question, None, model.sampling(**given) if sampled else None, args.task))
-
-
-def _matrix(text: str | None):
-    """K of "FX,FY,CX,CY"."""
-    if text is None:
-        return None
-    try:
-        fx, fy, cx, cy = map(float, text.split(","))
-    except ValueError:
-        raise UserError(f"--camera={text}: write FX,FY,CX,CY in pixels of the upright image") from None
-    return [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]

@@ -71,7 +71,7 @@ def rule(text: str) -> Rule:
         if kind == "fov" and 0 < (degrees := float(value)) < 180:
             return lambda width, height: Camera.from_fov(width, height, degrees)
         if kind == "35mm" and 0 < (film_mm := float(value)) < math.inf:
-            return lambda width, height: _square(focal_px(film_mm, width, height), width, height)
+            return lambda width, height: square(focal_px(film_mm, width, height))(width, height)
         if not kind:
             fx, fy, cx, cy = map(float, value.split(","))
             return lambda width, height: Camera(fx, fy, cx, cy, width, height)
@@ -85,8 +85,9 @@ def focal_px(film_mm: float, width: int, height: int) -> float:
     return film_mm * math.hypot(width, height) / FILM_DIAGONAL_MM
 
 
-def _square(focal: float, width: int, height: int) -> Camera:
-    return Camera(focal, focal, width / 2, height / 2, width, height)
+def square(focal: float) -> Rule:
+    """Cameras of this focal length (px), for images of any size: square pixels, the principal point in the middle."""
+    return lambda width, height: Camera(focal, focal, width / 2, height / 2, width, height)
 
 
 def sidecar(path: str | os.PathLike | AnyPath) -> AnyPath:

@@ -23,6 +23,7 @@ from vlm3_jax.records import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, orienta
 
 # Without a camera a photo is taken to see this much: a guess, and metric depth is as wrong as the guess.
 ASSUMED_FOV_DEG = 60.0
+ASSUMED = f"assumed {ASSUMED_FOV_DEG:g} degrees"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +38,11 @@ class Photo:
     camera: Camera
     source: str
 
+    @property
+    def assumed(self) -> bool:
+        """Whether nothing told the camera: metric depth is then as wrong as the guess."""
+        return self.source == ASSUMED
+
     def __str__(self):
         c = self.camera
         return f"{self.name}: {c.width} x {c.height}, focal length {c.fx:.0f} px ({self.source})"
@@ -46,8 +52,8 @@ def open_photo(image, camera=None) -> Photo:
     """The photo of a path, `file://` or `data:` URL, PIL image or array; UserError names what is wrong with it.
 
     Arrays: uint8 [H, W, 3] (or [H, W], [H, W, 4], [3, H, W]), or floats from 0 to 1 of these shapes. `camera`: a
-    `Camera` or K of the upright image; without one, `photo.camera.json` beside `photo.jpg` (K, or the fields of
-    `Camera`), then EXIF, then an assumed field of view.
+    `Camera` or K of the upright image, or what makes one of its width and height (`intrinsics.rule`); without one,
+    `photo.camera.json` beside `photo.jpg` (K, or the fields of `Camera`), then EXIF, then an assumed field of view.
     """
     if isinstance(image, Photo):
         return image if camera is None else open_photo(image.pixels, camera)
@@ -60,6 +66,8 @@ def open_photo(image, camera=None) -> Photo:
         name, path, opened = "image", None, None
     pixels, exif = (_from_array(image), None) if opened is None else _upright(name, opened)
     height, width = pixels.shape[:2]
+    if callable(camera):
+        camera = camera(width, height)
     if camera is not None:
         return Photo(name, pixels, as_camera(camera, width, height, f"{name}: camera"), "given")
     beside = path and intrinsics.sidecar(path)
@@ -68,7 +76,7 @@ def open_photo(image, camera=None) -> Photo:
     if exif is not None:
         return Photo(name, pixels, exif, "EXIF")
     assumed = Camera.from_fov(width, height, ASSUMED_FOV_DEG)
-    return Photo(name, pixels, assumed, f"assumed {ASSUMED_FOV_DEG:g} degrees")
+    return Photo(name, pixels, assumed, ASSUMED)
 
 
 def _read(text: str) -> tuple[str, storage.AnyPath | None, bytes]:
