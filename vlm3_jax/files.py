@@ -1,9 +1,11 @@
 """Small JSON files read with clear errors; files and folders that appear whole or not at all."""
 
+import contextlib
 import json
 import math
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 from vlm3_jax import storage
@@ -126,6 +128,21 @@ def _is_number(value) -> bool:
 def _shown(value) -> str:
     text = "null" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@contextlib.contextmanager
+def writing(place) -> Iterator[None]:
+    """What keeps files at `place` from being written (a full disk, missing rights) as a UserError of one line.
+
+    ArrayRecord's writer tells it by a RuntimeError. Nothing but the writing belongs inside.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or str(error).partition(";")[0]
+        raise UserError(f"{place}: cannot be written ({why}); mend that and run the same command again") from None
 
 
 def write_text(path, text: str, errors: str = "strict") -> None:

@@ -1,15 +1,17 @@
 """A build from its options to its summary: what is there already is kept, the rest is written by one of two runners."""
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Sequence
 
+from vlm3_jax.builders import common
 from vlm3_jax.builders.running import finish, pool
 from vlm3_jax.builders.running.plan import MAX_BAD, Build, Job, folder, jobs
 from vlm3_jax.builders.running.shards import completion, unchanged
 from vlm3_jax.errors import UserError
-from vlm3_jax.files import write_text
+from vlm3_jax.files import write_text, writing
 from vlm3_jax.storage import is_remote, lock
 
 PLAN = "plan.json"
@@ -26,13 +28,19 @@ def build(what: Build, workers: int = 2, max_bad: float = MAX_BAD, beam: Sequenc
     """
     if workers < 1 or not 0 <= max_bad <= 1:
         raise UserError(f"--workers={workers} --max-bad={max_bad:g}: give at least 1, and a share from 0 to 1")
+    if beam is not None:
+        common.module("apache_beam", "beam")
     about, todo = jobs(what)
     # Looked at first, so that a folder of others is left as it is; and again when nobody else may write there.
     if not _is_claimed(what, about):
-        folder(what.out).mkdir(parents=True, exist_ok=True)
-    with lock.held(folder(what.out) / LOCK, what.out, "build", "--out") as check:
+        with writing(what.out):
+            folder(what.out).mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with writing(what.out):
+            check = stack.enter_context(lock.held(folder(what.out) / LOCK, what.out, "build", "--out"))
         if not _is_claimed(what, about):
-            write_text(folder(what.out) / PLAN, json.dumps(about, indent=2) + "\n")
+            with writing(what.out):
+                write_text(folder(what.out) / PLAN, json.dumps(about, indent=2) + "\n")
         return _build(what, about, todo, workers, max_bad, beam, check)
 
 
@@ -61,7 +69,8 @@ def _build(
         for one in run(left, workers, beam):
             finished(one)
     check()
-    return finish.finish(about, what.builder(), todo, done)
+    with writing(what.out):
+        return finish.finish(about, what.builder(), todo, done)
 
 
 def _sound(todo: Sequence[Job], workers: int) -> list[dict | None]:
@@ -90,6 +99,8 @@ def _is_claimed(what: Build, about: dict) -> bool:
         if what.out.exists() and (not what.out.is_dir() or {path.name for path in what.out.iterdir()} - {"built"}):
             raise UserError(f"--out={what.out}: it holds other files; choose another folder or empty it") from None
         return False
+    except NotADirectoryError:
+        raise UserError(f"--out={what.out}: a part of this path is a file; choose another folder") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{plan}: cannot be read ({error}); choose another folder or empty it") from None
     held = held if isinstance(held, dict) else {}

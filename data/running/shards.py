@@ -16,7 +16,7 @@ from vlm3_jax.builders.running.envelope import wrap
 from vlm3_jax.builders.running.plan import Job
 from vlm3_jax.builders.running.prepare import prepare
 from vlm3_jax.errors import BadRecord, UserError
-from vlm3_jax.files import write_text
+from vlm3_jax.files import write_text, writing
 from vlm3_jax.records import Removed
 from vlm3_jax.storage import is_remote, patiently
 
@@ -56,11 +56,13 @@ def write_shard(job: Job, tick: Callable[[], None] = lambda: None) -> dict:
         return done
     with _aside(job) as tmp:
         found = _write(job, tmp, tick)
-        if is_remote(job.shard):
-            job.shard.upload(tmp)
-        else:
-            os.replace(tmp, job.shard)
-    write_text(job.completion, json.dumps(found) + "\n")
+        with writing(job.shard):
+            if is_remote(job.shard):
+                job.shard.upload(tmp)
+            else:
+                os.replace(tmp, job.shard)
+    with writing(job.completion):
+        write_text(job.completion, json.dumps(found) + "\n")
     return found
 
 
@@ -96,7 +98,8 @@ def unchanged(job: Job, done: dict) -> bool:
 
 def _write(job: Job, path: pathlib.Path, tick: Callable[[], None]) -> dict:
     builder = job.build.builder()
-    writer = ArrayRecordWriter(str(path), WRITER)
+    with writing(path):
+        writer = ArrayRecordWriter(str(path), WRITER)
     written = images = labels_removed = record_bytes = 0
     rejected: list[Rejected] = []
     left_out: list[Rejected] = []
@@ -108,7 +111,8 @@ def _write(job: Job, path: pathlib.Path, tick: Callable[[], None]) -> dict:
                 rejected.append(found)
             else:
                 data, views, removed = found
-                writer.write(wrapped := wrap(data))
+                with writing(path):
+                    writer.write(wrapped := wrap(data))
                 written, images = written + 1, images + views
                 labels_removed += sum(one.count for one in removed)
                 if removed and len(left_out) < MOST_LABELS:
@@ -118,7 +122,8 @@ def _write(job: Job, path: pathlib.Path, tick: Callable[[], None]) -> dict:
                 record_bytes += len(wrapped)
             tick()
     finally:
-        writer.close()
+        with writing(path):
+            writer.close()
     if untold:
         left_out.append(Rejected("", "", "label", "unusable", f"labels of {untold:,} more items of this shard"))
     return {

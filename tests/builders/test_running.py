@@ -13,6 +13,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from tests.builders import files, streets, truth
+from tests.support import files_of_at_most
 from vlm3_jax import records
 from vlm3_jax.builders.common import Item, Options, Skip, encode
 from vlm3_jax.builders.running import plan, shards
@@ -256,6 +257,32 @@ def test_one_folder_is_built_by_one_command_at_a_time(raw, tmp_path, monkeypatch
         build(of(raw, out), workers=1)
     assert [path.name for path in (out / "built").iterdir()] == [LOCK]
     build(of(raw, out), workers=1)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_full_disk_costs_one_line_and_the_same_command_goes_on(raw, tmp_path, workers):
+    out = tmp_path / "out"
+    with files_of_at_most(5000), pytest.raises(UserError, match=r"out/built/\d+-of-00004\..*part: cannot be written"):
+        build(of(raw, out), workers=workers)
+    assert not list(out.glob("*.array_record*"))
+    assert build(of(raw, out), workers=workers).counts["written"] == COUNT
+    assert contents(out) == contents(build(of(raw, tmp_path / "one"), workers=1).out)
+
+
+def test_where_nothing_can_be_written_nothing_is_left(raw, tmp_path):
+    (tmp_path / "file").write_text("here already")
+    with pytest.raises(UserError, match=f"^--out={tmp_path}/file/below: a part of this path is a file"):
+        build(of(raw, tmp_path / "file" / "below"))
+    # No rights hold root back, but nobody makes a folder there.
+    with pytest.raises(UserError, match=r"^/proc/below: cannot be written \("):
+        build(of(raw, "/proc/below"))
+
+
+def test_without_beam_nothing_is_begun(raw, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r'the module apache_beam is missing: pip install "vlm3-jax\[beam\]"'):
+        build(of(raw, tmp_path / "out"), beam=())
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_the_folders_are_does_not_matter(raw, tmp_path):

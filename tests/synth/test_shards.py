@@ -6,6 +6,7 @@ import json
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
+from tests.support import files_of_at_most
 from vlm3_jax.errors import UserError
 from vlm3_jax.records import to_bytes
 from vlm3_jax.synth import SynthOptions, build, record, shards
@@ -78,6 +79,12 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "record", fails)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "set", 3, OPTIONS, seed=4, workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_costs_one_line_and_leaves_nothing(tmp_path):
+    with files_of_at_most(3000), pytest.raises(UserError, match=r"records-00000-of-.*: cannot be written \("):
+        build(tmp_path / "set", 3, OPTIONS, seed=4, workers=1, progress=False)
     assert list(tmp_path.iterdir()) == []
 
 

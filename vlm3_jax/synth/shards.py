@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 import tempfile
 import time
 
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vlm3_jax import storage
 from vlm3_jax.errors import UserError
+from vlm3_jax.files import writing
 from vlm3_jax.records import to_bytes
 from vlm3_jax.storage import lock
 from vlm3_jax.storage.folders import put_folder, scratch
@@ -58,7 +60,8 @@ def build(
     if _already_built(out_dir, description):
         return out_dir
     if not storage.is_remote(out_dir):
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        with writing(out_dir):
+            out_dir.parent.mkdir(parents=True, exist_ok=True)
         _build(out_dir, out_dir.parent, description, options, workers, progress)
         return out_dir
     # Beside the folder, which is replaced as a whole. On a disk that takes a moment, and needs no lock.
@@ -73,7 +76,8 @@ def _build(
 ) -> None:
     """Into a folder `beside` first, which takes its place; `check()` is called before it goes into a bucket."""
     seed, first, count = (description[name] for name in ("seed", "first", "count"))
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=beside))
+    with writing(out_dir):
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=beside))
     try:
         partial.chmod(0o755)
         jobs = _shard_jobs(partial, count, options, seed, first)
@@ -83,12 +87,13 @@ def _build(
                     _write_shard(*job, advance)
         else:
             _run_workers(jobs, min(workers, len(jobs)), count, progress)
-        (partial / SIDECAR).write_text(json.dumps(description, indent=2) + "\n")
-        if storage.is_remote(out_dir):
-            check()
-            put_folder(partial, out_dir, last=SIDECAR)
-        else:
-            os.replace(partial, out_dir)
+        with writing(out_dir):
+            (partial / SIDECAR).write_text(json.dumps(description, indent=2) + "\n")
+            if not storage.is_remote(out_dir):
+                os.replace(partial, out_dir)
+                return
+        check()
+        put_folder(partial, out_dir, last=SIDECAR)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -141,11 +146,15 @@ def _shard_jobs(folder, count, options, seed, first):
 
 
 def _write_shard(path, start, stop, options, seed, advance):
-    writer = ArrayRecordWriter(str(path), "group_size:1")
+    with writing(path):
+        writer = ArrayRecordWriter(str(path), "group_size:1")
     for index in range(start, stop):
-        writer.write(to_bytes(record(seed, index, options)))
+        data = to_bytes(record(seed, index, options))
+        with writing(path):
+            writer.write(data)
         advance()
-    writer.close()
+    with writing(path):
+        writer.close()
 
 
 def _work(jobs, done):
@@ -159,8 +168,12 @@ def _work(jobs, done):
         with done.get_lock():
             done.value += 1
 
-    for job in jobs:
-        _write_shard(*job, advance)
+    try:
+        for job in jobs:
+            _write_shard(*job, advance)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.code) from None
 
 
 def _run_workers(jobs, workers, count, progress):
@@ -182,9 +195,8 @@ def _run_workers(jobs, workers, count, progress):
                 shown = done.value
         for process in processes:
             if process.exitcode:
-                raise RuntimeError(
-                    f"a rendering process ended with exit code {process.exitcode}; see its message above"
-                )
+                error = UserError if process.exitcode == UserError.code else RuntimeError
+                raise error(f"a rendering process ended with exit code {process.exitcode}; see its message above")
     finally:
         for process in processes:
             if process.pid is not None:
