@@ -87,6 +87,15 @@ def test_scenes_of_one_set_are_a_leak_and_of_others_a_warning():
     other = facts(("streets", 3))
     assert not other.faults
     assert "1 scene is (scene 3)" in other.warnings[0]
+    # A single scene can be parted by its frames only; beside another one it is a leak.
+    for names, fault in (((1,), False), ((1, 2), True)):
+        leaks = Leaks()
+        leaks.add_scene("capture", True, pair(1, False, False))
+        for number in names:
+            leaks.add_scene("capture", False, pair(number, False, False))
+        assert bool(leaks.facts().faults) == fault
+        assert ("scene 1 is its set's one scene" in " ".join(leaks.facts().warnings)) != fault
+        assert leaks.facts().values["scenes"] == 1
     # Without names nothing is known.
     leaks = Leaks()
     for side in (False, True):

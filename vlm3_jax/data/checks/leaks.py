@@ -60,7 +60,11 @@ class Leaks:
         if not (training.images or training.scenes) or not (held_out.images or held_out.scenes):
             return Facts()
         faults, warnings, values = [], [], {"training_images": training.images, "held_out_images": held_out.images}
-        same_set, others = self._scenes()
+        same_set, others, alone = self._scenes()
+        if alone:
+            warnings.append(
+                f"held-out frames are of what is trained on: {', '.join(alone[:NAMED])} is its set's one scene"
+            )
         if same_set:
             faults.append(f"leak: {_several(same_set, 'scene')} in training and held-out data of one set")
         if others:
@@ -70,19 +74,26 @@ class Leaks:
             faults.append(f"leak: {_several(files, 'image file')} in training and held-out data alike")
         if near:
             faults.append(f"leak: {_several(near, 'held-out image')} as good as in the training data")
-        values |= {"scenes": len(same_set), "files": len(files), "near_duplicates": len(near)}
+        values |= {"scenes": len(same_set) + len(alone), "files": len(files), "near_duplicates": len(near)}
         line = (
             f"leaks: {training.images:,} training and {held_out.images:,} held-out images compared: in both are "
-            f"{len(same_set)} scenes, {len(files)} files, {len(near)} near duplicates"
+            f"{values['scenes']} scenes, {len(files)} files, {len(near)} near duplicates"
         )
         return Facts((line,), values, tuple(faults), tuple(warnings))
 
-    def _scenes(self) -> tuple[list[str], list[str]]:
-        """Scenes on both sides: of components of one name, and of others, where equal names may be chance."""
+    def _scenes(self) -> tuple[list[str], list[str], list[str]]:
+        """Scenes on both sides: of components of one name, of others, where equal names may be chance, and lone ones.
+
+        A set that is a single scene can be parted by its frames only.
+        """
         training, held_out = self._sides[False].scenes, self._sides[True].scenes
         both = sorted(training.keys() & held_out.keys())
-        same_set = [scene for scene in both if training[scene] & held_out[scene]]
-        return same_set, [scene for scene in both if scene not in same_set]
+        of_both = {scene: training[scene] & held_out[scene] for scene in both}
+        scenes = collections.Counter(name for side in (training, held_out) for names in side.values() for name in names)
+        # One on each side.
+        alone = [scene for scene in both if of_both[scene] and all(scenes[name] == 2 for name in of_both[scene])]
+        same_set = [scene for scene in both if of_both[scene] and scene not in alone]
+        return same_set, [scene for scene in both if not of_both[scene]], alone
 
     def _images(self) -> tuple[list[str], list[str]]:
         """Held-out images that are training files, and those that look like one."""
