@@ -112,11 +112,22 @@ def test_what_is_nothing_says_what_is_in_it(tmp_path):
     (tmp_path / "notes.txt").write_text("hello\nworld\n")
     with pytest.raises(UserError, match=r"nothing that can be read is in it \(notes.txt\); kinds are records: "):
         importing.look(tmp_path)
-    (tmp_path / "talk.json").write_text(json.dumps([{"question": "?"}]))
-    with pytest.raises(UserError, match=r"give the file that is meant, such as .*talk.json"):
+    (tmp_path / "camera.json").write_text(json.dumps([{"question": "?"}]))
+    with pytest.raises(UserError, match=r"\(camera.json, notes.txt\); .* for published data sets see `vlm3 data build"):
         importing.look(tmp_path)
     with pytest.raises(UserError, match="its first item is no conversation: no turns"):
-        importing.look(tmp_path / "talk.json")
+        importing.look(tmp_path / "camera.json")
+    (tmp_path / "talk.json").write_text(json.dumps([{"instruction": "?", "output": "!"}]))
+    with pytest.raises(UserError, match=r"give the file that is meant, such as .*talk.json"):
+        importing.look(tmp_path)
+
+
+def test_a_capture_too_short_to_hold_pairs_out_says_so(tmp_path):
+    folder = own_data.rgbd(tmp_path / "house")
+    shutil.rmtree(folder / "room1")
+    with pytest.raises(UserError, match=r"held_out: no two frames .* \(of what is held out; a larger --held-out"):
+        importing.make_entry(str(folder), task="pose", depth_kind="z", gaps=(1,), held_out=0.1)
+    assert importing.make_entry(str(folder), task="pose", depth_kind="z", gaps=(1,), held_out=0.5).counts["held_out"]
 
 
 def test_an_empty_folder_and_nothing_held_out_are_refused(tmp_path):

@@ -25,6 +25,7 @@ from vlm3_jax.storage.listed import listed
 
 GAPS = (1, 5)
 EPOCHS = 3
+SMALL_BYTES = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,12 @@ def make_entry(path: str, name: str = "", **given) -> Entry:
         fields["images"] = str(storage.path(fields["images"], "--images").resolve())
     counts, parts = {}, _parts(fields)
     for part, own in parts.items():
-        source = make_source(part, {**fields, **own})
+        try:
+            source = make_source(part, {**fields, **own})
+        except UserError as error:
+            if part != "held_out":
+                raise
+            raise UserError(f"{error} (of what is held out; a larger --held-out=SHARE makes it more)") from None
         counts[part] = len(source)
         try:
             source[0]
@@ -202,14 +208,25 @@ def look(path: AnyPath, images: AnyPath | None = None) -> Found:
         found = one(path, images)
         if found:
             return found
-    if path.is_dir() and (files := sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl"))):
-        raise UserError(f"{path}: give the file that is meant, such as {files[0]} (--images={path})")
+    files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl")) if path.is_dir() else []
+    if file := next((file for file in files if _is_read(file)), None):
+        raise UserError(f"{path}: give the file that is meant, such as {file} (--images={path})")
     inside = sorted(p.name + "/" * p.is_dir() for p in path.iterdir()) if path.is_dir() else [path.name]
     if not inside:
         raise UserError(f"{path}: it is empty")
     names = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
     kinds = "; ".join(f"{kind}: {about.about}" for kind, about in KINDS.items())
-    raise UserError(f"{path}: nothing that can be read is in it ({names}); kinds are {kinds} (docs/own_data.md)")
+    raise UserError(
+        f"{path}: nothing that can be read is in it ({names}); kinds are {kinds} (docs/own_data.md); for published data sets see `vlm3 data build --list`"
+    )
+
+
+def _is_read(file: AnyPath) -> bool:
+    """Whether a JSON file may be what is meant; what is large is no file of settings."""
+    try:
+        return file.stat().st_size > SMALL_BYTES or bool(_conversations(file, None))
+    except UserError:
+        return False
 
 
 def _records(path: AnyPath, images: AnyPath | None) -> Found | None:
