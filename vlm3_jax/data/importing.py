@@ -217,7 +217,8 @@ def look(path: AnyPath, images: AnyPath | None = None) -> Found:
     names = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
     kinds = "; ".join(f"{kind}: {about.about}" for kind, about in KINDS.items())
     raise UserError(
-        f"{path}: nothing that can be read is in it ({names}); kinds are {kinds} (docs/own_data.md); for published data sets see `vlm3 data build --list`"
+        f"{path}: nothing that can be read is in it ({names}); kinds are {kinds} (docs/own_data.md); for published "
+        "data sets see `vlm3 data build --list`"
     )
 
 
