@@ -21,7 +21,8 @@ from vlm3_jax.checkpoint import tiny_tokenizer
 
 def write_config(folder, ids):
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    (folder / "config.json").write_text(json.dumps({name: ids[name] for name in names}))
+    config = {"model_type": "qwen3_vl"} | {name: ids[name] for name in names}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def _byte_characters():

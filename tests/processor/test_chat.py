@@ -1,7 +1,9 @@
 """Chat tokens against transformers' own template rendering, with the tiny and the real Qwen vocabulary."""
 
 import functools
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from tests.qwen_reference import write_config
 from vlm3_jax.checkpoint import tiny_tokenizer
 from vlm3_jax.errors import UserError
+from vlm3_jax.processor import chat as chat_module
 from vlm3_jax.processor.chat import ChatFormat
 
 ANSWER = "<think> The point is around 17.80 meters away from the camera. </think>\n\n<answer> 17.80 </answer>"
@@ -120,6 +123,17 @@ def test_special_tokens_in_texts_stay_text(model_dir):
     for token in specials:
         assert (encoding.tokens == token).sum() == (plain.tokens == token).sum()
     assert evil in chat.decode(encoding.tokens)
+
+
+def test_the_tokenizer_is_the_one_that_transformers_takes(model_dir, tmp_path):
+    """Asked for or not: what AutoTokenizer would have found is known for Qwen3-VL only."""
+    assert type(ChatFormat.from_dir(model_dir)._tokenizer) is type(reference_tokenizer(model_dir))
+    assert "AutoTokenizer" not in str(chat_module._tokenizer_class(model_dir))
+    for name, change in (("config.json", "model_type"), ("tokenizer_config.json", "tokenizer_class")):
+        shutil.copytree(model_dir, tmp_path / name)
+        fields = json.loads((tmp_path / name / name).read_text())
+        (tmp_path / name / name).write_text(json.dumps(fields | {change: "other"}))
+        assert "AutoTokenizer" in str(chat_module._tokenizer_class(tmp_path / name))
 
 
 def test_system_and_video_turns_of_the_tiny_template(tiny_dir):

@@ -10,6 +10,7 @@ them, and the tokens of an answer never merge with the template's newline before
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -90,8 +91,6 @@ class ChatFormat:
     def __init__(self, model_dir):
         # Its advice to install torch is not for those who want the tokenizer only.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer
-
         self.model_dir = model_dir = pathlib.Path(model_dir)
         names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         config = model_fields(model_dir, *names)
@@ -99,7 +98,7 @@ class ChatFormat:
         if not any(all((model_dir / name).is_file() for name in files) for files in _TOKENIZERS):
             raise UserError(f"{model_dir / _TOKENIZERS[0][0]}: no such file; a model directory holds its tokenizer")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+            self._tokenizer = _tokenizer_class(model_dir).from_pretrained(model_dir, local_files_only=True)
         except Exception as error:  # a broken tokenizer.json raises almost anything, a bare Exception among it
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(f"{model_dir}: no tokenizer can be loaded from this directory ({reason})") from None
@@ -256,6 +255,22 @@ class ChatFormat:
             return [_Question(int(turn), before, after)]
         # An answer starts on a token of its own, as it does when the model writes it.
         return [tuple(self.encode_text(before)), _Answer(int(turn), tuple(self.encode_text(after)))]
+
+
+def _tokenizer_class(model_dir: pathlib.Path) -> type:
+    """What transformers reads the tokenizer with.
+
+    AutoTokenizer imports torch where it is installed (seconds); it is not asked where its answer is known.
+    """
+    paths = (model_dir / "config.json", "model_type"), (model_dir / "tokenizer_config.json", "tokenizer_class")
+    names = [json.loads(path.read_bytes()).get(key) if path.exists() else None for path, key in paths]
+    if names[0] in ("qwen3_vl", "qwen3_vl_moe") and names[1] in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):
+        from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+
+        return Qwen2Tokenizer
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 @functools.cache
