@@ -1,11 +1,12 @@
-"""Runs of several processes on one machine: the same numbers as one, stopped, killed, continued by other counts."""
+"""Runs of several processes on one machine: the same numbers as one, stopped, killed, continued by other counts.
+
+The first look, at two of which one is killed, is in test_training_run.py.
+"""
 
 import dataclasses
 import os
 import pathlib
-import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ import jax
 import lost_worker
 import numpy as np
 import pytest
-import run_config
+import run_processes
+from run_processes import Ended, free_port, lost
 
 from tests.support import rows_of_metrics, write_records
 from vlm3_jax.checkpoint import hf
@@ -30,8 +32,6 @@ SETTINGS = (
     "--config.train.eval_every=0",
     "--config.train.save_every=3",
 )
-# What the tests' own environment says of compiling (conftest.py); the number of devices is each run's own.
-XLA_FLAGS = os.environ["XLA_FLAGS"]
 
 
 @dataclasses.dataclass
@@ -42,57 +42,10 @@ class Place:
     data: pathlib.Path
 
 
-@dataclasses.dataclass
-class Ended:
-    """How a process of a run ended; `seconds` after the one that ended first."""
-
-    code: int
-    errors: str
-    seconds: float
-
-
 @pytest.fixture(scope="module")
 def place(tiny_model, tmp_path_factory) -> Place:
     root = tmp_path_factory.mktemp("processes")
     return Place(tiny_model, write_records(root / "data"))
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def train(place, workdir, processes=1, signals=None, settings=(), between=None) -> list[Ended]:
-    """`vlm3 train` in so many processes, which share the devices; `signals`: process -> "SIGTERM@4", sent to itself.
-
-    `between(running)` is called once they are started. `workdir`: a list gives each process its own.
-    """
-    port, started = free_port(), []
-    for number in range(processes):
-        argument = (signals or {}).get(number, "")
-        command = [sys.executable, "-m", "vlm3_jax.cli", "train", f"--config={run_config.__file__}:{argument}"]
-        folder = workdir[number] if isinstance(workdir, list) else workdir
-        command += [f"--workdir={folder}", *SETTINGS, *settings]
-        if processes > 1:
-            command += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={number}"]
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "RUN_MODEL": str(place.model),
-            "RUN_DATA": str(place.data),
-            "XLA_FLAGS": f"{XLA_FLAGS} --xla_force_host_platform_device_count={DEVICES // processes}",
-        }
-        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-    if between:
-        between(started)
-    times = {}
-    while len(times) < processes:
-        times |= {p: time.monotonic() for p in started if p not in times and p.poll() is not None}
-        time.sleep(0.01)
-    ended = [Ended(p.returncode, p.stderr.read(), times[p] - min(times.values())) for p in started]
-    for process in started:
-        process.stderr.close()
-    return ended
 
 
 def ids(workdir) -> list[tuple]:
@@ -101,6 +54,11 @@ def ids(workdir) -> list[tuple]:
 
 def losses(workdir) -> list[float]:
     return [row["loss"] for row in rows_of_metrics(workdir) if "loss" in row]
+
+
+def train(place, workdir, processes=1, signals=None, settings=()) -> list[Ended]:
+    """`run_processes.train` on four devices, with the settings of these runs."""
+    return run_processes.train(place.model, place.data, workdir, processes, DEVICES, signals, [*SETTINGS, *settings])
 
 
 @pytest.fixture(scope="module")
@@ -112,31 +70,11 @@ def unbroken(place, tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
-def lost(ended: Ended) -> bool:
-    """Whether a process ended within a minute and says that another is lost, in a line or by the runtime's report."""
-    assert "Traceback" not in ended.errors
-    ours = re.search(r"^vlm3 train: process \d of \d: another process is lost; its own output", ended.errors, re.M)
-    # What docs/scaling.md tells to look for.
-    report = ended.code == -signal.SIGABRT and "another task died" in ended.errors
-    return ended.code not in (0, 2) and ended.seconds < 60 and bool(ours or report)
-
-
 def same_as(workdir, unbroken) -> None:
     """The ids bit-equal, the losses equal up to rounding."""
     assert ids(workdir) == ids(unbroken)
     assert [row[0] for row in ids(workdir)] == list(range(1, STEPS + 1))
     np.testing.assert_allclose(losses(workdir), losses(unbroken), rtol=1e-6)
-
-
-def test_two_processes_and_one_go_on_as_one_run(place, unbroken, tmp_path):
-    """The first of two is killed; one goes on alone."""
-    first, second = train(place, tmp_path, 2, {0: "SIGKILL@4"})
-    assert first.code == -signal.SIGKILL
-    assert lost(second), second.errors
-    assert Checkpoints(tmp_path).latest_step() == 3
-    (done,) = train(place, tmp_path)
-    assert done.code == 0, done.errors
-    same_as(tmp_path, unbroken)
 
 
 @pytest.mark.slow

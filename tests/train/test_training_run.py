@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import run_config
+import run_processes
 
 import vlm3_jax
 from tests.support import FOCAL, SIZES, rows_of_metrics, small_run, write_records
@@ -170,13 +171,13 @@ def in_a_process(arguments) -> subprocess.CompletedProcess:
 
 def test_stopped_and_killed_runs_end_bit_equal(finished, tmp_path, monkeypatch, capsys):
     """SIGTERM in step 5, Ctrl-C in step 9, SIGKILL in step 16 (back to the checkpoint of step 12), then to the end."""
-    done = in_a_process(command(finished, monkeypatch, tmp_path, "SIGTERM@4"))
-    assert (done.returncode, Checkpoints(tmp_path).latest_step()) == (0, 5)
-    assert "stopped and saved at step 5; the same command goes on from there" in done.stderr
-    with monkeypatch.context() as patch:
-        patch.setattr(Metrics, "write", Metrics.write)
-        assert cli.main(command(finished, monkeypatch, tmp_path, "SIGINT@8")) == 0
-    assert "stopped and saved at step 9" in capsys.readouterr().err
+    for stop, step in (("SIGTERM@4", 5), ("SIGINT@8", 9)):
+        with monkeypatch.context() as patch:
+            # The config puts another in its place.
+            patch.setattr(Metrics, "write", Metrics.write)
+            assert cli.main(command(finished, monkeypatch, tmp_path, stop)) == 0
+        assert Checkpoints(tmp_path).latest_step() == step
+        assert f"stopped and saved at step {step}; the same command goes on from there" in capsys.readouterr().err
     assert not (tmp_path / "export").exists()
     done = in_a_process(command(finished, monkeypatch, tmp_path, "SIGKILL@15"))
     assert done.returncode == -signal.SIGKILL
@@ -187,6 +188,22 @@ def test_stopped_and_killed_runs_end_bit_equal(finished, tmp_path, monkeypatch, 
     assert loop.train(small_run(finished.model, finished.data, tmp_path))
     assert per_step(tmp_path) == per_step(finished.workdir)
     assert same_export(tmp_path, finished.workdir)
+
+
+def test_two_processes_and_one_go_on_as_one_run(finished, tmp_path):
+    """The first of two is killed; one goes on alone: the ids bit-equal, the losses equal up to rounding."""
+    settings = ["--config.train.save_every=3", "--config.train.eval_every=0"]
+    first, second = run_processes.train(finished.model, finished.data, tmp_path, 2, 2, {0: "SIGKILL@4"}, settings)
+    assert first.code == -signal.SIGKILL
+    assert run_processes.lost(second), second.errors
+    assert Checkpoints(tmp_path).latest_step() == 3
+    config = small_run(finished.model, finished.data, tmp_path)
+    config.train.max_steps, config.train.export = 12, ""
+    assert loop.train(config)
+    ours, theirs = ([row for row in per_step(workdir) if "ids" in row] for workdir in (tmp_path, finished.workdir))
+    assert [row["step"] for row in ours] == list(range(1, 13))
+    assert [(row["ids"], row["samples"]) for row in ours] == [(row["ids"], row["samples"]) for row in theirs[:12]]
+    np.testing.assert_allclose([row["loss"] for row in ours], [row["loss"] for row in theirs[:12]], rtol=1e-6)
 
 
 def test_a_finished_run_stays_as_it_is(finished):
