@@ -71,6 +71,9 @@ import os, signal, sys, time
 sys.path.insert(0, {str(ROOT / "tools")!r})
 import gates
 
+# A shell that starts the tests in the background lets SIGINT be ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def measure(values):
     {measure}
 
