@@ -42,15 +42,17 @@ def test_samples_from_raw_files_to_tables(samples, tmp_path, monkeypatch, capsys
             subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], check=True, cwd=tmp_path)
         else:
             assert cli.main(words) == 0, (words, capsys.readouterr().err)
-    depth, pose, matches = json.loads((tmp_path / "out/benchmarks.json").read_text())["blocks"]
-    assert (depth["task"], pose["task"], matches["task"]) == ("depth", "pose", "correspondence")
+    depth, matches, pose = json.loads((tmp_path / "out/benchmarks.json").read_text())["blocks"]
+    assert (depth["task"], matches["task"], pose["task"]) == ("depth", "correspondence", "pose")
     assert set(depth["run"]) == set(RUN)
     assert len(depth["lines"]) == 13
     assert depth["columns"][-1] == "Middlebury 2014 *"
     assert {line["name"] for line in pose["lines"]} >= {"VLM3-4B", "DA3-Giant", "VGGT"}
     assert depth["partial"]
     report = (tmp_path / "report.html").read_text()
-    assert "Benchmarks beside published results" in report
+    assert "Beside published results" in report
+    for text in ("Error against depth", "Worst cases", "Examples", "data:image/jpeg"):
+        assert text in report
     _score_maps(tmp_path, capsys)
 
 
