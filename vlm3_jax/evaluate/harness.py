@@ -7,6 +7,7 @@ scored by this package, which must be installed beside lmms-eval; nothing here n
 
 import functools
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,7 +99,9 @@ def write_task(out: storage.AnyPath, name: str, sha256: str, rows: Sequence[dict
     """
     task = tasks.get(rows[0]["task"])
     truths = [task.read(row["answer"], row["target"]) for row in rows]
-    metrics = [key for key in task.metrics(truths, [row["target"] for row in rows]) if key not in _NEITHER]
+    best = task.metrics(truths, [row["target"] for row in rows])
+    # What is not asked about has no value even of true answers.
+    metrics = [key for key, value in best.items() if key not in _NEITHER and not math.isnan(value)]
     folder = (out / name).absolute()
     lines = (
         json.dumps(
