@@ -31,6 +31,8 @@ from vlm3_jax.tasks.objects_words import region
 from vlm3_jax.tasks.protocol import Protocol
 
 MAX_NEW_TOKENS = 256
+# Of what was seen in images, for the next questions about them.
+KEEP_BYTES = 1 << 29
 # Where a question speaks of a box.
 REGION = "<mask>"
 
@@ -81,9 +83,11 @@ class VLM3:
         self.protocols = model.protocols | dict(protocols or {})
         self._common = common_rule(self.protocols)
         new = stored_max_new_tokens(model.folder) if max_new_tokens is None else max_new_tokens
-        sizes = {"image_sets": 1, "questions": 32, "max_new_tokens": MAX_NEW_TOKENS if new is None else new}
+        sizes = {"image_sets": 1, "questions": 128, "max_new_tokens": MAX_NEW_TOKENS if new is None else new}
         params = model.params(mesh, dtype)
-        self._engine = Engine(model.cfg, params, model.chat, model.spec, jnp.dtype(dtype), mesh, **sizes)
+        self._engine = Engine(
+            model.cfg, params, model.chat, model.spec, jnp.dtype(dtype), mesh, **sizes, keep_bytes=KEEP_BYTES
+        )
 
     def fingerprint(self) -> str:
         """What tells this model's files from those of another."""

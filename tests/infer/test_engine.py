@@ -11,7 +11,8 @@ from tests.support import blocks
 from vlm3_jax.camera import Camera
 from vlm3_jax.checkpoint import hf
 from vlm3_jax.cli import main
-from vlm3_jax.infer.engine import Engine, _bucket
+from vlm3_jax.infer.buckets import bucket
+from vlm3_jax.infer.engine import Engine
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import VisionSpec, image_layout
 from vlm3_jax.records import View, encode_image
@@ -95,13 +96,13 @@ def test_answers_are_those_of_transformers(greedy, together):
 
 
 def test_a_question_alone_gets_the_same_answer(make, layouts, greedy, together):
+    """One place: every question is read and answered by itself."""
     alone = make((NEVER,), image_sets=1, questions=1)
     calls = []
-    pad = alone._pad
-    alone._pad = lambda *args: calls.append(pad(*args)) or calls[-1]
+    plan = alone._calls
+    alone._calls = lambda prompts: calls.extend(plan(prompts)) or calls
     answers = alone.answer(layouts, QUESTIONS)
-    assert len(calls) == 14
-    assert all(lengths.shape == (1, 1) for _, _, lengths, _ in calls)
+    assert [(call.rows, call.places) for call in calls] == [(1, 1)] * 4
     for row, mine, shared in zip(greedy, answers, together, strict=True):
         for their, one, other in zip(row, mine, shared, strict=True):
             their.agrees(one)
@@ -126,33 +127,38 @@ def test_a_stop_token_ends_an_answer(make, layouts, greedy):
 
 
 def test_answers_come_in_the_order_asked(make, layouts, monkeypatch):
-    """Sets are sorted by size, long lists of questions are split; a stand-in for the device repeats its prompts."""
-    engine = make((NEVER,), image_sets=2, questions=3)
+    """Sets are sorted by size, one with many questions is alone; a stand-in for the device repeats its prompts."""
+    engine = make((NEVER,), image_sets=3, questions=4)
     seen = []
 
-    def repeat(prompts, patches, sampling):
-        seen.append([(len(p.images), len(p.suffix_tokens)) for p in prompts])
-        for prompt, arrays in zip(prompts, patches, strict=True):
+    def repeat(prompts, patches, call, sampling):
+        seen.append((call.rows, call.places, [(len(p.images), len(p.suffix_tokens)) for p in prompts]))
+        for b, (prompt, arrays) in enumerate(zip(prompts, patches, strict=True)):
             assert [len(array) for array in arrays] == [layout.n_patches for layout in prompt.images]
-        return [[np.array([len(p.prefix_tokens), *suffix, -1]) for suffix in p.suffix_tokens] for p in prompts]
+            for q, suffix in reversed(list(enumerate(prompt.suffix_tokens))):
+                yield b, q, [len(prompt.prefix_tokens), *suffix]
 
     monkeypatch.setattr(engine, "_call", repeat)
-    answers = engine.answer(layouts, QUESTIONS)
-    for images, questions, mine in zip(layouts, QUESTIONS, answers, strict=True):
+    asked = [*QUESTIONS[:3], QUESTIONS[3] * 5]
+    answers = engine.answer(layouts, asked)
+    for images, questions, mine in zip(layouts, asked, answers, strict=True):
         for question, ours in zip(questions, mine, strict=True):
             prefix, suffix = engine.chat.prompt([layout.n_visual for layout in images], question)
             assert ours == [len(prefix), *suffix]
-    # Smallest sets first, at most two sets and three questions a call.
-    assert seen == [[(0, 3), (1, 3)], [(1, 1), (1, 3)], [(2, 3), (2, 1)]]
+    # 15 questions have the 12 places to themselves, then the smallest sets come first.
+    assert seen == [(1, 12, [(1, 15)]), (3, 4, [(0, 3), (1, 4), (2, 4)])]
     assert engine.answer([], []) == []
     assert engine.answer([layouts[1]], [[]]) == [[]]
 
 
 def test_buckets_grow_by_half_or_double():
-    sizes = [_bucket(n, 16) for n in range(200)]
+    sizes = [bucket(n, 16) for n in range(200)]
     assert sorted(set(sizes)) == [16, 32, 48, 64, 96, 128, 192, 256]
     assert all(n <= size <= max(16, 2 * n) for n, size in enumerate(sizes))
     assert sizes == sorted(sizes)
+    fine = [bucket(n, 8, 8) for n in range(1, 2000)]
+    assert all(n <= size < max(n + 8, 1.13 * n) for n, size in enumerate(fine, 1))
+    assert len(set(fine)) < 60
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

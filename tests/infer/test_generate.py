@@ -23,11 +23,11 @@ def theirs(kind: str) -> list[list[rp.Greedy]]:
     return [[rp.their_answer(pair, [*a.shared, question], NEW) for question in a.questions] for a in asked()]
 
 
-def ours(kind: str, stops=(rp.NEVER, rp.NEVER), count: int = 17) -> list[list[list[int]]]:
-    """Calls of up to nine prompts and four questions each."""
+def ours(kind: str, stops=(rp.NEVER, rp.NEVER), count: int = 17, sizes=(9, 4)) -> list[list[list[int]]]:
+    """Calls of up to nine prompts and four questions each, or as `sizes` say."""
     pair = rp.lively(kind)
     prompts, patches = zip(*(a.prompt(pair.spec) for a in asked()[:count]))
-    engine = rp.make_engine(pair, stops, image_sets=9, questions=4, max_new_tokens=NEW)
+    engine = rp.make_engine(pair, stops, image_sets=sizes[0], questions=sizes[1], max_new_tokens=NEW)
     return engine.generate(prompts, patches)
 
 
@@ -43,14 +43,15 @@ def test_tokens_are_those_of_transformers(kind):
     assert np.median([len(set(tokens)) for _, tokens in pairs]) >= 5
 
 
-def test_stop_tokens_end_some_answers_early(monkeypatch):
-    """Caches that grow on the way included."""
+@pytest.mark.parametrize("sizes", [(9, 4), (3, 1), (1, 2)])
+def test_stop_tokens_end_some_answers_early(monkeypatch, sizes):
+    """Caches that grow on the way included, and places that others take who have been waiting."""
     pair, expected = rp.lively("plain"), theirs("plain")[:9]
     flat = [their.tokens for row in expected for their in row]
     counts = {token: sum(token in tokens[:-2] for tokens in flat) for token in set().union(*flat)}
     stops = sorted(counts, key=counts.get)[-2:]
     monkeypatch.setattr(engines, "FIRST_ROOM", 4)
-    found = ours("plain", tuple(stops), 9)
+    found = ours("plain", tuple(stops), 9, sizes)
     lengths = []
     for row, mine in zip(expected, found, strict=True):
         for their, tokens in zip(row, mine, strict=True):

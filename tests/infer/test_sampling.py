@@ -166,10 +166,10 @@ def test_draws_differ_from_step_to_step_and_from_image_to_image(pair, asked):
 def test_other_values_need_no_other_program(pair, asked):
     generate(pair, asked, HOT)
     compiled = programs(pair.cfg, jnp.float32)
-    before = compiled.begin._cache_size(), compiled.proceed._cache_size()
+    before = compiled.fill._cache_size(), compiled.proceed._cache_size()
     for settings in (Sampling(0.3, 0.5, 3, 9), Sampling(1.0), Sampling(repetition_penalty=1.5)):
         generate(pair, asked, settings)
-    assert (compiled.begin._cache_size(), compiled.proceed._cache_size()) == before
+    assert (compiled.fill._cache_size(), compiled.proceed._cache_size()) == before
 
 
 def test_one_token_to_choose_from_is_greedy(pair, asked):

@@ -1,8 +1,12 @@
 """The device's part of answering: images and prefix once, the questions beside each other, then token after token.
 
-Letters: B image sets, Q questions each, S prefix tokens, M tokens of a question, N room for new tokens, U = M + N own
-tokens of a question, L layers, H heads, K kv heads, G = H / K, C head size. Caches are [L, B, K, S, C] for the prefix
-and [L, B, Q, K, U, C] for the questions' own tokens, so that a step reads them as they lie and writes one column.
+Letters: B image sets, Q places for questions about each, R questions put into places at once, S prefix tokens, M tokens
+of a question, N room for new tokens, U own tokens of a question (its M and its N), D tokens of a place that go through
+the model at once, L layers, H heads, K kv heads, G = H / K, C head size.
+
+Caches are keys [B, K, C, S] and values [B, K, S, C] for the prefix, [B, Q, K, C, U] and [B, Q, K, U, C] for the
+questions' own tokens, so that a step reads them as they lie and writes a few columns. Where a model's layers are a list
+there is one of each for every layer, else they have a leading axis L.
 """
 
 import dataclasses
@@ -12,218 +16,292 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
+from vlm3_jax.infer import beside
 from vlm3_jax.infer.sampling import choose
 from vlm3_jax.model.attention import Ids, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.vlm import VLM
+from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.shapes import Array
 
 # In place of a token whose logits are not finite.
 BROKEN = -2
-_LOW = float(jnp.finfo(jnp.float32).min)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("caches", "seen", "lengths", "start"), meta_fields=())
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("caches", "seen", "start", "tokens"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What decoding reads only.
+    """What all questions about an image set read, and nobody changes.
 
-    caches: {stack: (k, v)} of the prefix; seen: bool [B, S], which of its tokens are real; lengths: int32 [B, Q] of the
-    questions (0: nobody asks); start: int32 [B], the position of a question's first token.
+    caches: {stack: (k, v)} of the prefix; seen: bool [B, S], which of its tokens are real; start: int32 [B], the
+    position of a question's first token; tokens: int32 [B, S].
     """
 
     caches: dict
     seen: Array
-    lengths: Array
     start: Array
+    tokens: Array
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("step", "tokens", "done", "own", "used"), meta_fields=()
+    jax.tree_util.register_dataclass,
+    data_fields=("tokens", "count", "lengths", "done", "own", "used", "keys"),
+    meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What a step changes.
+    """What is in the places.
 
-    step: number of tokens chosen; tokens: int32 [B, Q, N], -1 where none is, `BROKEN` where logits were not finite;
-    done: bool [B, Q]; own: {stack: (k, v)} of the questions' own tokens; used: bool [B, Q, vocabulary], tokens that
-    occur in prompt or answer (None if greedy).
+    tokens: int32 [B, Q, N], -1 where none is, `BROKEN` where logits were not finite; count: int32 [B, Q] of them;
+    lengths: int32 [B, Q] of the questions; done: bool [B, Q], also where nobody asks; own: {stack: (k, v)} of the
+    questions' own tokens; used: bool [B, Q, vocabulary], tokens that occur in prompt or answer, and keys: uint32 [B, Q,
+    2] of `sampling.Draw` (both None if greedy).
     """
 
-    step: Array
     tokens: Array
+    count: Array
+    lengths: Array
     done: Array
     own: dict
     used: Array | None
+    keys: Array | None
+
+
+class Until(NamedTuple):
+    """When decoding stops: answers have `longest` tokens at most; as soon as `wake` places of image sets for which
+    others are `waiting` (bool [B]) are done, these may take them; after `steps` steps.
+    """
+
+    longest: Array | int
+    wake: Array | int
+    waiting: Array
+    steps: Array | int
 
 
 class Programs(NamedTuple):
     """The compiled functions of one model shape.
 
-    begin(params, batch, suffix [B, Q, M], lengths [B, Q], start [B], stops, draw, room=N)
-        -> (Context, State with one token)
-    proceed(params, context, state, limit, stops, draw) -> State: on until all are done, or have `limit` or N tokens;
-        `state` is donated
+    see(params, batch) -> visual tokens and taps; read(params, seen, batch, start [B]) -> Context
+    open(context, places=Q, columns=U, room=N, drawn=bool) -> State without questions
+    fill(params, context, state, suffix [B, R, M], lengths [B, R], place [B, R], longest, stops, draw) -> State, where
+        these questions (those of length 0: none) have taken the places and have their first token
+    proceed(params, context, state, until, stops, draw) -> State: on until all are done, or as `until` has it, or an
+        answer is as long as its room
+    verify(params, context, state, drafts [B, Q, D - 1], until, stops) -> State: one pass, in which each place gets its
+        next token and, as far as its drafts (-1: none) are what greedy decoding chooses, those after it
     grow(state, room=N) -> State
 
-    `stops` int32 [any] are the tokens that end an answer; `draw` is None for greedy answers, else a `sampling.Draw`.
+    `state` is donated. `stops` int32 [any] are the tokens that end an answer; `draw` is None for greedy answers, else a
+    `sampling.Draw`, whose keys [B, R, 2] only `fill` reads.
     """
 
-    begin: Callable
+    see: Callable
+    read: Callable
+    open: Callable
+    fill: Callable
     proceed: Callable
+    verify: Callable
     grow: Callable
 
 
 @functools.cache
-def programs(cfg: VLMConfig, dtype) -> Programs:
-    """One set for all engines of a shape: weights before and after training share the compiled code."""
+def programs(cfg: VLMConfig, dtype, mesh: Mesh | None = None, spread: bool = False) -> Programs:
+    """One set for all engines of a shape: weights before and after training share the compiled code.
+
+    On a `mesh` image sets are `spread` over its rows, or every row of devices holds all.
+    """
+
+    def make(f, *static, donate=None, bound=True):
+        given = functools.partial(f, cfg, dtype) if bound else f
+
+        def settled(*args, **kwargs):
+            return _settled(given(*args, **kwargs), mesh, spread)
+
+        settled.__name__ = f.__name__.strip("_")
+        return jax.jit(settled, static_argnames=static, donate_argnums=() if donate is None else (donate,))
+
     return Programs(
-        jax.jit(functools.partial(_begin, cfg, dtype), static_argnames="room"),
-        jax.jit(functools.partial(_proceed, cfg, dtype), donate_argnames="state"),
-        jax.jit(_grow, static_argnames="room"),
+        make(_see),
+        make(_read),
+        make(_open, "places", "columns", "room", "drawn"),
+        make(_fill, donate=2),
+        make(_proceed, donate=2),
+        make(_verify, donate=2),
+        make(_grow, "room", bound=False),
     )
 
 
-def _begin(cfg, dtype, params, batch, suffix, lengths, start, stops, draw, room):
-    model = VLM(cfg, params, dtype)
-    B, Q, M = suffix.shape
-    context = Context(_prefill(model, batch), batch["segments"] > 0, lengths, start)
-    asked = jnp.arange(M) < lengths[..., None]
-    causal = jnp.tril(jnp.ones((M, M), bool))
-    seen = asked[:, :, None] & causal
-    positions = start[:, None, None] + jnp.broadcast_to(jnp.arange(M), (B, Q, M))
-    hidden, fresh = _extend(model, suffix, positions, context, None, None, seen)
-    hidden = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[..., None, None], 2)[:, :, 0]
-    own = jax.tree.map(lambda x: _padded(x, 4, M + room), fresh)
-    used = None if draw is None else _occurring(batch["tokens"], context.seen, suffix, asked, cfg.text.vocab_size)
-    tokens = jnp.full((B, Q, room), -1, jnp.int32)
-    state = State(jnp.zeros((), jnp.int32), tokens, lengths == 0, own, used)
-    return context, _write(model, state, hidden, stops, draw)
+def _settled(result, mesh: Mesh | None, spread: bool):
+    """The caches of a result where the mesh wants them: then what a program gives is laid out as what it is given."""
+    if mesh is None or not isinstance(result, Context | State):
+        return result
+    field, axis = ("caches", -4) if isinstance(result, Context) else ("own", -5)
+
+    def rows(x, axis, heads=None):
+        return jax.lax.with_sharding_constraint(x, meshes.rows_sharding(mesh, x.shape, axis if spread else None, heads))
+
+    caches = jax.tree.map(lambda x: rows(x, axis % x.ndim, x.ndim - 3), getattr(result, field))
+    others = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != field}
+    return dataclasses.replace(result, **{field: caches}, **jax.tree.map(lambda x: rows(x, 0), others))
 
 
-def _proceed(cfg, dtype, params, context, state, limit, stops, draw):
-    model = VLM(cfg, params, dtype)
-    N = state.tokens.shape[-1]
-    limit = jnp.minimum(limit, N)
-
-    def going(state):
-        return (state.step < limit) & ~state.done.all()
-
-    def one(state):
-        U = jax.tree.leaves(state.own)[0].shape[4]
-        column = U - N + state.step - 1
-        current = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, 2)
-        columns = jnp.arange(U)
-        own_seen = (columns < context.lengths[..., None]) | ((columns >= U - N) & (columns < column))
-        place = (context.start[:, None] + context.lengths + state.step - 1)[..., None]
-        itself = jnp.ones((*current.shape, 1), bool)
-        hidden, fresh = _extend(model, jnp.maximum(current, 0), place, context, state.own, own_seen, itself)
-        own = jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, column, 4), state.own, fresh)
-        return _write(model, dataclasses.replace(state, own=own), hidden[:, :, 0], stops, draw)
-
-    return jax.lax.while_loop(going, one, state)
+def _see(cfg, dtype, params, batch):
+    return VLM(cfg, params, dtype).see(batch)
 
 
-def _write(model: VLM, state: State, hidden, stops, draw) -> State:
-    """Chooses the next token of every question from its last hidden state [B, Q, D] and puts it down."""
-    logits = model.text.logits(hidden)
-    token = choose(logits, draw, state.step, state.used)
-    # The largest of logits with a NaN among them is NaN.
-    token = jnp.where(jnp.isfinite(logits.max(-1)), token, BROKEN)
-    token = jnp.where(state.done, -1, token)
-    used = state.used
-    if used is not None:
-        b, q = jnp.indices(token.shape)
-        used = used.at[b, q, token].max(~state.done)
-    tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[..., None], state.step, 2)
-    done = state.done | jnp.isin(token, stops) | (token == BROKEN)
-    return State(state.step + 1, tokens, done, state.own, used)
-
-
-def _grow(state: State, room: int) -> State:
-    """The same with room for `room` tokens."""
-    more = room - state.tokens.shape[-1]
-    own = jax.tree.map(lambda x: _padded(x, 4, x.shape[4] + more), state.own)
-    return dataclasses.replace(state, own=own, tokens=_padded(state.tokens, 2, room, -1))
-
-
-def _padded(x, axis: int, size: int, value=0):
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = 0, size - x.shape[axis]
-    return jnp.pad(x, widths, constant_values=value)
-
-
-def _occurring(prefix, prefix_seen, suffix, asked, vocabulary: int):
-    """bool [B, Q, vocabulary]: which tokens a question and its prefix hold."""
-    b, q, _ = jnp.indices(suffix.shape)
-    in_prefix = jnp.zeros((len(prefix), vocabulary), bool).at[jnp.arange(len(prefix))[:, None], prefix].max(prefix_seen)
-    own = jnp.zeros((*suffix.shape[:2], vocabulary), bool).at[b, q, suffix].max(asked)
-    return in_prefix[:, None] | own
-
-
-def _prefill(model: VLM, batch) -> dict:
-    """Keys and values of the prefix: {stack: (k, v) [L, B, K, S, C]}."""
-    visual, taps = model.see(batch)
+def _read(cfg, dtype, params, seen, batch, start) -> Context:
+    """Keys and values of the prefix."""
+    model, (visual, taps) = VLM(cfg, params, dtype), seen
     order = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
     attend = prepare(Ids(batch["segments"], None, order))
 
     def keep(q, k, v, _):
-        return attend(q, k, v), tuple(x.swapaxes(1, 2) for x in (k, v))
+        return attend(q, k, v), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
 
     slots = batch["visual_index"], batch["visual_slot"]
-    return model.text(model.embed(batch, visual), batch["positions"], keep, taps=taps, slots=slots)[1]
+    caches = model.text(model.embed(batch, visual), batch["positions"], keep, taps=taps, slots=slots)[1]
+    return Context(caches, batch["segments"] > 0, start, batch["tokens"])
 
 
-def _extend(model: VLM, tokens, positions, context: Context, own, own_seen, fresh_seen):
-    """Runs M more tokens of every question: (hidden [B, Q, M, D], their keys and values {stack: [L, B, Q, K, M, C]}).
+def _open(cfg, dtype, context: Context, places: int, columns: int, room: int, drawn: bool) -> State:
+    B = len(context.start)
 
-    tokens and positions [B, Q, M]; they see the prefix, of the question's earlier tokens `own` (None: there are none)
-    those in `own_seen` [B, Q, U], and of themselves `fresh_seen` [B, Q, M, M].
-    """
-    B, Q, M = tokens.shape
-    prefix_seen = context.seen[:, None, None]
+    def own(prefix):
+        *L, _, K, C, _ = prefix[0].shape
+        shape = *L, B, places, K
+        return tuple(jnp.zeros((*shape, *last), dtype) for last in ((C, columns), (columns, C)))
 
-    def attend(q, k, v, caches):
-        prefix, own = caches
-        q, k, v = (x.reshape(B, Q, M, -1, x.shape[-1]) for x in (q, k, v))
-        fresh = tuple(x.swapaxes(2, 3) for x in (k, v))
-        K, C = k.shape[3:]
-        # All questions' queries against the shared keys in one product, [B, K, Q * M * G, C].
-        q = q.reshape(B, Q, M, K, -1, C).transpose(0, 1, 3, 2, 4, 5)
-        G = q.shape[4]
-        side_by_side = q.swapaxes(1, 2).reshape(B, K, Q * M * G, C)
-        shared = (x.reshape(B, K, Q, M * G, -1).swapaxes(1, 2) for x in _part(side_by_side, *prefix, prefix_seen))
-        q = q.reshape(B, Q, K, M * G, C)
-        parts = [tuple(shared), _part(q, *fresh, jnp.repeat(fresh_seen, G, 2)[:, :, None])]
-        if own is not None:
-            parts.append(_part(q, *own, own_seen[:, :, None, None]))
-        out = _join(parts).astype(k.dtype).reshape(B, Q, K, M, G, C)
-        return out.transpose(0, 1, 3, 2, 4, 5).reshape(B, Q * M, K * G, C), fresh
-
-    x = model.text.embed(tokens.reshape(B, Q * M), model.dtype)
-    axes = jnp.broadcast_to(positions.reshape(B, 1, Q * M), (B, 3, Q * M))
-    caches = {name: (prefix, None if own is None else own[name]) for name, prefix in context.caches.items()}
-    hidden, fresh, _ = model.text(x, axes, attend, cache=caches)
-    return hidden.reshape(B, Q, M, -1), fresh
+    zeros = jnp.zeros((B, places), jnp.int32)
+    return State(
+        tokens=jnp.full((B, places, room), -1, jnp.int32),
+        count=zeros,
+        lengths=zeros,
+        done=jnp.ones((B, places), bool),
+        own=jax.tree.map(own, context.caches, is_leaf=lambda x: isinstance(x, tuple)),
+        used=jnp.zeros((B, places, cfg.text.vocab_size), bool) if drawn else None,
+        keys=jnp.zeros((B, places, 2), jnp.uint32) if drawn else None,
+    )
 
 
-def _part(q, k, v, seen):
-    """Attention to some of the keys: (largest score, sum of weights [..., X, 1] each, weighted values [..., X, C]).
+def _fill(cfg, dtype, params, context, state, suffix, lengths, place, longest, stops, draw) -> State:
+    model = VLM(cfg, params, dtype)
+    (B, R, M), N = suffix.shape, state.tokens.shape[2]
+    order = jnp.arange(M)
+    asked = order < lengths[..., None]
+    positions = context.start[:, None, None] + jnp.broadcast_to(order, suffix.shape)
+    own = beside.Own(fresh_seen=asked[:, :, None] & jnp.tril(jnp.ones((M, M), bool)))
+    hidden, fresh = beside.extend(model, suffix, positions, context, own, last=jnp.maximum(lengths - 1, 0))
+    # Rows without a question go nowhere.
+    there = jnp.arange(B)[:, None], jnp.where(lengths > 0, place, state.done.shape[1])
+    used = keys = None
+    if draw is not None:
+        occurring = _occurring(context, suffix, asked, cfg.text.vocab_size)
+        used, keys = state.used.at[there].set(occurring), state.keys.at[there].set(draw.keys)
+    token = _chosen(model.text.logits(hidden[:, :, 0]), draw, 0, None if draw is None else occurring)
+    if draw is not None:
+        used = used.at[*there, token].set(True)
+    begun = jnp.full((B, R, N), -1, jnp.int32).at[:, :, 0].set(token)
+    return State(
+        tokens=state.tokens.at[there].set(begun),
+        count=state.count.at[there].set(1),
+        lengths=state.lengths.at[there].set(lengths),
+        done=state.done.at[there].set(_ends(token, stops) | (longest <= 1)),
+        own=beside.put_rows(state.own, fresh, there),
+        used=used,
+        keys=keys,
+    )
 
-    q [..., X, C], k and v [..., T, C], seen [..., 1 or X, T]; weights are exp(score - largest), float32 sums. Where
-    nothing is seen the largest score is the lowest float, and `_join` leaves the part out.
-    """
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen, product("...xc,...tc->...xt", q, k) * q.shape[-1] ** -0.5, _LOW)
-    largest = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - largest)
-    return largest, weights.sum(-1, keepdims=True), product("...xt,...tc->...xc", weights.astype(v.dtype), v)
+
+def _proceed(cfg, dtype, params, context, state, until, stops, draw) -> State:
+    model = VLM(cfg, params, dtype)
+    N = state.tokens.shape[2]
+
+    def going(carry):
+        step, state = carry
+        full = ~state.done & (state.count >= N)
+        freed = (state.done & until.waiting[:, None]).sum()
+        return ~state.done.all() & ~full.any() & (freed < until.wake) & (step < until.steps)
+
+    def one(carry):
+        step, state = carry
+        return step + 1, _pass(model, context, state, drafts, until.longest, stops, draw)
+
+    drafts = jnp.zeros((*state.done.shape, 0), jnp.int32)
+    return jax.lax.while_loop(going, one, (jnp.int32(0), state))[1]
 
 
-def _join(parts):
-    """One softmax over the keys of all parts: [..., X, C], float32."""
-    largest = functools.reduce(jnp.maximum, (part[0] for part in parts))
-    scales = [jnp.exp(part[0] - largest) for part in parts]
-    total = sum(scale * part[1] for scale, part in zip(scales, parts))
-    return sum(scale * part[2] for scale, part in zip(scales, parts)) / total
+def _verify(cfg, dtype, params, context, state, drafts, until, stops) -> State:
+    return _pass(VLM(cfg, params, dtype), context, state, drafts, until.longest, stops, None)
+
+
+def _pass(model: VLM, context, state: State, drafts, longest, stops, draw) -> State:
+    """The last token of every place and its drafts through the model: their keys and values, and new tokens."""
+    B, Q, N = state.tokens.shape
+    D = 1 + drafts.shape[2]
+    order = jnp.arange(D)
+    current = jnp.take_along_axis(state.tokens, jnp.maximum(state.count - 1, 0)[..., None], 2)
+    fed = jnp.maximum(jnp.concatenate([current, drafts], 2), 0)
+    # Where the token that goes in now has its keys; those after it are of tokens that proved wrong.
+    column = (state.lengths + jnp.maximum(state.count - 1, 0))[..., None]
+    positions = context.start[:, None, None] + column + order
+    itself = jnp.broadcast_to(jnp.tril(jnp.ones((D, D), bool)), (B, Q, D, D))
+    own = beside.Own(itself, state.own, column)
+    hidden, fresh = beside.extend(model, fed, positions, context, own)
+    logits = model.text.logits(hidden)
+    if draw is None:
+        token = _chosen(logits, None, None, None)
+    else:
+        draw = dataclasses.replace(draw, keys=state.keys)
+        token = _chosen(logits[:, :, 0], draw, state.count, state.used)[..., None]
+    ends = _ends(token, stops)
+    right = jnp.concatenate([~state.done[..., None], token[..., :-1] == drafts], 2)
+    before = jnp.cumsum(ends, 2) - ends
+    places = state.count[..., None] + order
+    new = (jnp.cumprod(right, 2) > 0) & (before == 0) & (places < jnp.minimum(longest, N))
+    b, q = (x[..., None] for x in jnp.indices((B, Q)))
+    used = None if draw is None else state.used.at[b, q, jnp.maximum(token, 0)].max(new)
+    count = state.count + new.sum(2)
+    return State(
+        tokens=state.tokens.at[b, q, jnp.where(new, places, N)].set(token),
+        count=count,
+        lengths=state.lengths,
+        done=state.done | (new & ends).any(2) | (count >= longest),
+        own=beside.put_columns(state.own, fresh, column + order),
+        used=used,
+        keys=state.keys,
+    )
+
+
+def _chosen(logits, draw, step, used):
+    """int32: the next tokens, `BROKEN` where logits [..., vocabulary] are not finite."""
+    # The largest of logits with a NaN among them is NaN.
+    return jnp.where(jnp.isfinite(logits.max(-1)), choose(logits, draw, step, used), BROKEN)
+
+
+def _ends(token, stops):
+    return jnp.isin(token, stops) | (token == BROKEN)
+
+
+def _grow(state: State, room: int) -> State:
+    """The same with room for `room` tokens."""
+    more = room - state.tokens.shape[2]
+
+    def wider(x, axis, value=0):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = 0, more
+        return jnp.pad(x, widths, constant_values=value)
+
+    own = jax.tree.map(lambda x: (wider(x[0], -1), wider(x[1], -2)), state.own, is_leaf=lambda x: isinstance(x, tuple))
+    return dataclasses.replace(state, own=own, tokens=wider(state.tokens, 2, -1))
+
+
+def _occurring(context: Context, suffix, asked, vocabulary: int):
+    """bool [B, R, vocabulary]: which tokens a question and its prefix hold."""
+    b, q, _ = jnp.indices(suffix.shape)
+    rows = np.arange(len(context.tokens))[:, None]
+    in_prefix = jnp.zeros((len(rows), vocabulary), bool).at[rows, context.tokens].max(context.seen)
+    own = jnp.zeros((*suffix.shape[:2], vocabulary), bool).at[b, q, suffix].max(asked)
+    return in_prefix[:, None] | own

@@ -1,22 +1,28 @@
 """Answers: the images are read once, then all questions about them are answered side by side from the shared cache.
 
-This is the host's part (what goes into which call, padding, cutting); the device's is `infer/decode.py`, whose letters
-are used here. Shapes come in buckets, so that few programs are compiled; answers depend on them by rounding only.
+This is the host's part (what goes into which call, who sits where, cutting); the device's is `infer/decode.py`, whose
+letters are used here. Shapes come in buckets, so that few programs are compiled; answers depend on them by rounding
+only.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vlm3_jax.data.packing import RowBudget, pack
-from vlm3_jax.data.samples import Sample, unsupervised
 from vlm3_jax.errors import NotFinite, UserError
-from vlm3_jax.infer.decode import BROKEN, programs
+from vlm3_jax.infer.buckets import bucket
+from vlm3_jax.infer.decode import BROKEN, Context, Until, programs
+from vlm3_jax.infer.drafts import NO_LIMIT, Drafts
+from vlm3_jax.infer.kept import Kept
+from vlm3_jax.infer.places import Places, Seated, Written
+from vlm3_jax.infer.prefix import content, prefix_batch, with_shared_head
 from vlm3_jax.infer.sampling import GREEDY, Draw, Sampling, identity
+from vlm3_jax.infer.weights import layer_by_layer
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.processor.chat import ChatFormat
@@ -24,16 +30,31 @@ from vlm3_jax.processor.image import ImageLayout, VisionSpec
 from vlm3_jax.processor.prompt import Prompt, prompt_sample
 
 # New tokens that the caches have room for at first; longer answers make them grow.
-FIRST_ROOM = 32
+FIRST_ROOM = 64
+# Tokens of questions that go through the model at once: more are faster until they no longer fit a CPU's cache.
+_FILL_TOKENS = {"cpu": 1024}
+_FILL_ELSEWHERE = 8192
+# The questions' own caches take at most so much.
+_MOST_BYTES = 1 << 31
+
+
+class Call(NamedTuple):
+    """Work for the device: (number of a prompt, its questions) for each of up to `rows` image sets, B = `rows`."""
+
+    parts: list[tuple[int, list[int]]]
+    rows: int
+    places: int
 
 
 @dataclasses.dataclass
 class Engine:
     """Answers of one model.
 
-    `image_sets`: how many image sets (B) and `questions`: how many questions of each (Q) are answered in one
-    call to the device; `max_new_tokens`: the length at which an answer is cut. `mesh`: what `params` are sharded over,
-    if they are; image sets are spread over its replica and fsdp axes where these divide their number.
+    `image_sets`: how many image sets and `questions`: how many questions of each are answered side by side; an image
+    set with many questions gets the places of several. `max_new_tokens`: the length at which an answer is cut. `mesh`:
+    what `params` are sharded over, if they are; image sets are spread over its replica and fsdp axes where these divide
+    their number. `keep_bytes`: so much of what was seen and read is kept for later calls about the same images, and
+    drafts are learnt from call to call; with 0 a call depends on nothing before it.
     """
 
     cfg: VLMConfig
@@ -45,11 +66,20 @@ class Engine:
     image_sets: int = 8
     questions: int = 16
     max_new_tokens: int = 256
+    keep_bytes: int = 0
 
     def __post_init__(self):
         if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens!r}, but must be a whole number of at least 1")
-        self._programs = programs(self.cfg, self.dtype)
+        if self.mesh is not None and self.mesh.size == 1:
+            self.mesh = None
+        if self.mesh is None:
+            on_cpu = jax.default_backend() == "cpu"
+            self.params = jax.device_put(layer_by_layer(self.params) if on_cpu else self.params)
+        shape = {} if self.mesh is None else self.mesh.shape
+        self._spread = self.mesh is not None and self.image_sets % (shape["replica"] * shape["fsdp"]) == 0
+        self._programs = programs(self.cfg, self.dtype, self.mesh, self._spread)
+        self._kept, self._drafts = Kept(self.keep_bytes), Drafts()
 
     def answer(
         self,
@@ -79,90 +109,146 @@ class Engine:
     def _generate(self, prompts, load: Callable[[int], Sequence[np.ndarray]], sampling: Sampling):
         """As `generate`; the patches of a prompt are loaded when its turn comes."""
         tokens: list[list[list[int]]] = [[[] for _ in prompt.suffix_tokens] for prompt in prompts]
-        for work in self._calls(prompts):
-            asked = [_only(prompts[i], chosen) for i, chosen in work]
-            rows = self._call(asked, [load(i) for i, _ in work], sampling)
-            for b, (i, chosen) in enumerate(work):
-                for q, row in zip(chosen, rows[b]):
-                    tokens[i][q] = _until(row.tolist(), self.chat.stop_ids)
+        for call in self._calls(prompts):
+            asked = [_only(prompts[i], chosen) for i, chosen in call.parts]
+            patches = [load(i) for i, _ in call.parts]
+            for b, q, row in self._call(asked, patches, call, sampling):
+                i, chosen = call.parts[b]
+                tokens[i][chosen[q]] = _until(row, self.chat.stop_ids)
         return tokens
 
-    def _calls(self, prompts: Sequence[Prompt]) -> list[list[tuple[int, list[int]]]]:
-        """Work for one device call each: up to B prompts of similar size with up to Q of their questions."""
-        parts = []
+    def _calls(self, prompts: Sequence[Prompt]) -> list[Call]:
+        """Prompts of similar size share a call; one with many questions has it for itself."""
+        total, most = self.image_sets * self.questions, self._most_places(prompts)
+        parts, alone = [], []
         for i, prompt in enumerate(prompts):
             size = sum(layout.n_patches for layout in prompt.images), len(prompt.prefix_tokens)
-            # Questions of similar length share a call too: one long question widens all others beside it.
-            asked = sorted(range(len(prompt.suffix_tokens)), key=lambda q: len(prompt.suffix_tokens[q]))
-            for first in range(0, len(asked), self.questions):
-                parts.append((size, i, asked[first : first + self.questions]))
+            asked = list(range(len(prompt.suffix_tokens)))
+            if self.mesh is None and 2 * len(asked) >= total:
+                alone.append((i, asked))
+            elif asked:
+                # The rows of a mesh are all there: each gets some of the questions.
+                pieces = 1 if self.mesh is None else min(self.image_sets, -(-len(asked) // self.questions))
+                parts += [(size, i, asked[piece::pieces]) for piece in range(pieces)]
         parts.sort(key=lambda part: part[0])
-        pairs = [(i, asked) for _, i, asked in parts]
-        return [pairs[first : first + self.image_sets] for first in range(0, len(pairs), self.image_sets)]
+        groups = [parts[first : first + self.image_sets] for first in range(0, len(parts), self.image_sets)]
+        calls = [Call([part], 1, min(bucket(len(part[1]), 1), max(1, min(total, most)))) for part in alone]
+        for group in groups:
+            rows = self.image_sets if self.mesh is not None else min(self.image_sets, bucket(len(group), 1))
+            widest = bucket(max(len(asked) for *_, asked in group), 1)
+            places = max(1, min(widest, total // rows, most // rows))
+            calls.append(Call([(i, asked) for _, i, asked in group], rows, places))
+        return calls
 
-    def _call(self, prompts: list[Prompt], patches, sampling: Sampling) -> np.ndarray:
-        """One batch on the device: int32 [B, Q, N], stop tokens included, -1 after them."""
-        batch, suffix, lengths, start = self._pad(prompts, patches)
-        identities = np.zeros((*lengths.shape, 2), np.uint32)
-        if not sampling.greedy:
-            for b, (prompt, arrays) in enumerate(zip(prompts, patches)):
-                shown = identity([prompt.prefix_tokens, *arrays])
-                for q, tokens in enumerate(prompt.suffix_tokens):
-                    identities[b, q] = identity([shown, tokens])
-        stops = np.array(self.chat.stop_ids, np.int32)
-        batch, suffix, lengths, start, identities = self._put((batch, suffix, lengths, start, identities))
-        draw, run = Draw.make(sampling, identities), self._programs
+    def _most_places(self, prompts: Sequence[Prompt]) -> int:
+        """How many questions' own caches are held at once."""
+        text = self.cfg.text
+        longest = max((len(tokens) for prompt in prompts for tokens in prompt.suffix_tokens), default=0)
+        column = 2 * text.layers * text.kv_heads * text.head_dim * jnp.dtype(self.dtype).itemsize
+        return max(1, _MOST_BYTES // (column * (longest + self.max_new_tokens)))
+
+    def _call(self, prompts: list[Prompt], patches, call: Call, sampling: Sampling):
+        """Yields (number of the prompt, of its question, token ids with the stop token) as they are ready."""
+        identities = None if sampling.greedy else _identities(prompts, patches)
+        prompts = [with_shared_head(prompt) for prompt in prompts]
+        lengths = [[len(tokens) for tokens in prompt.suffix_tokens] for prompt in prompts]
+        longest = bucket(max(map(max, lengths)), 8, 8)
+        context = self._context(prompts, patches, call.rows)
         room = min(FIRST_ROOM, self.max_new_tokens)
-        context, state = run.begin(self.params, batch, suffix, lengths, start, stops, draw, room=room)
-        while True:
-            state = run.proceed(self.params, context, state, self.max_new_tokens, stops, draw)
-            if room >= self.max_new_tokens or bool(state.done.all()):
-                return self._finite(np.asarray(state.tokens))
-            room = min(2 * room, self.max_new_tokens)
-            state = run.grow(state, room=room)
+        run, stops = self._programs, np.array(self.chat.stop_ids, np.int32)
+        drawn = identities is not None
+        state = run.open(context, places=call.places, columns=longest + room, room=room, drawn=drawn)
+        places = Places(lengths, call.rows, call.places)
+        at_once = _FILL_TOKENS.get(jax.default_backend(), _FILL_ELSEWHERE) // (call.rows * longest)
+        at_once = min(call.places, max(1, at_once))
+        drafts = self._drafts if self.keep_bytes else Drafts()
+        while not places.empty:
+            while (called := places.seat(at_once)) is not None:
+                asked = self._asked(prompts, called, longest)
+                draw = _draw(sampling, identities, called)
+                state = run.fill(self.params, context, state, *asked, self.max_new_tokens, stops, draw)
+            before = Written.of(state)
+            draft, steps = (None, NO_LIMIT) if drawn else drafts.plan(before, jax.default_backend())
+            wake = max(1, min(at_once, call.places // 4)) * int(places.waiting.sum()) or NO_LIMIT
+            until = Until(self.max_new_tokens, wake, places.waiting, steps)
+            if draft is None:
+                state = run.proceed(self.params, context, state, until, stops, _draw(sampling))
+            else:
+                state = run.verify(self.params, context, state, self._put(draft), until, stops)
+            written = self._finite(Written.of(state))
+            if draft is not None:
+                drafts.judge(draft, before, written)
+            for b, place, question in places.leave(written.done):
+                answer = written.answer(b, place)
+                if not drawn:
+                    drafts.learn(answer)
+                yield b, question, answer
+            if (written.count >= room)[~written.done].any():
+                room = min(2 * room, self.max_new_tokens)
+                state = run.grow(state, room=room)
+
+    def _finite(self, written: Written) -> Written:
+        if (written.tokens == BROKEN).any():
+            raise NotFinite(
+                f"{self.chat.model_dir}: logits are not finite: its weights hold NaN or infinity, or values too large "
+                f"for {jnp.dtype(self.dtype).name}"
+            )
+        return written
+
+    def _context(self, prompts: list[Prompt], patches, rows: int) -> Context:
+        """The prefixes of `rows` image sets; those of single ones are kept."""
+        shown, text, start = prefix_batch(prompts, patches, rows, self.spec)
+        if self.keep_bytes and len(prompts) == rows == 1:
+            pixels = content(shown)
+            key = "read", content(text), pixels
+            return self._kept.get(key, lambda: self._read(shown, text, start, ("seen", pixels)))
+        return self._read(shown, text, start)
+
+    def _read(self, shown, text, start, key=None) -> Context:
+        def see():
+            return self._programs.see(self.params, self._put(shown))
+
+        seen = see() if key is None else self._kept.get(key, see)
+        return self._programs.read(self.params, seen, *self._put((text, start)))
+
+    def _asked(self, prompts: list[Prompt], called: Seated, longest: int):
+        """suffix int32 [B, R, M], lengths [B, R] and places [B, R] on the device."""
+        lengths = np.zeros(called.question.shape, np.int32)
+        for b, r in zip(*np.nonzero(called.question >= 0)):
+            lengths[b, r] = len(prompts[b].suffix_tokens[called.question[b, r]])
+        # Half and a quarter of the longest are sizes too: few programs, and short questions do not pay for long ones.
+        sizes = [size for size in (longest // 4, longest // 2) if size >= max(8, lengths.max())]
+        suffix = np.zeros((*lengths.shape, (*sizes, longest)[0]), np.int32)
+        for b, r in zip(*np.nonzero(lengths)):
+            suffix[b, r, : lengths[b, r]] = prompts[b].suffix_tokens[called.question[b, r]]
+        return self._put((suffix, lengths, called.place))
 
     def _put(self, arrays):
         """Arrays with image sets as their first axis, where the mesh wants them."""
         if self.mesh is None:
             return arrays
-        spread = self.image_sets % (self.mesh.shape["replica"] * self.mesh.shape["fsdp"]) == 0
-        return jax.device_put(arrays, meshes.batch_sharding(self.mesh) if spread else meshes.replicated(self.mesh))
-
-    def _finite(self, tokens: np.ndarray) -> np.ndarray:
-        if (tokens == BROKEN).any():
-            raise NotFinite(
-                f"{self.chat.model_dir}: logits are not finite: its weights hold NaN or infinity, or values too large "
-                f"for {jnp.dtype(self.dtype).name}"
-            )
-        return tokens
-
-    def _pad(self, prompts: list[Prompt], patches):
-        """The prefixes as a batch of B rows and the questions as int32 [B, Q, M], lengths [B, Q], start [B]."""
-        B, unit = self.image_sets, self.spec.merge_size**2
-        budget = RowBudget(
-            tokens=_bucket(max(len(p.prefix_tokens) for p in prompts), 32),
-            patches=_bucket(max(sum(layout.n_patches for layout in p.images) for p in prompts), 8 * unit),
-            targets=1,
+        return jax.device_put(
+            arrays, meshes.batch_sharding(self.mesh) if self._spread else meshes.replicated(self.mesh)
         )
-        empty = [[]] * (B - len(prompts))
-        rows = [[_prefix(p)] for p in prompts] + empty
-        batch = pack(rows, [[arrays] for arrays in patches] + empty, budget, self.spec)
-        widest = max(len(p.suffix_tokens) for p in prompts)
-        longest = _bucket(max(len(s) for p in prompts for s in p.suffix_tokens), 16)
-        suffix = np.zeros((B, min(_bucket(widest, 1), self.questions), longest), np.int32)
-        lengths, start = np.zeros(suffix.shape[:2], np.int32), np.zeros(B, np.int32)
-        for b, prompt in enumerate(prompts):
-            start[b] = prompt.suffix_positions[0][0, 0]
-            for q, tokens in enumerate(prompt.suffix_tokens):
-                suffix[b, q, : len(tokens)], lengths[b, q] = tokens, len(tokens)
-        return batch, suffix, lengths, start
 
 
-def _bucket(size: int, unit: int) -> int:
-    """The next size that is a power of two or half-way between two, in multiples of `unit`."""
-    units = max(1, -(-size // unit))
-    power = 1 << (units - 1).bit_length()
-    return unit * (power * 3 // 4 if power >= 4 and units <= power * 3 // 4 else power)
+def _identities(prompts: Sequence[Prompt], patches) -> list[np.ndarray]:
+    """uint32 [questions, 2] for each prompt: what draws depend on."""
+    found = []
+    for prompt, arrays in zip(prompts, patches, strict=True):
+        shown = identity([prompt.prefix_tokens, *arrays])
+        found.append(np.stack([identity([shown, tokens]) for tokens in prompt.suffix_tokens]))
+    return found
+
+
+def _draw(sampling: Sampling, identities=None, called: Seated | None = None) -> Draw | None:
+    """For those who are called, or for all in their places."""
+    if called is None or sampling.greedy:
+        return Draw.make(sampling, None)
+    rows = np.zeros((*called.question.shape, 2), np.uint32)
+    for b, r in zip(*np.nonzero(called.question >= 0)):
+        rows[b, r] = identities[b][called.question[b, r]]
+    return Draw.make(sampling, rows)
 
 
 def _only(prompt: Prompt, chosen: Sequence[int]) -> Prompt:
@@ -174,11 +260,6 @@ def _only(prompt: Prompt, chosen: Sequence[int]) -> Prompt:
     )
 
 
-def _prefix(prompt: Prompt) -> Sample:
-    return unsupervised(prompt.prefix_tokens, prompt.prefix_positions, prompt.visual_slot, prompt.images)
-
-
 def _until(row: list[int], stops: Sequence[int]) -> list[int]:
-    """The tokens before the first stop token or empty place (-1)."""
-    end = next((i for i, token in enumerate(row) if token in stops or token < 0), len(row))
-    return row[:end]
+    """The tokens before the first stop token."""
+    return row[: next((i for i, token in enumerate(row) if token in stops), len(row))]

@@ -89,21 +89,24 @@ def _stored(model_dir) -> Fields:
 )
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """Sampling as arrays, so that other values need no other program. keys: uint32 [B, Q, 2], one for each question."""
+    """Sampling as arrays, so that other values need no other program.
 
-    keys: np.ndarray
+    keys: uint32 [B, Q, 2], one for each question; None in a draw for whatever is in the places.
+    """
+
+    keys: np.ndarray | None
     temperature: np.ndarray
     top_p: np.ndarray
     top_k: np.ndarray
     repetition_penalty: np.ndarray
 
     @classmethod
-    def make(cls, sampling: Sampling, identities: np.ndarray) -> "Draw | None":
-        """For questions with the given `identity`s, uint32 [B, Q, 2]; None if greedy."""
+    def make(cls, sampling: Sampling, identities: np.ndarray | None) -> "Draw | None":
+        """For questions with the given `identity`s, uint32 [B, Q, 2] (None: without keys); None if greedy."""
         if sampling.greedy:
             return None
         return cls(
-            _keys(np.uint32(sampling.seed), identities),
+            None if identities is None else _keys(np.uint32(sampling.seed), identities),
             np.float32(sampling.temperature),
             np.float32(sampling.top_p),
             np.int32(sampling.top_k),
@@ -130,18 +133,21 @@ def _keys(seed, identities):
 
 
 def choose(logits, draw: Draw | None, step, used):
-    """The next tokens int32 [B, Q] from logits [B, Q, V]; `used` bool [B, Q, V]: what the penalty applies to."""
+    """The next tokens int32 [B, Q] from logits [B, Q, V] (if greedy: [..., V]).
+
+    `step`: how many were chosen before, int32 [B, Q] or for all; `used` bool [B, Q, V]: what the penalty applies to.
+    """
     if draw is None:
         return jnp.argmax(logits, -1).astype(jnp.int32)
     scores = penalize(logits, used, draw.repetition_penalty)
 
     def sample(scores):
-        def one(key, scores):
+        def one(key, step, scores):
             key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
             return jax.random.categorical(key, scores).astype(jnp.int32)
 
         scores = warp(scores, draw.temperature, draw.top_k, draw.top_p)
-        return jax.vmap(jax.vmap(one))(draw.keys, scores)
+        return jax.vmap(jax.vmap(one))(draw.keys, jnp.broadcast_to(step, scores.shape[:-1]), scores)
 
     return jax.lax.cond(draw.temperature > 0, sample, lambda scores: jnp.argmax(scores, -1).astype(jnp.int32), scores)
 

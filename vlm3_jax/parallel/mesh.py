@@ -118,6 +118,16 @@ def batch_sharding(mesh: Mesh, accumulation: int = 1) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS) if accumulation == 1 else PartitionSpec(None, ROWS))
 
 
+def rows_sharding(mesh: Mesh, shape: tuple[int, ...], rows: int | None, heads: int | None = None) -> NamedSharding:
+    """Axis number `rows` (None: no axis) is spread as batches are, axis `heads` over tensor if that divides it."""
+    spec: list = [None] * len(shape)
+    if rows is not None:
+        spec[rows] = ROWS
+    if heads is not None and shape[heads] % mesh.shape["tensor"] == 0:
+        spec[heads] = "tensor"
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
 def process_rows(mesh: Mesh, rows: int) -> np.ndarray:
     """Ascending numbers of the rows of a batch of `rows` that lie on devices of this process.
 
