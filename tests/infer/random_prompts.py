@@ -56,6 +56,13 @@ class Asked:
         return prompt, [layout.load(spec) for layout in one.images]
 
 
+def with_questions(prompt: Prompt, tokens, positions) -> Prompt:
+    """The prompt with other questions."""
+    return dataclasses.replace(
+        prompt, suffix_tokens=tuple(x.astype(np.int32) for x in tokens), suffix_positions=tuple(positions)
+    )
+
+
 def random_prompts(rng, count: int) -> list[Asked]:
     """0 to 4 images of all sizes with text around them, then 2 to 4 questions of 1 to 80 tokens each."""
     found = []

@@ -21,8 +21,8 @@ _ELSEWHERE = 1 << 28
 class Own(NamedTuple):
     """What a question's D new tokens see beside the prefix.
 
-    fresh_seen: bool [B, Q, D, D], who of them sees whom; caches: {stack: (k, v)} of the question's earlier tokens, of
-    which they see the first `columns` int32 [B, Q, 1] (None: there are none).
+    fresh_seen: bool [B, Q, D, D], who of them sees whom; caches: {stack: (k, v)} of the question's earlier tokens
+    (None: there are none), which end before the `columns` int32 [B, Q, D] in which those of the new ones belong.
     """
 
     fresh_seen: Array
@@ -31,8 +31,9 @@ class Own(NamedTuple):
 
 
 def extend(model: VLM, tokens, positions, context, own: Own, last=None):
-    """Runs D more tokens of every question: (hidden [B, Q, D, width], their keys and values {stack: (k, v)}).
+    """Runs D more tokens of every question: (hidden [B, Q, D, width], caches {stack: (k, v)}).
 
+    The caches are those of `own` with the new tokens' keys and values in their columns, or these alone if it has none.
     tokens and positions: int32 [B, Q, D]. `last` int32 [B, Q]: the one token of each that is wanted, hidden [B, Q, 1,
     width]; the last layer then looks at no other, where layers are a list.
     """
@@ -56,13 +57,22 @@ def extend(model: VLM, tokens, positions, context, own: Own, last=None):
         q = q.reshape(B, Q, width, K, -1, C).transpose(0, 1, 3, 2, 4, 5)
         G = q.shape[4]
         q = q.reshape(B, Q, K, width * G, C)
-        parts = [_shared(q, *prefix, context.seen), _part(q, *fresh, jnp.repeat(fresh_seen, G, 2)[:, :, None])]
-        if earlier is not None:
-            seen = jnp.arange(earlier[0].shape[-1]) < own.columns
+        parts = [_shared(q, *prefix, context.seen)]
+        if at_once:
+            # Written before it is read: read first, the compiler would copy the whole cache.
+            fresh = _put_columns(earlier, fresh, own.columns)
+            seen = jnp.arange(fresh[0].shape[-1]) <= own.columns[..., None]
+            parts.append(_part(q, *fresh, jnp.repeat(seen, G, 2)[:, :, None]))
+        else:
+            parts.append(_part(q, *fresh, jnp.repeat(fresh_seen, G, 2)[:, :, None]))
+        if earlier is not None and not at_once:
+            seen = jnp.arange(earlier[0].shape[-1]) < own.columns[..., :1]
             parts.append(_part(q, *earlier, seen[:, :, None, None]))
         out = _join(parts).astype(k.dtype).reshape(B, Q, K, width, G, C)
         return out.transpose(0, 1, 3, 2, 4, 5).reshape(B, Q * width, K * G, C), fresh
 
+    # Layer by layer; in a loop over layers what they read would have to come out of it whole.
+    at_once = own.caches is not None and all(isinstance(layers, list) for layers in own.caches.values())
     x = model.text.embed(tokens.reshape(B, Q * D), model.dtype)
     axes = jnp.broadcast_to(positions.reshape(B, 1, Q * D), (B, 3, Q * D))
     earlier = jax.tree.map(lambda _: None, context.caches, is_leaf=_is_pair) if own.caches is None else own.caches
@@ -71,19 +81,18 @@ def extend(model: VLM, tokens, positions, context, own: Own, last=None):
     hidden, fresh, _ = model.text(x, axes, attend, cache=caches, narrow=narrow)
     if last is not None and hidden.shape[1] != Q:
         hidden = of_last(hidden)
+    if own.caches is not None and not at_once:
+        put = functools.partial(_put_columns, columns=own.columns)
+        fresh = jax.tree.map(put, own.caches, fresh, is_leaf=_is_pair)
     return hidden.reshape(B, Q, -1, hidden.shape[-1]), fresh
 
 
-def put_columns(own: dict, fresh: dict, columns):
-    """`own` with the keys and values of D tokens in their columns, int32 [B, Q, D] (beyond the end: nowhere)."""
+def _put_columns(pair, new, columns):
+    """A cache with the keys and values of D tokens in their columns, int32 [B, Q, D] (beyond the end: nowhere)."""
     b, q = (x[..., None] for x in jnp.indices(columns.shape[:2]))
-
-    def put(pair, new):
-        # Indexed axes come first in what is put.
-        k, v = (jnp.moveaxis(x, (-5, -4, axis), (0, 1, 2)) for x, axis in zip(new, (-1, -2), strict=True))
-        return pair[0].at[..., b, q, :, :, columns].set(k), pair[1].at[..., b, q, :, columns, :].set(v)
-
-    return jax.tree.map(put, own, fresh, is_leaf=_is_pair)
+    # Indexed axes come first in what is put.
+    k, v = (jnp.moveaxis(x, (-5, -4, axis), (0, 1, 2)) for x, axis in zip(new, (-1, -2), strict=True))
+    return pair[0].at[..., b, q, :, :, columns].set(k), pair[1].at[..., b, q, :, columns, :].set(v)
 
 
 def put_rows(own: dict, fresh: dict, there):

@@ -248,8 +248,8 @@ def _pass(model: VLM, context, state: State, drafts, longest, stops, draw) -> St
     column = (state.lengths + jnp.maximum(state.count - 1, 0))[..., None]
     positions = context.start[:, None, None] + column + order
     itself = jnp.broadcast_to(jnp.tril(jnp.ones((D, D), bool)), (B, Q, D, D))
-    own = beside.Own(itself, state.own, column)
-    hidden, fresh = beside.extend(model, fed, positions, context, own)
+    own = beside.Own(itself, state.own, column + order)
+    hidden, caches = beside.extend(model, fed, positions, context, own)
     logits = model.text.logits(hidden)
     if draw is None:
         token = _chosen(logits, None, None, None)
@@ -269,7 +269,7 @@ def _pass(model: VLM, context, state: State, drafts, longest, stops, draw) -> St
         count=count,
         lengths=state.lengths,
         done=state.done | (new & ends).any(2) | (count >= longest),
-        own=beside.put_columns(state.own, fresh, column + order),
+        own=caches,
         used=used,
         keys=state.keys,
     )

@@ -15,7 +15,7 @@ from vlm3_jax.infer.places import Written
 # The most recent tokens that a guess is made from, longest first.
 _CONTEXTS = (4, 3, 2, 1)
 # A copy is at least so long, and found again after so many tokens as stood before it.
-_COPIED, _BEFORE = 2, 2
+_COPIED, _BEFORE, _LONGEST_COPY = 2, 2, 16
 _BEGIN = -1
 NO_LIMIT = 1 << 30
 _FADE = 0.99
@@ -123,16 +123,24 @@ class Drafts:
                 if self._next[key] is not None and len(key) > _BEFORE:
                     return []
                 break
-        found = self._copies.get(tuple(tokens[-_BEFORE:]))
-        if found is None:
-            return []
-        before, ends, after = found
-        for i in range(len(tokens) - 2 * _BEFORE, -1, -1):
-            if tuple(tokens[i : i + _BEFORE]) == before:
-                source = tokens[i + _BEFORE :]
-                length = next((n for n, token in enumerate(source) if token in ends), 0)
-                return [*source[:length], after] if length else []
+        for begun in range(min(_LONGEST_COPY, len(tokens) - _BEFORE)):
+            here = len(tokens) - begun
+            found = self._copies.get(tuple(tokens[here - _BEFORE : here]))
+            if found is not None:
+                copied = _copied(tokens[:here], *found)
+                if len(copied) > begun and copied[:begun] == tokens[here:]:
+                    return copied[begun:]
         return []
+
+
+def _copied(tokens: list[int], before, ends: set[int], after: int) -> list[int]:
+    """What stands after the last `before`, up to one of `ends`, and the token after such a copy."""
+    for i in range(len(tokens) - 2 * _BEFORE, -1, -1):
+        if tuple(tokens[i : i + _BEFORE]) == before:
+            source = tokens[i + _BEFORE :]
+            length = next((n for n, token in enumerate(source) if token in ends), 0)
+            return [*source[:length], after] if length else []
+    return []
 
 
 def _keys(tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -24,11 +24,11 @@ class TextLayer(Group):
     def __call__(
         self, x_BSD: Float[Array, "B S D"], cos, sin, attend: Attend, cache, eps: float, feed_forward: Callable,
         narrow: Callable | None = None,
-    ) -> tuple[Float[Array, "B S D"], object, object]:  # fmt: skip
-        """[B, S, D] -> ([B, S, D], new cache of the layer, use of its experts or None).
+    ) -> tuple[Float[Array, "B W D"], object, object]:  # fmt: skip
+        """[B, S, D] -> ([B, W, D], new cache of the layer, use of its experts or None).
 
         `narrow` [B, S, any, ...] -> [B, W, any, ...]: which tokens are wanted; all have keys and values, only these
-        ask and go on.
+        ask and go on. None: all, W = S.
         """
         h = rms_norm(x_BSD, self.norm1, eps)
         asking, turn = h, (cos, sin)
@@ -90,7 +90,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, cfg: VLMConfig, params: dict, locally: Locally = run_as_it_is):
         self.cfg, self.locally = cfg, locally
-        self.ends = Group({k: v for k, v in params.items() if not isinstance(v, dict)})
+        self.ends = Group({k: v for k, v in params.items() if not isinstance(v, dict | list)})
         names = [name for name, _ in text_stacks(cfg.text, len(cfg.vision.taps))]
         self.stacks = nnx.Dict({name: _layers(params[name]) for name in names})
 
@@ -104,8 +104,9 @@ class Decoder(nnx.Module):
         self, x_BSD: Float[Array, "B S D"], positions_B3S: Int[Array, "B 3 S"], attend: Attend, cache=None,
         taps: Float[Array, "taps B V D"] | None = None, slots=None, valid: Bool[Array, "B S"] | None = None,
         keep=_nothing, remat=lambda f: f, narrow: Callable | None = None,
-    ) -> tuple[Float[Array, "B S D"], dict, dict]:  # fmt: skip
-        """Hidden states [B, S, D], the new cache ({stack: per-layer leaves}) and the intermediates.
+    ) -> tuple[Float[Array, "B W D"], dict, dict]:  # fmt: skip
+        """Hidden states [B, W, D] (W = S, or fewer by `narrow`), the new cache ({stack: per-layer leaves}) and the
+        intermediates.
 
         `taps` [taps, B, V, D] is added after the first layers at the places that `slots` = (visual_index, visual_slot)
         names; None for text alone. `keep` says what to keep of every layer, from its output [B, S, D] and the use of
