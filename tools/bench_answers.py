@@ -10,7 +10,7 @@ own; all have the same random weights (45 M parameters, float32), images (900 vi
 release's about depth); no token ends an answer. A round is three calls: an image never seen, the same image with other
 questions, and these once more (of which vLLM has kept even the prompts). A call about another image comes before the
 first round, so that nothing is compiled within one. Milliseconds a question by the clock and of processor time, median
-of --rounds; answers are compared with those of transformers, or of the first side.
+of --rounds; answers are compared with those of the first side.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Side:
         script = str(pathlib.Path(__file__).with_name("bench_answers_sides.py"))
         self.process = subprocess.Popen(
             [python, script, kind, str(folder), count, str(new)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=pathlib.Path(python).absolute().parent,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._answer()
 
@@ -87,30 +87,27 @@ def make(folder: pathlib.Path, images: int, questions: int) -> None:
     (folder / "questions.json").write_text(json.dumps(asked))
 
 
-def same(found: dict, expected: dict) -> tuple[int, int, int]:
-    """(answers compared, equal ones, ones that part where the expected token led clearly)."""
-    leads = expected["leads"] or [[1.0] * len(row) for row in expected["tokens"]]
-    equal = parted = 0
-    pairs = list(zip(found["tokens"], expected["tokens"], leads))
-    for ours, theirs, lead in pairs:
+def same(found: dict, first: dict) -> tuple[int, int, int]:
+    """(answers compared with the first side's, equal ones, ones that part where a token is known to lead clearly)."""
+    pairs, equal, parted = list(zip(found["tokens"], first["tokens"])), 0, 0
+    for number, (theirs, ours) in enumerate(pairs):
         where = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), None)
         equal += where is None and len(ours) == len(theirs)
-        parted += where is not None and lead[where] > CLEAR
+        parted += where is not None and found["leads"] is not None and found["leads"][number][where] > CLEAR
     return len(pairs), equal, parted
 
 
-def table(sides: list[Side], expected: Side) -> str:
+def table(sides: list[Side]) -> str:
     """A line for every side."""
-    lines = [f"| side | questions | {' | '.join(CALLS)} | the same, processor time | equal answers | memory |"]
-    lines.append("|---" * (len(CALLS) + 5) + "|")
+    names = "side", "questions", *CALLS, "the same, processor time", "answers equal the first side's", "memory"
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for side in sides:
         wall, processor = (
             [1000 * statistics.median(one[kind] for one in side.found[call]) / side.count for call in CALLS]
             for kind in ("seconds", "processor")
         )
-        compared, equal, parted = np.sum(
-            [same(a, b) for call in CALLS for a, b in zip(side.found[call], expected.found[call])], 0
-        )
+        pairs = [both for call in CALLS for both in zip(side.found[call], sides[0].found[call], strict=True)]
+        compared, equal, parted = np.sum([same(*both) for both in pairs], 0)
         told = f"{equal} of {compared}" + (f", {parted} part clearly" if parted else "")
         peak = side.found[CALLS[-1]][-1]["peak_mb"]
         spread = " | ".join(f"{value:.1f}" for value in wall)
@@ -138,8 +135,7 @@ def main() -> None:
                     print(f"{number} {side.name}, {call}: {told['seconds']:.1f} s", file=sys.stderr, flush=True)
                     if number:
                         side.found[call].append(told)
-        expected = next((side for side in sides if any(one["leads"] for one in side.found["again"])), sides[0])
-        print(table(sides, expected))
+        print(table(sides))
         for side in sides:
             side.end()
 
