@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.infer import random_prompts as rp
+from vlm3_jax.infer.buckets import bucket
 
 NEW = 3
 NAMES = ("see", "read", "open", "fill", "proceed", "verify", "grow")
@@ -36,8 +37,8 @@ def ask(engine, sets) -> None:
 def test_other_sizes_of_a_bucket_need_no_other_program(engine):
     ask(engine, [([(24, 40)], [15, 12, 9])])
     before = compiled(engine)
-    ask(engine, [([(16, 16)], [11, 9, 16])])
-    ask(engine, [([(33, 17)], [9, 10, 11])])
+    ask(engine, [([(32, 24)], [11, 9, 16])])
+    ask(engine, [([(40, 17)], [9, 10, 11])])
     assert compiled(engine) == before
 
 
@@ -52,8 +53,11 @@ def test_programs_are_few(engine):
         ]
         ask(engine, sets)
     made = {name: count - before[name] for name, count in compiled(engine).items()}
-    # B is 1 or 2, there are 2 sizes of prefixes and 3 of patches, Q is one of 1, 2, 3, 4, 6, 8, U one of 4.
-    assert made["see"] <= 2 * 3
-    assert made["read"] <= 2 * 2 * 3
-    assert made["proceed"] <= 60
-    assert made["fill"] <= 120
+    # For 1 or 2 image sets a call: of patches, of prefix tokens, of places (4 questions of each) and of questions.
+    most = 2 * max(-(-w // 8) * -(-h // 8) * 4 for w, h in rp.SIZES)
+    patches, prefixes = ({bucket(n, 32) for n in range(1, size)} for size in (most + 1, most // 4 + 30))
+    places, lengths = {bucket(n, 1) for n in range(1, 9)}, 4
+    assert made["see"] <= 2 * len(patches)
+    assert made["read"] <= 2 * len(patches) * len(prefixes)
+    assert made["proceed"] <= 2 * len(places) * len(prefixes) * lengths
+    assert made["fill"] <= 3 * made["proceed"]

@@ -224,7 +224,7 @@ def _begin(cfg, dtype, params, cache, suffix, lengths, start, alphabet, room):
     fresh_seen = real[:, None] & jnp.tril(jnp.ones((M, M), bool))
     places = jnp.broadcast_to(start + jnp.arange(M), (Q, M))
     hidden, fresh = _extend(model, suffix, places, cache, None, None, fresh_seen)
-    own = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, room), (0, 0)]), fresh)
+    own = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, room), (0, 0)]), fresh)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], 1)[:, 0]
     return own, _logs(model, last, alphabet)
 
@@ -235,7 +235,7 @@ def _step(cfg, dtype, params, cache, own, tokens, places, above, column, alphabe
     itself = jnp.broadcast_to(jnp.eye(W, dtype=bool), (Q, W, W))
     places = jnp.broadcast_to(places[:, None], (Q, W))
     hidden, fresh = _extend(model, tokens, places, cache, own, above, itself)
-    own = jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, column, 3), own, fresh)
+    own = jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, column, x.ndim - 2), own, fresh)
     return own, _logs(model, hidden, alphabet)
 
 
@@ -244,8 +244,14 @@ def _logs(model: VLM, hidden, alphabet):
     return jnp.take(logits, alphabet, -1) - jax.nn.logsumexp(logits, -1, keepdims=True)
 
 
+def _is_pair(x) -> bool:
+    return isinstance(x, tuple)
+
+
 def _extend(model: VLM, tokens, places, cache, own, own_seen, fresh_seen):
     """Runs tokens [Q, X] at `places`: (hidden [Q, X, D], their keys and values {stack: [L, Q, K, X, C]}).
+
+    Where a stack is a list of layers there is one pair for each, without the axis L.
 
     They see the prefix, of `own` [L, Q, K, U, C] (None: nothing) what `own_seen` [Q, X, U] says, and of themselves what
     `fresh_seen` [Q, X, X] does.
@@ -276,6 +282,7 @@ def _extend(model: VLM, tokens, places, cache, own, own_seen, fresh_seen):
 
     x = model.text.embed(tokens.reshape(1, Q * X), model.dtype)
     axes = jnp.broadcast_to(places.reshape(1, 1, Q * X), (1, 3, Q * X))
-    caches = {name: (prefix, None if own is None else own[name]) for name, prefix in prefixes.items()}
+    earlier = jax.tree.map(lambda _: None, prefixes, is_leaf=_is_pair) if own is None else own
+    caches = jax.tree.map(lambda *both: both, prefixes, earlier, is_leaf=_is_pair)
     hidden, fresh, _ = model.text(x, axes, attend, cache=caches)
     return hidden.reshape(Q, X, -1), fresh
