@@ -9,9 +9,10 @@ from vlm3_jax.demo import demo
 def test_demo_runs_and_resumes(tmp_path):
     config = configs.load("demo")
     config.workdir = str(tmp_path / "demo")
-    configs.override(config, ["train.samples=48", "train.eval_every=2", "train.log_every=1", "eval.records=6"])
+    configs.override(config, ["data.rows=4", "train.samples=16", "train.eval_every=2", "train.log_every=1"])
     configs.override(
-        config, ["eval.loss_batches=1", "eval.image_sets=4", "eval.max_new_tokens=8", "train.save_every=2"]
+        config,
+        ["eval.records=6", "eval.loss_batches=1", "eval.image_sets=4", "eval.max_new_tokens=8", "train.save_every=2"],
     )
     for entry in config.data.components.values():
         entry.weight = 0.25
@@ -25,7 +26,7 @@ def test_demo_runs_and_resumes(tmp_path):
     assert report.count("data:image/") >= 4
     assert "before training" in report
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["samples"] >= 48
+    assert rows[-1]["samples"] >= 16
     # Again: nothing is rendered or trained anew, and the answers are the same.
     predictions = (workdir / "eval_after" / "predictions.jsonl").read_bytes()
     assert demo(config, scenes=12, workers=1)

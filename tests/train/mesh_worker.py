@@ -39,6 +39,9 @@ class Case:
 
 CASES = {
     "one device": Case(),
+    "fsdp 8, a row each, lists of blocks, accumulated, recomputed": Case(
+        (1, 8, 1), remat="full", batch="unpacked", accumulation=2
+    ),
     "fsdp 8, recomputed": Case((1, 8, 1), remat="full"),
     "fsdp 4 x tensor 2, head in chunks": Case((1, 4, 2), chunk=24),
     "replica 2 x fsdp 4, partly recomputed": Case((2, 4, 1), remat="minimal"),
@@ -51,6 +54,8 @@ CASES = {
     "experts, fsdp 4 x tensor 2, recomputed": Case((1, 4, 2), remat="full", experts=True),
     "experts, replica 2 x fsdp 4": Case((2, 4, 1), experts=True),
 }
+# The case whose state is saved.
+RESTORED = "fsdp 8, a row each, lists of blocks, accumulated, recomputed"
 # The rate is zero and the "moments" are the plain gradient, so a step shows what it has computed.
 OPTIMIZER = types.SimpleNamespace(schedule="constant", warmup=0.0, learning_rate=0.0)
 GRADIENT = optax.trace(decay=0.0)
@@ -93,8 +98,8 @@ def main(dense: str, experts: str, folder: pathlib.Path, names: list[str]) -> No
     for (name, case), (compiled, arguments) in zip(cases.items(), prepared, strict=True):
         states[name], metrics = compiled.result()(*arguments)
         np.savez(folder / f"{name}.npz", **results(models[case.experts][1], states[name], metrics))
-    if "fsdp 8, recomputed" in states:
-        restore_elsewhere(models[False][0], states["fsdp 8, recomputed"], folder)
+    if RESTORED in states:
+        restore_elsewhere(models[False][0], states[RESTORED], folder)
 
 
 def restore_elsewhere(cfg, state, folder) -> None:
