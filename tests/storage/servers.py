@@ -25,6 +25,14 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+def let_locks_notice() -> None:
+    """Returns when the locks of this process have seen that others took them over."""
+    for thread in threading.enumerate():
+        if thread.name == "vlm3-lock":
+            thread.join(60)
+            assert not thread.is_alive()
+
+
 @contextlib.contextmanager
 def gcs(asked_at: int = 0):
     """fake-gcs-server with the bucket "lab"; its URL. `asked_at`: the port of the proxy through which it is asked."""

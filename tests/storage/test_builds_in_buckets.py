@@ -2,9 +2,9 @@
 
 import json
 import os
-import time
 
 import pytest
+import servers
 
 from tests.builders import streets
 from vlm3_jax import synth
@@ -69,7 +69,7 @@ def test_what_a_kill_has_left_is_taken_over_and_the_old_one_stops(raw, place, mo
     def taken_over(job, *rest):
         if job.number == 1:
             found.write_text("process 8 on elsewhere 00 0\n")
-            time.sleep(0.5)
+            servers.let_locks_notice()
         return write(job, *rest)
 
     with monkeypatch.context() as patch:

@@ -1,9 +1,8 @@
 """Models, converted checkpoints, adapters, exports and evaluation output in buckets."""
 
-import time
-
 import numpy as np
 import pytest
+import servers
 
 from tests.checkpoint_files import stored
 from vlm3_jax import cli, pretrained
@@ -84,7 +83,7 @@ def test_one_conversion_at_a_time(place, tiny_model, capsys):
 def test_a_conversion_that_was_taken_over_puts_nothing_up(place, tiny_model, monkeypatch, capsys):
     def taken_over(*args):
         (place / ".ours.lock").write_text("process 8 on elsewhere 00 0\n")
-        time.sleep(0.5)
+        servers.let_locks_notice()
         return write(*args)
 
     write = convert.write

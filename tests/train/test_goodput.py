@@ -36,15 +36,20 @@ def test_what_is_compiled_is_counted(capfd):
 def test_time_is_split_by_kind():
     with Compilations() as compilations:
         goodput = Goodput(compilations)
+        # Measured from outside too: a busy machine may take any time for it.
+        at = [time.perf_counter()]
         with goodput.spent_on("wait"):
             time.sleep(0.2)
+        at.append(time.perf_counter())
         with goodput.spent_on("evaluate"):
             jax.jit(slow_to_compile)(np.ones((5, 3)), np.ones((3, 3))).block_until_ready()
+        at.append(time.perf_counter())
         time.sleep(0.1)
         row = goodput.row()
-    assert row["time/wait"] == pytest.approx(0.2, abs=0.1)
+    assert 0.2 <= row["time/wait"] <= at[1] - at[0]
     # Compiling is no part of what it happened in.
-    assert row["time/compile"] > row["time/evaluate"]
+    assert row["time/compile"] > 0
+    assert row["time/evaluate"] <= max(0, at[2] - at[1] - row["time/compile"])
     assert row["time/step"] >= 0.1
     times = [row[f"time/{kind}"] for kind in (*KINDS, "step")]
     assert row["goodput"] == pytest.approx(row["time/step"] / sum(times))
