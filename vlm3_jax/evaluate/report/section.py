@@ -101,10 +101,12 @@ def _by_depth(cell: Cell, compared: Compared, album: Album) -> dict[str, Any]:
                 others[label] = groups.by_depth(one.model)
     drawn = dict(list(others.items())[-_LINES:])
     points = f"{cell.component}: {len(cell.model.rows)} points"
+    true_m, predicted_m = groups.depths(cell.model)
+    scatter = charts.depth_scatter(true_m, predicted_m) if (predicted_m > 0).any() else None
     return {
         "title": points,
         "chart": album.add(f"error against depth, {points}", charts.by_depth(bins, drawn, compared.subject)),
-        "scatter": album.add(f"answers against true depth, {points}", charts.depth_scatter(*groups.depths(cell.model))),
+        "scatter": album.add(f"answers against true depth, {points}", scatter),
         "bins": [(one, interval(one.delta1, one.low, one.high)) for one in bins],
     }
 
