@@ -111,3 +111,13 @@ def test_a_transposed_pose_is_named():
     assert pose.check_pose(moved, "frame 7").shape == (4, 4)
     with pytest.raises(BadRecord, match=r"^frame 7: the last row .* is \[1.0, 2.0, 3.0, 1.0\], not 0 0 0 1; is the"):
         pose.check_pose(moved.T, "frame 7")
+
+
+def test_quaternions_there_and_back(rng):
+    """Half turns, where w is 0, and turns about single axes among them; w is never negative."""
+    special = [np.eye(3), *(np.diag(d) for d in ([1.0, -1, -1], [-1.0, 1, -1], [-1.0, -1, 1]))]
+    for R in [*special, *(pose.matrix_from_euler(*rng.uniform(-180, 180, 3)) for _ in range(50))]:
+        q = pose.quaternion_from_matrix(R)
+        assert q[0] >= 0
+        np.testing.assert_allclose(np.linalg.norm(q), 1, rtol=1e-12)
+        np.testing.assert_allclose(pose.matrix_from_quaternion(*q), R, atol=1e-12)

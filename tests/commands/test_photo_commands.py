@@ -13,6 +13,7 @@ import vlm3_jax
 from vlm3_jax import cli
 from vlm3_jax.commands import many
 from vlm3_jax.commands.photo_options import MODEL
+from vlm3_jax.infer.spread import Calibration
 from vlm3_jax.processor.photo import open_photo
 from vlm3_jax.tasks import TASKS, protocol
 
@@ -127,6 +128,24 @@ def test_the_camera_that_is_told(run, images, tmp_path):
     (tmp_path / "a.camera.json").write_text('{"K": [[70, 0, 32], [0, 70, 24], [0, 0, 1]]}')
     _, _, err = run("depth", copied, "--grid=2x2", *SHORT)
     assert "focal length 70 px (a.camera.json)" in err
+
+
+def test_the_spread_of_points(run, model, images, tmp_path):
+    """Numbers where an answer has one; an interval only where the model was calibrated. Not of a dense map."""
+    command = ("depth", images / "a.png", "--grid=2x2", "--spread", "--out", tmp_path, "--formats=json", *SHORT)
+    code, out, err = run(*command)
+    assert code == 0
+    assert out.splitlines()[0].split() == ["x", "y", "distance_m", "z_m", "expected_m", "deviation_m"]
+    assert "no interval: the spread of this model is not calibrated, see vlm3 calibrate" in err
+    tree = json.loads((tmp_path / "a.depth.json").read_text())
+    assert tree["level"] is None
+    for row in tree["points"]:
+        assert (row["expected_m"] is not None) == any(character.isdigit() for character in row["answer"])
+    calibrated = shutil.copytree(model, tmp_path / "calibrated")
+    Calibration((0.5, 0.9), (1.0, 2.0), 100, "a set").write(calibrated)
+    assert "low_m (90%)" in run(*command, "--model", calibrated)[1]
+    code, _, err = run("depth", images / "a.png", "--dense", "--spread")
+    assert (code, err) == (2, "vlm3 depth: --spread: is told of --points and --grid, not of --dense\n")
 
 
 def test_points_from_files(run, images, tmp_path):

@@ -21,7 +21,7 @@ def held(rng) -> Held:
     steps = np.exp(np.array([-1.5, -0.5, 0.5, 1.5]) * claimed[:, None])
     shares = np.array([0.1, 0.4, 0.4, 0.1])
     numbers = [Numbers(tuple(f"{v:.3f}" for v in row), shares) for row in middle[:, None] * steps]
-    return Held(truth, middle, numbers, np.arange(COUNT) // 10)
+    return Held(truth, middle, numbers, np.arange(COUNT) // 10, [{"id": str(k)} for k in range(COUNT)])
 
 
 def test_calibrated_intervals_hold_the_truth_as_often_as_they_say(held):
@@ -34,6 +34,11 @@ def test_calibrated_intervals_hold_the_truth_as_often_as_they_say(held):
     assert found.calibration.source == "a set"
     assert set(found.accuracy) == {"greedy", "expected", "median"}
     assert len(found.lines()) == 2 + len(levels) + 1 + 3
+    # Errors are as large as the spreads that the rows tell, about.
+    rows = {int(row["id"]): row["spread"] for row in found.rows}
+    assert len(rows) == COUNT // 2
+    errors = [abs(held.greedy_m[k] - held.truth_m[k]) / spread for k, spread in rows.items()]
+    assert 0.6 < np.mean(np.array(errors) < 1) < 0.76
     assert picture(found).startswith(b"\x89PNG")
 
 

@@ -16,18 +16,21 @@ def add(parsers) -> None:
     arguments.with_config(sub)
     sub.add_argument("--records", type=int, default=200, metavar="N", help="of the held-out component (default: 200)")
     sub.add_argument("--component", help="which of the config's held-out depth components (default: the first)")
-    sub.add_argument("--out", help="folder for spread.json and reliability.png (default: the model's own)")
+    sub.add_argument(
+        "--out", help="folder for spread.json, reliability.png and predictions.jsonl (default: the model's own)"
+    )
 
 
 def _calibrate(args, fields) -> None:
+    import json
     import sys
 
     import jax.numpy as jnp
 
     from vlm3_jax.data.progress import Progress
-    from vlm3_jax.evaluate import calibration
+    from vlm3_jax.evaluate import calibration, predictions
     from vlm3_jax.evaluate.items import HeldOut
-    from vlm3_jax.files import write_bytes
+    from vlm3_jax.files import write_bytes, write_text
     from vlm3_jax.infer.engine import Engine
     from vlm3_jax.setup import Setup
 
@@ -51,6 +54,9 @@ def _calibrate(args, fields) -> None:
     out = storage.path(args.out) if args.out else model.folder
     out.mkdir(parents=True, exist_ok=True)
     print(found.calibration.write(out))
+    if args.out:
+        write_text(out / predictions.FILE, "".join(json.dumps(row) + "\n" for row in found.rows))
+        print(f"{out / predictions.FILE} (vlm3 report {out} tells of the spread too)")
     try:
         write_bytes(out / "reliability.png", calibration.picture(found))
         print(out / "reliability.png")

@@ -8,6 +8,7 @@ import numpy as np
 from vlm3_jax import tasks
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.items import Questions
+from vlm3_jax.evaluate.predictions import rows
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.spread import LEVELS, Calibration, Moments, moments
 from vlm3_jax.infer.tree import Numbers, explore
@@ -15,35 +16,40 @@ from vlm3_jax.tasks.depth import DELTA
 
 # Fewer answers of a half say little about its tails.
 FEWEST = 40
+# The level that a deviation stands for.
+SIGMA = 0.68
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Held:
-    """Answers to held-out depth questions: the truth and the greedy length in metres (NaN: unread), their trees, and
-    the number of the record each is about; [N] each.
+    """Answers to held-out depth questions: the truth and the greedy length in metres (NaN: unread), their trees, the
+    number of the record each is about, and the rows of `predictions.jsonl`; N each.
     """
 
     truth_m: np.ndarray
     greedy_m: np.ndarray
     numbers: list[Numbers]
     record: np.ndarray
+    rows: list[dict]
 
 
 def answer(engine: Engine, asked: Sequence[Questions], advance: Callable[[], None] = lambda: None) -> Held:
     """Asks all depth questions and explores the tree of each answer; `advance` is called after each record."""
-    rows: list[tuple[float, float, int]] = []
+    values: list[tuple[float, float, int]] = []
     numbers: list[Numbers] = []
+    told: list[dict] = []
     task = tasks.get("depth")
     for place, questions in enumerate(asked):
         texts = [example.question for example in questions.examples]
         said = engine.answer([questions.images], [texts])[0]
         numbers += explore(engine, questions.images[0], texts, said)
+        told += rows(questions, "model", said)
         for text, example in zip(said, questions.examples, strict=True):
             length = task.parse(text)
-            rows.append((example.target["depth_m"], length if length and length > 0 else np.nan, place))
+            values.append((example.target["depth_m"], length if length and length > 0 else np.nan, place))
         advance()
-    truth, greedy, record = (np.array(column) for column in zip(*rows)) if rows else (np.zeros(0),) * 3
-    return Held(truth, greedy, numbers, record)
+    truth, greedy, record = (np.array(column) for column in zip(*values)) if values else (np.zeros(0),) * 3
+    return Held(truth, greedy, numbers, record, told)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +59,7 @@ class Reliability:
     `observed` [levels] of the calibrated intervals, `raw` of those of a normal distribution with the model's own
     deviation; `width` [levels]: the middle one's upper end over its median. `accuracy`: delta1 and mean |p - g| / g by
     what is taken for the answer, over the `questions` of that half with a number; `unread`: those without in all.
+    `rows`: predictions of that half with their `spread` (m, calibrated at 68 %), of which `vlm3 report` tells too.
     """
 
     calibration: Calibration
@@ -62,6 +69,7 @@ class Reliability:
     accuracy: dict[str, tuple[float, float]]
     questions: int
     unread: int
+    rows: list[dict]
 
     def lines(self) -> list[str]:
         """As text."""
@@ -102,6 +110,7 @@ def reliability(held: Held, source: str, levels: Sequence[float] = LEVELS) -> Re
         },
         questions=int(second.sum()),
         unread=int((~known).sum()),
+        rows=_with_spread(held, found, second, calibration),
     )
 
 
@@ -127,6 +136,11 @@ def picture(found: Reliability) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _with_spread(held: Held, found: Moments, chosen: np.ndarray, calibration: Calibration) -> list[dict]:
+    spread_m = found.median * np.expm1(calibration.factor(SIGMA) * found.log_deviation)
+    return [held.rows[n] | {"spread": float(spread_m[n])} for n in np.flatnonzero(chosen)]
 
 
 def _score(found: Moments, truth_m) -> np.ndarray:
