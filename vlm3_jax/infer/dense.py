@@ -1,7 +1,7 @@
 """A depth of every pixel from few questions: asked where answers change, filled in along the edges of the image.
 
 It knows a function from pixels to metres and nothing of models. The questions lie on a lattice: first on its coarse
-nodes, then cell by cell on finer ones where the corners of a cell disagree. What was not asked is interpolated between
+nodes, then cell by cell on finer ones where depth jumps inside a cell. What was not asked is interpolated between
 the corners of its cell, and the lattice is brought to the image's size by joint bilateral upsampling (Kopf et al.,
 2007): a pixel takes after the nodes near it that look like it.
 """
@@ -33,13 +33,13 @@ class DensePlan:
     """How many questions, and where.
 
     `questions`: at most so many. `cells`: of the first lattice along the longer side. `halvings`: how often a cell may
-    be cut in four. `tolerance`: cells whose corners differ by less than this share are left whole. `finest_px`: nodes
+    be cut in four. `tolerance`: cells in which depth jumps by less than this share are left whole. `finest_px`: nodes
     are no nearer to each other, across and down. `batch`: cells are chosen anew after so many questions.
     """
 
     questions: int = 1024
     cells: int = 16
-    halvings: int = 3
+    halvings: int = 2
     tolerance: float = 0.05
     finest_px: tuple[float, float] = (1.0, 1.0)
     batch: int = 256
@@ -146,18 +146,31 @@ class Lattice:
         return cells[:, None, :2] + offsets * cells[:, 2, None, None]
 
     def _change(self, cells: np.ndarray) -> np.ndarray:
-        """By which share the corners of cells [n, 3] differ at most: [n]; 0 where fewer than two have an answer."""
-        corners = self._corners(cells)
-        values = self.logs[corners[..., 0], corners[..., 1]]
-        known = np.isfinite(values)
-        high, low = np.where(known, values, -np.inf).max(1), np.where(known, values, np.inf).min(1)
-        return np.expm1(np.where(known.sum(1) > 1, high - low, 0.0))
+        """By which share depth jumps along the sides of cells [n, 3]: [n]; 0 where nothing tells.
+
+        A side's jump is what neighbours on its line do not foretell, from whichever end they foretell it better:
+        a floor that recedes evenly has none, however fast.
+        """
+        logs, (row, column, size) = self.filled(), cells.T
+        jumps = []
+        for down, right in ((0, 1), (1, 0)):
+            for side in (0, size):
+                at, step = (row + side * right, column + side * down), (size * down, size * right)
+                before, first, second, after = (
+                    _looked_up(logs, at[0] + k * step[0], at[1] + k * step[1]) for k in (-1, 0, 1, 2)
+                )
+                bends = np.abs([before - 2 * first + second, first - 2 * second + after])
+                # fmin leaves NaN out: at the image's edge one end tells, and a lone cell has its plain difference.
+                bend = np.fmin(*bends)
+                jumps.append(np.where(np.isnan(bend), np.abs(second - first), bend))
+        return np.expm1(np.fmax.reduce([*jumps, np.zeros(len(cells))]))
 
     def _changing(self, tolerance: float, most: int) -> np.ndarray:
         """Numbers of the leaves to cut, about `most` new nodes in all: those with most change over most area."""
         change = np.where(self.leaves[:, 2] > 1, self._change(self.leaves), 0.0)
         candidates = np.flatnonzero(change > tolerance)
-        order = candidates[np.argsort(-change[candidates] * self.leaves[candidates, 2], kind="stable")]
+        weight = change[candidates] * self.leaves[candidates, 2] ** 2
+        order = candidates[np.argsort(-weight, kind="stable")]
         chosen, new = [], set()
         for number in order:
             row, column, size = self.leaves[number].tolist()
@@ -233,6 +246,13 @@ def _joint_bilateral(nodes, known, rows, columns, looks) -> np.ndarray:
             total += share * node[..., 0]
             weight += share
     return np.where(weight > 0, total / np.maximum(weight, 1e-30), np.nan)
+
+
+def _looked_up(values: np.ndarray, rows, columns) -> np.ndarray:
+    """The values [h, w] at rows and columns [n]; NaN outside."""
+    inside = (rows >= 0) & (rows < values.shape[0]) & (columns >= 0) & (columns < values.shape[1])
+    place = np.clip(rows, 0, values.shape[0] - 1), np.clip(columns, 0, values.shape[1] - 1)
+    return np.where(inside, values[place], np.nan)
 
 
 def _bump(apart: np.ndarray) -> np.ndarray:
