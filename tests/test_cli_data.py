@@ -137,6 +137,10 @@ def test_check_looks_at_held_out_data_too(made, fails, capsys, tmp_path):
     same = "poses: both views of every pair have the same pose"
     assert found["faults"] == [f"depth: {same}", f"match: {same}"]
     assert found["components"]["depth"]["looked_at"] == 24
+    # More questions than a row holds are for evaluation; held-out losses ask as many as training.
+    many = "--config.eval.components.depth.questions=100"
+    assert cli.main(["data", "check", *config, "--records=4", "--config.data.row_tokens=128", many]) == 1
+    capsys.readouterr()
     assert "look at 1 at least" in fails("data", "check", *config, "--records=0")
     line = fails("data", "check", *config, f"--config.eval.components.depth.path={tmp_path / 'none'}")
     assert line == f"held-out depth: no ArrayRecord shards (*.array_record*) at {tmp_path / 'none'}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 from jax.sharding import Mesh
@@ -94,3 +95,12 @@ class Setup:
         """How the training components are weighed, by name; UserError names what the rule of weights lacks."""
         data, sizes = self.config.data, {component.name: len(component) for component in components}
         return weighting.resolve(data.components, data.groups, data.weights, sizes, self.config.train.samples)
+
+
+def held_out_table(config) -> dict[str, dict]:
+    """The held-out components with at most as many questions a record as training has: they share its rows."""
+    asked = [protocol_of(fields).questions for fields in config.data.components.values()]
+    return {
+        name: dict(fields) | {"questions": min(protocol_of(fields).questions, max(asked, default=math.inf))}
+        for name, fields in config.eval.components.items()
+    }

@@ -227,13 +227,13 @@ def _data_check(args, fields) -> int:
     from vlm3_jax.data import check
     from vlm3_jax.data.drawing import contact_sheet
     from vlm3_jax.data.mixture import build_components
-    from vlm3_jax.setup import Setup
+    from vlm3_jax.setup import Setup, held_out_table
 
     if args.records < 1:
         raise UserError(f"--records={args.records}: look at 1 at least, or give --all")
     picture = args.picture and _picture(args.picture)
     config = arguments.read_config(args, fields)
-    held_out = {f"held-out {name}": entry for name, entry in config.eval.components.items()}
+    held_out = {f"held-out {name}": entry for name, entry in held_out_table(config).items()}
     table = {**config.data.components, **held_out}
     if not table:
         raise UserError("data.components is empty: nothing to look at")

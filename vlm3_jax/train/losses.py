@@ -2,11 +2,9 @@
 
 import jax
 
-from vlm3_jax.config import protocol_of
-from vlm3_jax.data.component import Component
 from vlm3_jax.data.quarantine import Quarantine
 from vlm3_jax.parallel import mesh as meshes
-from vlm3_jax.setup import Setup
+from vlm3_jax.setup import Setup, held_out_table
 from vlm3_jax.train import step as steps
 from vlm3_jax.train.feed import quarantine_file
 from vlm3_jax.train.held_out import HeldOut, count_in_all
@@ -18,7 +16,7 @@ class HeldOutLosses:
 
     def __init__(self, setup: Setup, trainable: Trainable):
         config, mesh = setup.config, setup.mesh
-        components = _components(setup)
+        components = setup.components(held_out_table(config)) if config.eval.loss_batches else []
         self._setup, self._said = setup, 0
         self._quarantine = Quarantine(quarantine_file(setup.work.folder), config.data.max_bad_fraction)
         self._held_out = {component.name: HeldOut(setup, component, self._quarantine) for component in components}
@@ -53,16 +51,3 @@ class HeldOutLosses:
         where = self._quarantine.path
         where = where if jax.process_count() == 1 else where.with_name("quarantine*.jsonl")
         return [f"{self._said} of {self._quarantine.samples} held-out samples are set aside; {where} says why"]
-
-
-def _components(setup: Setup) -> list[Component]:
-    """The held-out components with at most as many questions a record as training has: they share its rows."""
-    config = setup.config
-    if not config.eval.loss_batches:
-        return []
-    most = max(protocol_of(fields).questions for fields in config.data.components.values())
-    table = {
-        name: dict(fields) | {"questions": min(protocol_of(fields).questions, most)}
-        for name, fields in config.eval.components.items()
-    }
-    return setup.components(table)
