@@ -5,6 +5,7 @@ import os
 import pathlib
 import tempfile
 
+import hypothesis
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
@@ -27,6 +28,10 @@ import vlm3_jax  # noqa: E402, F401
 # Shapes and types of these modules' signatures are checked while tests run (vlm3_jax/shapes.py).
 CHECKED = ("camera", "pose", "processor", "model", "infer.decode")
 install_import_hook([f"vlm3_jax.{name}" for name in CHECKED], f"{tests.typecheck.__name__}.check")
+
+# The same examples in every run, however long a busy machine takes for one.
+hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("seeded")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
