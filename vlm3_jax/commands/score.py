@@ -59,7 +59,9 @@ def _add_own(sub, task: str) -> None:
     sub.set_defaults(kind="", scale=None, pose="", metric=False, wording="release")
     if task == "depth":
         sub.add_argument("--kind", choices=("z", "distance"), help="what depth maps hold: z, or distance to the camera")
-        sub.add_argument("--scale", type=float, metavar="M", help="metres of a unit of the maps (PNG: needed)")
+        sub.add_argument(
+            "--scale", type=float, metavar="M", help="metres of a unit of the maps; of whole numbers needed"
+        )
     elif task == "pose":
         sub.add_argument("--pose", choices=("cam1_T_cam2", "cam2_T_cam1"), help="what a pair's matrix is")
         sub.add_argument("--metric", action="store_true", help="lengths are metres: score the distance too")

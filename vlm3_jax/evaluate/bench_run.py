@@ -85,6 +85,8 @@ def short(model: str) -> str:
 def _run(setup: Setup, engine, questions: FrozenQuestions, out: storage.AnyPath, progress: bool) -> None:
     config, folder = setup.config, out / questions.name
     where = setup.work.folder / QUARANTINE if jax.process_index() == 0 else None
+    if jax.process_index() == 0:
+        outputs.retract(folder, questions.manifest, questions.partial)
     results = evaluate(
         engine,
         questions,

@@ -182,6 +182,10 @@ def open_files(asked: Asked, path: storage.AnyPath) -> Manifest:
     fields.require("version", VERSION, None)
     if fields.text("benchmark") != asked.benchmark.name:
         raise UserError(f"{path}: a manifest of {fields.text('benchmark')}, not of {asked.benchmark.name}")
+    if asked.benchmark.depthlm and fields.text("rules") != asked.rules:
+        raise UserError(
+            f"{path}: of {fields.text('rules')} labels, not of {asked.rules}; build those with {asked.command}"
+        )
     lines = path.with_suffix(".jsonl")
     try:
         data = lines.read_bytes()

@@ -52,9 +52,21 @@ def answers_by(out: storage.AnyPath) -> str:
 
 def write_bench(folder: storage.AnyPath, manifest: Manifest, partial: str = "") -> None:
     """Says which benchmark the predictions in a folder are of, and what of it was left out."""
+    write_text(folder / BENCH, json.dumps(_bench(manifest, partial), indent=1) + "\n")
+
+
+def retract(folder: storage.AnyPath, manifest: Manifest, partial: str = "") -> None:
+    """Before the predictions are replaced: what is said of them goes, if it would be wrong of the new ones.
+
+    So a kill before `write_bench` leaves a folder that no table shows, not one that tables tell wrong things of.
+    """
+    if (folder / BENCH).is_file() and read_json(folder / BENCH) != _bench(manifest, partial):
+        (folder / BENCH).unlink()
+
+
+def _bench(manifest: Manifest, partial: str) -> dict[str, str]:
     partial = ", ".join(part for part in (manifest.incomplete, partial) if part)
-    about = {"benchmark": manifest.asked.key, "partial": partial, "manifest_sha256": manifest.sha256}
-    write_text(folder / BENCH, json.dumps(about, indent=1) + "\n")
+    return {"benchmark": manifest.asked.key, "partial": partial, "manifest_sha256": manifest.sha256}
 
 
 def benches(out: storage.AnyPath) -> Iterator[Bench]:

@@ -15,7 +15,8 @@ def bootstrap_interval(
     """95 % percentile interval of the mean of `scores` [N], resampling whole `clusters` [N] (image ids).
 
     Questions about one image share its difficulty, so images and not questions are drawn (with replacement); the
-    statistic is the mean over all questions of the drawn images. NaN scores do not count. (nan, nan) if none counts.
+    statistic is the mean over all questions of the drawn images. NaN scores do not count. (nan, nan) if fewer than two
+    clusters count: one image does not tell how others differ from it.
     """
     scores = np.asarray(scores, np.float64)
     cluster = _labels(clusters)
@@ -23,7 +24,7 @@ def bootstrap_interval(
     totals = np.bincount(cluster, np.where(counts, scores, 0.0))
     sizes = np.bincount(cluster, counts)
     totals, sizes = totals[sizes > 0], sizes[sizes > 0]
-    if not len(sizes):
+    if len(sizes) < 2:
         return math.nan, math.nan
     rng = np.random.default_rng(seed)
     means = []

@@ -19,7 +19,8 @@ def text(path: AnyPath, name: str = "") -> str:
     def read() -> str:
         if (size := path.stat().st_size) > MAX_TEXT_BYTES:
             raise BadRecord(f"{name}: {size} bytes, at most {MAX_TEXT_BYTES} are read")
-        return path.read_text(encoding="utf-8")
+        # Some editors begin a file with a byte order mark.
+        return path.read_text(encoding="utf-8-sig")
 
     try:
         return patiently(read, name)
@@ -35,8 +36,11 @@ def rows(path: AnyPath, name: str = "") -> list[list[str]]:
     return [words for words in lines if words]
 
 
-def numbers(path: AnyPath, name: str = "") -> np.ndarray:
-    """All numbers of a text file, float64 [N]; brackets are passed over. BadRecord if there is anything else."""
+def numbers(path: AnyPath, name: str = "", finite: bool = True) -> np.ndarray:
+    """All numbers of a text file, float64 [N]; brackets are passed over. BadRecord if there is anything else.
+
+    `finite`: whether NaN and infinity are refused too.
+    """
     name = name or str(path)
     words = text(path, name)
     for mark in "[](),;":
@@ -46,7 +50,7 @@ def numbers(path: AnyPath, name: str = "") -> np.ndarray:
         found = np.array([float(word) for line in lines for word in line], np.float64)
     except ValueError as error:
         raise BadRecord(f"{name}: expected numbers ({error})") from None
-    if not np.isfinite(found).all():
+    if finite and not np.isfinite(found).all():
         raise BadRecord(f"{name}: its numbers are not finite")
     return found
 

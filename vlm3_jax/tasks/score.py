@@ -36,9 +36,14 @@ def score_files(task_name: str, predictions_path, targets_path, rules: str = "vl
 
 
 def parsed(task: tasks.Task, prediction, target: dict[str, Any], where: str, rules: str = "vlm3"):
-    """What a prediction says: a text as it is read, numbers as they are. UserError, at `where`, if they do not suit."""
+    """What a prediction says: a text as it is read, numbers as they are, None for null or NaN.
+
+    UserError, at `where`, if it does not suit.
+    """
     if isinstance(prediction, str):
         return task.parse(prediction, target, rules)
+    if _is_none(prediction):
+        return None
     form = task.answer_forms[target["kind"]]
     if not FORMS[form](prediction):
         raise UserError(
@@ -108,6 +113,11 @@ def _target_problem(target, fields: dict[str, dict[str, Any]]) -> str | None:
         if field not in target or not (FORMS[form](target[field]) if isinstance(form, str) else target[field] in form):
             return f"target field {field!r} is missing or is not {_describe(form)}"
     return None
+
+
+def _is_none(prediction) -> bool:
+    """Whether it says that there is no answer, as JSON and as tables of numbers write it."""
+    return prediction is None or (isinstance(prediction, float) and math.isnan(prediction))
 
 
 def _number(value) -> bool:

@@ -12,19 +12,23 @@ from vlm3_jax.records import DepthMap, map_files
 from vlm3_jax.records.dense import KINDS
 
 SUFFIXES = (".npy", ".npz", ".png", ".exr")
+# Networks round sides to whole patches; a larger difference of the sides' ratio is another part of the image.
+RATIO = 1.03
 
 
 @dataclasses.dataclass(frozen=True)
 class DepthMaps:
     """RECORD.npy, .npz (array depth), .png (16 bits) or .exr in a folder; each covers its whole image, at any size.
 
-    `kind`: "z" or "distance", which the files do not tell; `scale`: metres of a unit, which PNGs do not tell. Labels of
-    the other kind are compared with what the record's camera makes of the answer.
+    `kind`: "z" or "distance", which the files do not tell; `scale`: metres of a unit, which whole numbers do not tell.
+    Labels of the other kind are compared with what the record's camera makes of the answer. `stretched`: records whose
+    map has another ratio of its sides than the image, over which it is taken to be stretched.
     """
 
     folder: pathlib.Path
     kind: str
     scale: float | None = None
+    stretched: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -39,7 +43,8 @@ class DepthMaps:
             return None
         (label,), camera = row.record.depth, row.record.views[label_view(row)].camera
         values = self._values(path)
-        depth_map = DepthMap(values.shape[1], values.shape[0], self._scale(path), self.kind, values=values)
+        self._check_sides(row.id, path, values.shape[1] / values.shape[0], camera)
+        depth_map = DepthMap(values.shape[1], values.shape[0], self._scale(path, values), self.kind, values=values)
         metres = depth_map.load()
         cells = depth_map.cells(label.points_px, camera)
         depth = metres[cells[:, 1], cells[:, 0]].astype(np.float64)
@@ -48,8 +53,24 @@ class DepthMaps:
             depth = change(label.points_px, depth)
         return [None if math.isnan(value) else value for value in depth.tolist()]
 
-    def _scale(self, path: pathlib.Path) -> float:
-        if self.scale is None and path.suffix == ".png":
+    def told(self) -> dict[str, int]:
+        """What of the answers is beside their metrics."""
+        return {"stretched_maps": len(self.stretched)} if self.stretched else {}
+
+    def _check_sides(self, id: str, path: pathlib.Path, ratio: float, camera) -> None:
+        own = camera.width / camera.height
+        if _differ(ratio, own) and not _differ(ratio, 1 / own):
+            raise UserError(
+                f"{path}: it lies on its side: the image is {camera.width} x {camera.height} pixels; turn it as the "
+                "image is"
+            )
+        if _differ(ratio, own):
+            self.stretched.add(id)
+
+    def _scale(self, path: pathlib.Path, values: np.ndarray) -> float:
+        if values.dtype.kind == "b":
+            raise BadRecord(f"{path}: holds truth values, not depth")
+        if self.scale is None and values.dtype.kind != "f":
             raise UserError(f"{path}: --scale: say how many metres a unit of it is, such as 0.001")
         return self.scale or 1.0
 
@@ -62,6 +83,10 @@ class DepthMaps:
         if values.ndim != 2 or not values.size:
             raise BadRecord(f"{path}: expected a map [height, width], got shape {list(values.shape)}")
         return values
+
+
+def _differ(one: float, other: float) -> bool:
+    return not 1 / RATIO < one / other < RATIO
 
 
 def label_view(row) -> int:

@@ -17,7 +17,7 @@ class MatchFiles:
     points1 [N, 2]: pixels of the second stored image, one for each query in the manifest's order, (0, 0) being the
     centre of the first pixel; flow [H, W, 2] or [2, H, W]: how far each pixel moves, both images resized to W x H (UFM,
     RAFT); warp [H, W, 2] or [H, W, 4] (its last two): places in the second image from -1 to 1, edge to edge (RoMa).
-    NaN: no answer.
+    NaN or infinite: no answer.
     """
 
     folder: pathlib.Path
@@ -33,7 +33,7 @@ class MatchFiles:
         points = _points(arrays, query, first, second, path)
         ranges = np.array([example.target["coord_range"] for example in examples], np.float64)[:, None]
         found = points * ranges / second
-        return [None if any(map(math.isnan, xy)) else tuple(xy) for xy in found.tolist()]
+        return [tuple(xy) if all(map(math.isfinite, xy)) else None for xy in found.tolist()]
 
 
 def _points(arrays, query, first, second, path) -> np.ndarray:
@@ -64,12 +64,21 @@ def _check(values: np.ndarray, channels: int, name: str, path) -> np.ndarray:
 
 
 def _sampled(field: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The field [H, W, 2] between its pixels, at places [N, 2]; those beyond its outer pixels have these' values."""
+    """The field [H, W, 2] between its pixels, at places [N, 2]; those beyond its outer pixels have these' values.
+
+    Pixels without a value have no say in what lies between them and others; NaN where the nearest one has none.
+    """
     limit = np.array(field.shape[1::-1]) - 1
     at = np.clip(at, 0, limit)
     low = np.minimum(np.floor(at).astype(np.int64), np.maximum(limit - 1, 0))
     high = np.minimum(low + 1, limit)
-    (u, v), field = (at - low).T[..., None], field.astype(np.float64)
-    left = field[low[:, 1], low[:, 0]] * (1 - v) + field[high[:, 1], low[:, 0]] * v
-    right = field[low[:, 1], high[:, 0]] * (1 - v) + field[high[:, 1], high[:, 0]] * v
-    return left * (1 - u) + right * u
+    (u, v), (x0, y0), (x1, y1) = (at - low).T[..., None], low.T, high.T
+    found, weights = np.zeros(at.shape), np.zeros((len(at), 1))
+    for x, y, weight in ((x0, y0, (1 - u) * (1 - v)), (x1, y0, u * (1 - v)), (x0, y1, (1 - u) * v), (x1, y1, u * v)):
+        values = field[y, x].astype(np.float64)
+        weight = weight * np.isfinite(values).all(1, keepdims=True)
+        found += weight * np.where(weight > 0, values, 0.0)
+        weights += weight
+    nearest = field[tuple(np.where(at - low > 0.5, high, low).T[::-1])]
+    known = np.isfinite(nearest).all(1, keepdims=True)
+    return np.where(known, found / np.where(known, weights, 1.0), np.nan)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -62,14 +63,28 @@ def read_poses(path: pathlib.Path, rows, convention: str = "", metric: bool = Fa
 
     a jsonl (cam1_T_cam2 or cam2_T_cam1 by pair id; world_T_cam or cam_T_world by image and scene); a folder with a file
     a pair (4 x 4 numbers, .txt or .npy; `convention` says which of the first two); a COLMAP model, or a folder with one
-    a scene; a TUM trajectory (camera-to-world by name), or a folder with SCENE.txt of each. UserError if it is none.
+    a scene; a TUM trajectory (camera-to-world by name), or a folder with SCENE.txt of each. UserError if it is none, or
+    if a `convention` is given for what tells its own.
     """
+    found = _named_poses(path, rows, metric)
+    if found is not None:
+        if convention:
+            raise UserError(f"--pose={convention}: only of a folder of matrices; in {path} it is clear what they are")
+        return found
+    if convention not in PAIR:
+        raise UserError(f"--pose: say what the matrices in {path} are: {' or '.join(PAIR)}")
+    files_of = {row.id: files.find(path, row.id, (".txt", ".npy")) for row in rows}
+    read = {id: _matrix_file(file) for id, file in files_of.items() if file}
+    pairs = {id: _as(convention, matrix) for id, matrix in read.items() if matrix is not None}
+    return Poses(path, pairs, metric=metric)
+
+
+def _named_poses(path: pathlib.Path, rows, metric: bool) -> Poses | None:
+    """Those of all forms that tell by themselves which way they go."""
     if path.is_file() and path.suffix == ".jsonl":
-        return dataclasses.replace(_jsonl(path), metric=metric)
+        return dataclasses.replace(_jsonl(path, {row.id for row in rows}), metric=metric)
     if path.is_file():
         return Poses(path, images={"": _tum(path)}, metric=metric)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder")
     scenes = {row.fields.text("scene", "") for row in rows}
     if model := colmap.find_model(path):
         return Poses(path, images={"": _colmap(model)}, metric=metric)
@@ -80,11 +95,7 @@ def read_poses(path: pathlib.Path, rows, convention: str = "", metric: bool = Fa
     tracks = {scene: files.find(path, scene, (".txt", ".tum")) for scene in scenes if scene}
     if any(tracks.values()):
         return Poses(path, images={scene: _tum(track) for scene, track in tracks.items() if track}, metric=metric)
-    if convention not in PAIR:
-        raise UserError(f"--pose: say what the matrices in {path} are: {' or '.join(PAIR)}")
-    found = {row.id: files.find(path, row.id, (".txt", ".npy")) for row in rows}
-    pairs = {id: _as(convention, _matrix_file(file)) for id, file in found.items() if file}
-    return Poses(path, pairs, metric=metric)
+    return None
 
 
 def _inside(name: str) -> bool:
@@ -102,7 +113,7 @@ def _by_stem(named, where) -> dict[str, np.ndarray]:
         if _stem(name) in found:
             raise UserError(f"{where}: two images are called {_stem(name)!r}; give a file for each scene")
         found[_stem(name)] = matrix
-    return found
+    return {name: matrix for name, matrix in found.items() if matrix is not None}
 
 
 def _colmap(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -115,7 +126,9 @@ def _tum(path: pathlib.Path) -> dict[str, np.ndarray]:
     named = []
     for number, words in enumerate(numbers.rows(path), 1):
         try:
-            x, y, z, qx, qy, qz, qw = map(float, words[1:])
+            x, y, z, qx, qy, qz, qw = values = [float(word) for word in words[1:]]
+            if any(map(math.isnan, values)):
+                continue
             matrix = pose.from_quaternion((qw, qx, qy, qz), (x, y, z))
         except (ValueError, BadRecord):
             raise UserError(
@@ -126,7 +139,7 @@ def _tum(path: pathlib.Path) -> dict[str, np.ndarray]:
     return _by_stem(named, path)
 
 
-def _jsonl(path: pathlib.Path) -> Poses:
+def _jsonl(path: pathlib.Path, ids: set[str]) -> Poses:
     pairs: dict[str, np.ndarray] = {}
     images: dict[str, list] = {}
     for number, line in enumerate(numbers.text(path).splitlines(), 1):
@@ -142,24 +155,34 @@ def _jsonl(path: pathlib.Path) -> Poses:
             raise UserError(
                 f"{where}: expected an object with id and {' or '.join(PAIR)}, or image and {' or '.join(IMAGE)}"
             ) from None
-        matrix = _as(name, _checked(matrix, where))
+        matrix = _checked(matrix, where)
+        matrix = matrix if matrix is None else _as(name, matrix)
         if name in IMAGE:
             images.setdefault(str(row.get("scene", "")), []).append((key, matrix))
+        elif key not in ids:
+            raise UserError(f"{where}: id {key!r} is no pair that is asked about")
         elif key in pairs:
             raise UserError(f"{where}: the pair {key!r} was there before")
         else:
             pairs[key] = matrix
+    pairs = {key: matrix for key, matrix in pairs.items() if matrix is not None}
     return Poses(path, pairs, {scene: _by_stem(named, path) for scene, named in images.items()})
 
 
-def _matrix_file(path: pathlib.Path) -> np.ndarray:
-    values = read_npy(read(path, str(path)), str(path)) if path.suffix == ".npy" else numbers.numbers(path)
+def _matrix_file(path: pathlib.Path) -> np.ndarray | None:
+    is_npy = path.suffix == ".npy"
+    values = read_npy(read(path, str(path)), str(path)) if is_npy else numbers.numbers(path, finite=False)
     return _checked(values, str(path))
 
 
-def _checked(values, where: str) -> np.ndarray:
-    """12 or 16 numbers as a rigid motion, its rotation made exact; UserError if it is none."""
+def _checked(values, where: str) -> np.ndarray | None:
+    """12 or 16 numbers as a rigid motion, its rotation made exact; None if NaN is among them. UserError if it is none.
+
+    NaN is how reconstructions that failed are written.
+    """
     values = np.asarray(values, np.float64)
+    if values.size in (12, 16) and np.isnan(values).any():
+        return None
     if values.size not in (12, 16) or not np.isfinite(values).all():
         raise UserError(f"{where}: expected a matrix of 4 x 4 (or 3 x 4) finite numbers, got shape {[*values.shape]}")
     matrix = np.eye(4)

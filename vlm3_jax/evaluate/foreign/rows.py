@@ -15,8 +15,9 @@ from vlm3_jax.tasks.score import parsed
 class Rows:
     """{"id": RECORD/NUMBER or NAME/RECORD/NUMBER, "prediction": text or numbers}, NUMBER counting a record's labels.
 
-    Or {"id": RECORD, "prediction": [one for each label, null for none]}. `used`: ids that a question was found for.
-    `spread`, a number or a list of as many, may stand beside the prediction: how far off it may be (m).
+    Or {"id": RECORD, "prediction": [one for each label]}; null and NaN are no answer. `used`: ids that
+    a question was found for. `spread`, a number or a list of as many, may stand beside the prediction: how far off it
+    may be (m).
     """
 
     path: pathlib.Path
@@ -55,10 +56,7 @@ class Rows:
                 predictions = [predictions]
             if not isinstance(predictions, list) or len(predictions) != len(examples):
                 raise UserError(f"{where}: record {row.id!r} has {len(examples)} questions; give a list of as many")
-            return [
-                None if one is None else self._said(task, one, example, where)
-                for one, example in zip(predictions, examples, strict=True)
-            ]
+            return [self._said(task, one, example, where) for one, example in zip(predictions, examples, strict=True)]
         found = [self._take(f"{row.id}/{number}") for number in range(len(examples))]
         if not any(found):
             return None
@@ -68,16 +66,29 @@ class Rows:
         ]
 
     def spreads(self, row, count: int) -> list:
-        """What is told of each of a record's questions, None where nothing is."""
+        """What is told of each of a record's questions, None where nothing is. UserError for another number of them."""
         of_all = self._told(row.id)
-        if isinstance(of_all, list) and len(of_all) == count:
-            return of_all
-        return [of_all if count == 1 and of_all is not None else self._told(f"{row.id}/{k}") for k in range(count)]
+        if of_all is None:
+            parts = [self._told(f"{row.id}/{number}") for number in range(count)]
+        else:
+            parts = of_all if isinstance(of_all, list) else [of_all]
+        if len(parts) != count or any(isinstance(one, list) for one in parts):
+            raise UserError(
+                f"{self.path}: 'spread' of record {row.id!r}: it has {count} questions; give a list of as many, or one "
+                "number beside each question's prediction"
+            )
+        return parts
 
     def unused(self) -> None:
-        """UserError, once all records have been asked for, if a row belongs to no question."""
+        """UserError, once all records have been asked for, if a row belongs to no question or to one answered twice."""
         for id, (line, _) in self.found.items():
             if id not in self.used:
+                asked = id.removeprefix(f"{self.benchmark}/")
+                for other in (asked, asked.rpartition("/")[0]):
+                    if used := {other, f"{self.benchmark}/{other}"} & self.used:
+                        raise UserError(
+                            f"{self.path}, line {line}: id {id!r} was answered by {used.pop()!r} already; keep one"
+                        )
                 raise UserError(f"{self.path}, line {line}: id {id!r} is no record or question of {self.benchmark}")
 
     def _take(self, id: str):

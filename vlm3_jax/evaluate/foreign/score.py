@@ -23,7 +23,7 @@ from vlm3_jax.evaluate.frozen import examples
 from vlm3_jax.evaluate.manifest import Manifest
 from vlm3_jax.evaluate.predictions import FILE
 from vlm3_jax.evaluate.scoring import Answers, rescore
-from vlm3_jax.files import write_text
+from vlm3_jax.files import Fields, write_text
 from vlm3_jax.tasks.protocol import NAMED, RELEASE
 
 
@@ -51,15 +51,21 @@ class Options:
 def find_manifest(text: str, task: str) -> Manifest | None:
     """The manifest that a text stands for: NAME.jsonl or NAME.json of one, a built folder, or a benchmark's name.
 
-    None if it is none of these. UserError if it is of another task, or if the folder has several for this one.
+    None for any other file, and for what is not there. UserError if it is of another task, if the folder has several
+    for this one, or has none.
     """
     path = storage.path(text)
     if path.suffix in (".json", ".jsonl") and path.is_file():
         head = path.with_suffix(".json")
         return _opened([head], task) if head.is_file() and _benchmark(head) else None
-    if (path / manifest.FOLDER).is_dir():
-        return _opened(sorted((path / manifest.FOLDER).glob("*.json")), task)
-    if benchmarks.of_key(text) is None or path.exists():
+    for folder in (path / manifest.FOLDER, path):
+        if folder.name == manifest.FOLDER and folder.is_dir():
+            return _opened(sorted(folder.glob("*.json")), task)
+    if benchmarks.of_key(text) is None:
+        if path.is_dir():
+            raise UserError(f"{text}: no folder that vlm3 data build has made of a benchmark: it has no manifests")
+        return None
+    if path.is_file():
         return None
     (asked,) = benchmarks.find([text])
     if asked.benchmark.task != task:
@@ -78,21 +84,28 @@ def score(found: Manifest, answers: str, options: Options, out: storage.AnyPath 
     if isinstance(source, Rows):
         source.unused()
     if missing == len(found):
-        raise UserError(f"{answers}: nothing in it about any of the {len(found)} records of {found.name}")
+        raise UserError(
+            f"{answers}: nothing in it about any of the {len(found)} records of {found.name}; the first is called "
+            f"{found[0].id!r}, of {', '.join(found[0].images)}"
+        )
+    told = {"missing_records": missing, **(source.told() if isinstance(source, DepthMaps) else {})}
     if out is None:
         read = Answers.of(task, rows)
-        return {**task.metrics(read.parsed, read.targets), "missing_records": missing}
-    about = {"answers_by": name or pathlib.PurePath(answers).name, "from": "vlm3 score"}
-    outputs.claim(out, about)
+        return {**task.metrics(read.parsed, read.targets), **told}
+    who = name or pathlib.PurePath(answers).name
+    # Nobody shall take them for answers that were read as all others in the tables are.
+    who += " (release's rules)" if options.rules == "release" and isinstance(source, Rows) else ""
+    outputs.claim(out, {"answers_by": who, "from": "vlm3 score"})
     folder = out / found.asked.key
     folder.mkdir(parents=True, exist_ok=True)
+    outputs.retract(folder, found)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_text(folder / FILE, lines, errors="backslashreplace")
     results = rescore(folder)
     write_pictures(found, folder)
     outputs.write_bench(folder, found)
     tables.write(out)
-    return {**results.entries[0].scores["model"].metrics, "missing_records": missing}
+    return {**results.entries[0].scores["model"].metrics, **told}
 
 
 def _benchmark(head: storage.AnyPath) -> str:
@@ -106,9 +119,9 @@ def _benchmark(head: storage.AnyPath) -> str:
 def _opened(heads, task: str) -> Manifest:
     of_task = []
     for head in heads:
-        tree = json.loads(head.read_text())
-        end = "-depthlm" if tree.get("rules") == "depthlm" else ""
-        asked = benchmarks.of_key(f"{tree.get('benchmark')}{end}")
+        fields = Fields.read(head)
+        end = "-depthlm" if fields.text("rules", "") == "depthlm" else ""
+        asked = benchmarks.of_key(fields.text("benchmark", "") + end)
         if asked is not None and asked.benchmark.task == task:
             of_task.append((asked, head))
     if len(of_task) != 1:
@@ -125,12 +138,22 @@ def _source(found: Manifest, answers: str, options: Options) -> Source:
         rows = [found[number] for number in range(len(found))]
         return read_poses(storage.local_path(answers), rows, options.pose, options.metric)
     if path.is_file():
+        _refuse(options, path, found)
         return Rows.read(path, found.asked.key, options.rules)
     if task == "depth":
         return DepthMaps(storage.local_path(answers), options.kind, options.scale)
     if task == "correspondence":
         return MatchFiles(storage.local_path(answers))
     raise UserError(f"{answers}: answers to {task} are texts or numbers in a .jsonl file, not a folder")
+
+
+def _refuse(options: Options, path: storage.AnyPath, found: Manifest) -> None:
+    """UserError for an option that says how files of numbers are to be taken, beside rows."""
+    labels = f"; a number in it is compared with the label as it is, here {found[0].fields.text('kind', '')}"
+    for name, of in (("kind", "depth maps"), ("scale", "depth maps"), ("pose", "matrices"), ("metric", "poses")):
+        if getattr(options, name) not in ("", None, False):
+            why = labels if name in ("kind", "scale") else ""
+            raise UserError(f"--{name}: is of {of} only, {path} holds texts and numbers{why}")
 
 
 def _is_rows(path: storage.AnyPath) -> bool:

@@ -109,7 +109,7 @@ def by_scene(answers: Answers, higher_is_better: bool) -> list[Scene]:
     for name, at in places.items():
         of_scene, scores = [answers.records[i] for i in at], answers.scores[at]
         images = len(set(of_scene))
-        ends = statistics.bootstrap_interval(scores, of_scene) if images > 1 else (math.nan, math.nan)
+        ends = statistics.bootstrap_interval(scores, of_scene)
         unread = sum(answers.parsed[i] is None for i in at)
         scenes.append(Scene(name, images, len(at), unread, statistics.mean(scores), *ends))
     scored = [scene for scene in scenes if not math.isnan(scene.value)]
