@@ -80,3 +80,36 @@ def test_what_is_implausible_is_refused(tmp_path):
     (tmp_path / "a.camera.json").write_text(json.dumps({"K": np.eye(3).tolist()}))
     with pytest.raises(UserError, match=r"a\.camera\.json"):
         intrinsics.find(image, tmp_path / "a.png")
+
+
+def test_a_panorama_has_no_focal_length(tmp_path):
+    """EXIF tells the lens, of which a panorama shows many views; a long strip cut from a photo shows a part of one."""
+    lens = {"FocalLengthIn35mmFilm": 26}
+    assert intrinsics.of_exif(saved(tmp_path / "a.jpg", exif_of(**lens), (600, 250))) is not None
+    assert intrinsics.of_exif(saved(tmp_path / "a.jpg", exif_of(**lens), (600, 230))) is None
+    assert intrinsics.of_exif(saved(tmp_path / "a.jpg", exif_of(**lens), (230, 600))) is None
+    assert intrinsics.of_exif(saved(tmp_path / "a.jpg", exif_of(**lens, CustomRendered=6))) is None
+    assert intrinsics.of_exif(saved(tmp_path / "a.jpg", exif_of(**lens, CustomRendered=8))) is not None
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d GPano:ProjectionType="equirectangular"/></x:xmpmeta>'
+    Image.new("RGB", (600, 300)).save(tmp_path / "b.jpg", exif=exif_of(**lens), xmp=xmp)
+    with Image.open(tmp_path / "b.jpg") as sphere:
+        assert intrinsics.of_exif(sphere) is None
+
+
+def test_zoom_and_a_pitch_that_means_nothing(tmp_path):
+    """ExifTool's rule: digital zoom multiplies what the sensor tells, not the equivalent focal length."""
+    sensor = {"FocalLength": 10.0, "FocalPlaneXResolution": 300.0, "FocalPlaneResolutionUnit": 3}
+    assert intrinsics.of_exif(saved(tmp_path / "a.jpg", exif_of(**sensor))).fx == pytest.approx(300)
+    zoomed = exif_of(**sensor, DigitalZoomRatio=2.0)
+    assert intrinsics.of_exif(saved(tmp_path / "a.jpg", zoomed)).fx == pytest.approx(600)
+    zoomed = exif_of(FocalLengthIn35mmFilm=50, DigitalZoomRatio=2.0)
+    assert intrinsics.of_exif(saved(tmp_path / "a.jpg", zoomed)).fx == pytest.approx(500)
+    dots = exif_of(FocalLength=4.0, FocalPlaneXResolution=72.0, FocalPlaneResolutionUnit=2, FocalLengthIn35mmFilm=50)
+    assert intrinsics.of_exif(saved(tmp_path / "a.jpg", dots)).fx == pytest.approx(500)
+
+
+def test_the_camera_of_an_image_of_another_size():
+    with pytest.raises(
+        BadRecord, match=r"its principal point \(900, 240\) is not in the image of 640 x 480; it is the"
+    ):
+        intrinsics.rule("500,500,900,240")(640, 480)

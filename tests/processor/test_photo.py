@@ -3,8 +3,12 @@
 import base64
 import io
 import json
+import os
 import re
+import struct
+import sys
 import urllib.parse
+import zlib
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from PIL.TiffImagePlugin import IFDRational
 from vlm3_jax.camera import Camera
 from vlm3_jax.errors import UserError
 from vlm3_jax.processor.photo import open_photo
+from vlm3_jax.records import ImageRef
 
 TAGS = ExifTags.Base
 
@@ -86,6 +91,7 @@ def test_what_is_no_photo_is_one_line(pixels, tmp_path):
         (f"data:image/png;base64,{body}", "data: URL: cannot be read as an image (no JPEG, PNG, WEBP file)"),
         (f"data:image/png;base64,{body}!", "data: URL: not base64"),
         (f"data:image/png,{body}", "data: URL: expected data:image/...;base64,..."),
+        (os.fsdecode(b"gr\xfcn.png"), "gr\ufffdn.png: cannot be read as an image (No such file"),
         (body, "...: cannot be read as an image (File name too long)"),
         (None, "got NoneType"),
         (pixels.tolist(), "got list"),
@@ -170,3 +176,36 @@ def test_which_camera_counts(pixels, tmp_path):
             open_photo(path)
     with pytest.raises(UserError, match=r"photo.jpg: camera: it is for 48 x 64 px, the image has 64 x 48"):
         open_photo(path, Camera(50.0, 51.0, 30.0, 20.0, 48, 64))
+
+
+def test_heic(pixels, tmp_path, monkeypatch):
+    """What iPhones write: upright and with its lens where the extra is installed, else a line that names it."""
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    image, path = Image.fromarray(pixels).resize((640, 480)), tmp_path / "IMG_0001.HEIC"
+    exif = Image.Exif()
+    exif[TAGS.Orientation] = 6
+    exif.get_ifd(ExifTags.IFD.Exif)[TAGS.FocalLengthIn35mmFilm] = 26
+    image.save(path, "HEIF", exif=exif.tobytes(), quality=95)
+    photo = open_photo(path)
+    assert photo.source == "EXIF"
+    assert (photo.camera.width, photo.camera.height) == (480, 640)
+    assert photo.camera.fx == pytest.approx(26 / np.hypot(36, 24) * 800)
+    upright = np.asarray(image.transpose(Image.Transpose.ROTATE_270)).astype(float)
+    assert np.abs(photo.pixels - upright).mean() < 10 < np.abs(photo.pixels - upright[::-1, ::-1]).mean()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UserError) as error:
+        open_photo(path)
+    assert str(error.value) == (
+        f'{path}: a HEIC file; the module pillow_heif is missing: pip install "vlm3-jax[heic]", or convert it to JPEG'
+    )
+
+
+def test_phones_of_200_megapixels():
+    """Our own limit is the only one: no warning of a bomb, no error of one."""
+    header = struct.pack(">IIBBBBB", 16320, 12240, 1, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", b""), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    assert ImageRef.of_bytes(data, "a.png").width == 16320

@@ -3,6 +3,7 @@
 Cameras are those of the upright image, as it is seen.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,6 +24,10 @@ from vlm3_jax.storage import AnyPath
 SIDECAR = ".camera.json"
 # The diagonal of 35 mm film, to which equivalent focal lengths refer (CIPA DCG-001).
 FILM_DIAGONAL_MM = math.hypot(36, 24)
+# No lens sees so much more across than down; what does is a panorama, or a strip cut from a photo.
+LONGEST_ASPECT = 2.5
+# What iPhones say of panoramas in EXIF's CustomRendered.
+APPLE_PANORAMA = 6
 # Millimetres of EXIF's units of resolution: inch, cm, mm, um.
 UNITS_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 1e-3}
 
@@ -73,11 +78,24 @@ def rule(text: str) -> Rule:
         if kind == "35mm" and 0 < (film_mm := float(value)) < math.inf:
             return lambda width, height: square(focal_px(film_mm, width, height))(width, height)
         if not kind:
-            fx, fy, cx, cy = map(float, value.split(","))
-            return lambda width, height: Camera(fx, fy, cx, cy, width, height)
-    except ValueError:
+            return _fixed(*map(float, value.split(",")))
+    except (TypeError, ValueError):
         pass
     raise UserError(f"{text!r} is no camera; write FX,FY,CX,CY in pixels of the upright image, fov:60 or 35mm:26")
+
+
+def _fixed(fx: float, fy: float, cx: float, cy: float) -> Rule:
+    """One camera, in pixels. BadRecord for an image of which it cannot be."""
+
+    def camera(width: int, height: int) -> Camera:
+        if not (0 <= cx <= width and 0 <= cy <= height):
+            raise BadRecord(
+                f"camera: its principal point ({cx:g}, {cy:g}) is not in the image of {width} x {height}; it is the "
+                "camera of an image of another size"
+            )
+        return Camera(fx, fy, cx, cy, width, height)
+
+    return camera
 
 
 def focal_px(film_mm: float, width: int, height: int) -> float:
@@ -127,8 +145,11 @@ def read_sidecar(path: AnyPath, width: int, height: int) -> Camera:
 def of_exif(image: Image.Image) -> Camera | None:
     """The upright image's camera by the EXIF of the stored one: focal length and pixel pitch, else 35 mm equivalent.
 
-    None if it tells neither, the image is a part of what the camera took, or the field of view is implausible.
+    None if it tells neither, the image is a part of what the camera took or put together from several, or the field of
+    view is implausible.
     """
+    if _panorama(image):
+        return None
     try:
         fields = image.getexif().get_ifd(ExifTags.IFD.Exif)
     # Damaged EXIF makes Pillow raise all kinds of errors.
@@ -148,20 +169,33 @@ def of_exif(image: Image.Image) -> Camera | None:
     shrink = [now / before for now, before in zip(size, taken)] if taken[0] else [1.0, 1.0]
     if abs(shrink[0] / shrink[1] - 1) > 0.02:
         return None
+    if number(tags.CustomRendered) == APPLE_PANORAMA:
+        return None
     focal_mm, film_mm = number(tags.FocalLength), number(tags.FocalLengthIn35mmFilm)
     pitch_mm = UNITS_MM.get(number(tags.FocalPlaneResolutionUnit) or 2, 0.0)
     across, down = number(tags.FocalPlaneXResolution), number(tags.FocalPlaneYResolution)
+    found = []
     if focal_mm and pitch_mm and across:
-        fx, fy = (focal_mm * n / pitch_mm * shrink[1] for n in (across, down or across))
-    elif film_mm:
-        fx = fy = focal_px(film_mm, *size)
-    else:
-        return None
+        # Enlarging the middle of the picture leaves the pitch alone; the equivalent focal length has it in it.
+        zoom = max(1.0, number(tags.DigitalZoomRatio)) * shrink[1]
+        found.append([focal_mm * n / pitch_mm * zoom for n in (across, down or across)])
+    if film_mm:
+        found.append([focal_px(film_mm, *size)] * 2)
     width, height = image.size
     # From 5 on, orientations swap the axes.
-    if orientation(image) >= 5:
-        width, height, fx, fy = height, width, fy, fx
-    try:
-        return Camera(fx, fy, width / 2, height / 2, width, height).plausible()
-    except UserError:
-        return None
+    turned = orientation(image) >= 5
+    for fx, fy in found:
+        lens = (
+            (fy, fx, height / 2, width / 2, height, width) if turned else (fx, fy, width / 2, height / 2, width, height)
+        )
+        # Some programs write a pitch that means nothing.
+        with contextlib.suppress(UserError):
+            return Camera(*lens).plausible()
+    return None
+
+
+def _panorama(image: Image.Image) -> bool:
+    """Whether an image is no view through one lens, by its shape or by Google's tags of photo spheres and panoramas."""
+    xmp = image.info.get("xmp", b"")
+    xmp = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
+    return max(image.size) > LONGEST_ASPECT * min(image.size) or b"GPano:ProjectionType" in xmp

@@ -18,9 +18,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vlm3_jax import storage
 from vlm3_jax.camera import Camera, as_camera
 from vlm3_jax.errors import UserError
+from vlm3_jax.formats import optional
 from vlm3_jax.processor import intrinsics
 from vlm3_jax.records import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, orientation
 
+# What iPhones write; the module that reads it comes with an extra.
+HEIC = (".heic", ".heif")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Without a camera a photo is taken to see this much: a guess, and metric depth is as wrong as the guess.
 ASSUMED_FOV_DEG = 60.0
 ASSUMED = f"assumed {ASSUMED_FOV_DEG:g} degrees"
@@ -81,18 +85,9 @@ def open_photo(image, camera=None) -> Photo:
 
 def _read(text: str) -> tuple[str, storage.AnyPath | None, bytes]:
     """Name, path (None for a data URL) and bytes of what a text names."""
-    name, scheme = _short(text), text.partition(":")[0].lower()
-    if scheme == "data" and "," in text:
+    if text[:5].lower() == "data:" and "," in text:
         return "data: URL", None, _data_url(text)
-    if scheme in ("http", "https"):
-        raise UserError(f"{name}: images are not fetched from the net; download it and give the file")
-    if scheme == "file":
-        url = urllib.parse.urlsplit(text)
-        if url.netloc not in ("", "localhost"):
-            raise UserError(f"{name}: a file of another machine; write file:///PATH")
-        path = pathlib.Path(urllib.parse.unquote(url.path))
-    else:
-        path = storage.path(text)
+    name, path = _short(text), located(text)
     try:
         if path.stat().st_size > MAX_IMAGE_BYTES:
             raise UserError(f"{name}: {path.stat().st_size} bytes is above the limit of {MAX_IMAGE_BYTES}")
@@ -100,6 +95,21 @@ def _read(text: str) -> tuple[str, storage.AnyPath | None, bytes]:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{name}: cannot be read as an image ({why})") from None
+
+
+def located(text: str) -> storage.AnyPath:
+    """The path that a text names, a path or a `file://` URL. UserError for other URLs: nothing is fetched."""
+    scheme = text.partition(":")[0].lower()
+    if scheme in ("http", "https"):
+        raise UserError(f"{_short(text)}: images are not fetched from the net; download it and give the file")
+    if scheme == "data" and "," in text:
+        raise UserError("data: URL: give a file here")
+    if scheme != "file":
+        return storage.path(text)
+    url = urllib.parse.urlsplit(text)
+    if url.netloc not in ("", "localhost"):
+        raise UserError(f"{_short(text)}: a file of another machine; write file:///PATH")
+    return pathlib.Path(urllib.parse.unquote(url.path))
 
 
 def _data_url(text: str) -> bytes:
@@ -115,10 +125,18 @@ def _data_url(text: str) -> bytes:
 
 
 def _decoded(name: str, file) -> Image.Image:
+    head = file.getvalue()[:12]
+    formats = FORMATS
+    if head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS:
+        try:
+            optional.module("pillow_heif", "heic").register_heif_opener()
+        except UserError as error:
+            raise UserError(f"{name}: a HEIC file; {error}, or convert it to JPEG") from None
+        formats = ("HEIF",)
     try:
-        return Image.open(file, formats=FORMATS)
+        return Image.open(file, formats=formats)
     except UnidentifiedImageError:
-        raise UserError(f"{name}: cannot be read as an image (no {', '.join(FORMATS)} file)") from None
+        raise UserError(f"{name}: cannot be read as an image (no {', '.join(formats)} file)") from None
     # Damaged bytes make Pillow raise all kinds of errors.
     except Exception as error:
         raise UserError(f"{name}: cannot be read as an image ({error})") from None
@@ -169,5 +187,8 @@ def _from_array(image) -> np.ndarray:
 
 
 def _short(text: str) -> str:
-    """A name for errors: not all of what may be a megabyte of base64."""
-    return text if len(text) <= 200 else text[:60] + "..."
+    """A name for errors and files: not all of what may be a megabyte of base64, and text, which names of files need
+    not be.
+    """
+    text = text if len(text) <= 200 else text[:60] + "..."
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -26,6 +26,9 @@ MAX_IMAGE_BYTES = 256 * 2**20
 MAX_IMAGE_PIXELS = 200_000_000
 # Pillow knows more, and would start other programs on the data for some of them.
 FORMATS = ("JPEG", "PNG", "WEBP")
+# Ours goes before Pillow's own limit, which would warn of photos of 90 megapixels and refuse those of 180.
+if Image.MAX_IMAGE_PIXELS is not None:
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_IMAGE_PIXELS)
 # Unusable parts of a label that are told one by one.
 MOST_PARTS = 5
 
