@@ -66,6 +66,19 @@ def test_answers_are_numpy(model, rng, tmp_path):
     assert isinstance(model.ask_video(film, "what happens?", times_s=range(4), images=[path]), str)
 
 
+def test_an_image_at_another_focal_length_is_told(model, rng, caplog):
+    """A lens so long that the model's smallest image is larger than the photo at its focal length; told once."""
+    pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    model.depth(pixels, [[56, 0, 32], [0, 56, 24], [0, 0, 1]], points=(10, 12))
+    assert not caplog.messages
+    for _ in range(2):
+        model.depth(pixels, [[800, 0, 32], [0, 800, 24], [0, 0, 1]], points=(10, 12))
+    (line,) = caplog.messages
+    start, end = line.split(" px, not 40: ")
+    assert re.fullmatch(r"image: the model's limits of an image's size make its focal length \d{3,}", start)
+    assert end == "lengths may be as wrong"
+
+
 def test_errors_are_one_line(model, tmp_path, rng):
     with pytest.raises(UserError, match="no model directory"):
         vlm3_jax.load(tmp_path / "nothing")
@@ -218,6 +231,13 @@ def test_boxes_stand_in_the_question_as_regions(model, rng):
         model.ask(photo, "What is <mask>?", boxes=[[9, 6, 95, 30]])
     with pytest.raises(UserError, match="boxes: expected"):
         model.ask(photo, "What is <mask>?", boxes=[[9, 6, 95]])
+    for box in ([45, 30, 9, 6], [45, 6, 9, 30], [5, 5, 5, 9]):
+        with pytest.raises(UserError, match=re.escape(f"boxes[0]: {box} is no box; write x1, y1 (left, top), then")):
+            model.ask(photo, "What is <mask>?", boxes=[box])
+    with pytest.raises(UserError, match="boxes: all lie between 0 and 1; give pixels, not fractions of the image"):
+        model.ask(photo, "What is <mask>?", boxes=[[0.1, 0.2, 0.5, 0.6]])
+    # The whole image: a box ends behind its last pixel.
+    assert isinstance(model.ask(photo, "What is <mask>?", boxes=[[0, 0, 90, 60]]), str)
 
 
 def test_ask_draws_when_told_to(model, capsys):

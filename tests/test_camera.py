@@ -138,6 +138,7 @@ def test_points_are_pixels_of_the_image():
         ([["a", "b"]], "got an array of <U1"),
         ([[True, False]], "got an array of bool"),
         (None, "got an array of object"),
+        ([[0.5, 0.25], [0, 1]], "points: all lie between 0 and 1; give pixels, not fractions of the image"),
     ]:
         with pytest.raises(UserError, match=re.escape(why)):
             as_points(wrong, 640, 480)

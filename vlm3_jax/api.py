@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 
 from vlm3_jax import pretrained, tasks
 from vlm3_jax.answers.values import Depth, Match, RelativePose, Spread
-from vlm3_jax.camera import AsIs, Camera, Resize, as_points, grid_points, normalize_points
+from vlm3_jax.camera import AsIs, Camera, Focal, Resize, as_boxes, as_points, grid_points, normalize_points
 from vlm3_jax.errors import UserError
 from vlm3_jax.infer import spread as spreads
 from vlm3_jax.infer.dense import DensePlan, dense_map
@@ -33,6 +34,8 @@ from vlm3_jax.tasks.protocol import Protocol
 MAX_NEW_TOKENS = 256
 # Of what was seen in images, for the next questions about them.
 KEEP_BYTES = 1 << 29
+# An image whose focal length is off by this factor is told. Whole visual tokens alone make it a tenth of small ones.
+MOST_OFF = 1.2
 # Where a question speaks of a box.
 REGION = "<mask>"
 
@@ -82,6 +85,7 @@ class VLM3:
         self._model, self._folder, self._spec = model, model.folder, model.spec
         self.protocols = model.protocols | dict(protocols or {})
         self._common = common_rule(self.protocols)
+        self._told: set[tuple] = set()
         new = stored_max_new_tokens(model.folder) if max_new_tokens is None else max_new_tokens
         sizes = {"image_sets": 1, "questions": 128, "max_new_tokens": MAX_NEW_TOKENS if new is None else new}
         params = model.params(mesh, dtype)
@@ -126,8 +130,8 @@ class VLM3:
         """
         images = images if isinstance(images, list | tuple) else [images]
         shown = self._shown(images, self.resize_rule("objects" if task is None and boxes is not None else task))
-        if boxes is not None:
-            question = self._with_regions(question, boxes, shown)
+        if boxes is not None or REGION in question:
+            question = self._with_regions(question, [] if boxes is None else boxes, shown)
         return self._engine.answer([shown], [[question]], sampling or GREEDY)[0][0]
 
     def chat(self, messages, sampling: Sampling | None = None) -> str:
@@ -246,10 +250,12 @@ class VLM3:
 
     def _with_regions(self, question: str, boxes, shown: Sequence[ImageLayout]) -> str:
         """The question with its boxes as text: normalised from the image's own size, as the release does."""
+        if not shown:
+            raise UserError(f"boxes: the question speaks of a box, {REGION}, and there is no image")
         size = shown[0].ref.width, shown[0].ref.height
-        corners = as_points(np.reshape(boxes, (-1, 2)) if np.size(boxes) % 4 == 0 else boxes, *size, "boxes")
-        coords = normalize_points(corners, size, self.protocol("objects").coord_range).reshape(-1, 4)
         parts = question.split(REGION)
+        corners = as_boxes(boxes, *size).reshape(-1, 2) if np.size(boxes) else np.zeros((0, 2))
+        coords = normalize_points(corners, size, self.protocol("objects").coord_range).reshape(-1, 4)
         if len(parts) - 1 != len(coords):
             raise UserError(f"boxes: the question has {len(parts) - 1} places {REGION} for {len(coords)} boxes")
         regions = [*map(region, coords.tolist()), ""]
@@ -263,7 +269,23 @@ class VLM3:
         photo = open_photo(image, camera)
         resized = rule.camera(photo.camera)
         ref = ImageRef(photo.camera.width, photo.camera.height, photo.name, pixels=photo.pixels)
-        return image_layout(View(ref, resized), self._spec), photo, resized
+        layout = image_layout(View(ref, resized), self._spec)
+        if isinstance(rule, Focal):
+            self._tell_other_focal(photo.name, layout, rule)
+        return layout, photo, resized
+
+    def _tell_other_focal(self, name: str, layout: ImageLayout, rule: Focal) -> None:
+        """Says, once of a size, that the model's limits make an image of another focal length than it learnt from."""
+        scale = math.sqrt(math.prod(layout.final) / math.prod(layout.size))
+        if not 1 / MOST_OFF < scale < MOST_OFF and (layout.size, layout.final) not in self._told:
+            self._told.add((layout.size, layout.final))
+            _log.warning(
+                "%s: the model's limits of an image's size make its focal length %.0f px, not %.0f: lengths may be as "
+                "wrong",
+                name,
+                rule.px * scale,
+                rule.px,
+            )
 
     def _coords(self, points, given: Camera, unified: Camera, asked: Protocol) -> Sequence:
         size = unified.width, unified.height

@@ -58,7 +58,7 @@ class Camera:
     @classmethod
     def from_fov(cls, width: int, height: int, horizontal_fov_deg: float) -> "Camera":
         """Square pixels, centred principal point; for photos whose camera is only roughly known."""
-        focal = width / 2 / np.tan(np.radians(horizontal_fov_deg) / 2)
+        focal = float(width / 2 / np.tan(np.radians(horizontal_fov_deg) / 2))
         return cls(focal, focal, width / 2, height / 2, width, height)
 
     @property
@@ -165,8 +165,12 @@ def as_camera(value, width: int, height: int, name: str = "camera") -> Camera:
     return value.plausible(name)
 
 
-def as_points(values, width: int, height: int, name: str = "points") -> Int[np.ndarray, "N 2"]:
-    """Pixels as users hand them over, [N, 2] or one (x, y), truncated to int64 [N, 2]. UserError if not inside."""
+def as_points(values, width: int, height: int, name: str = "points", edge: int = 0) -> Int[np.ndarray, "N 2"]:
+    """Pixels as users hand them over, [N, 2] or one (x, y), truncated to int64 [N, 2].
+
+    UserError if they are not inside (`edge`: so many pixels beyond the last ones count as inside), or fractions of the
+    image: all of those would be its first pixel.
+    """
     try:
         points = np.asarray(values)
     except ValueError:
@@ -175,13 +179,31 @@ def as_points(values, width: int, height: int, name: str = "points") -> Int[np.n
     if points.ndim != 2 or points.shape[1] != 2 or not len(points) or points.dtype.kind not in "iuf":
         got = f"an array of {points.dtype}, shape {list(points.shape)}" if points.size else "none"
         raise UserError(f"{name}: expected pixels (x, y), an array of numbers of shape [N, 2], got {got}")
-    outside = np.flatnonzero(~((points >= 0) & (points < [width, height])).all(1))
+    outside = np.flatnonzero(~((points >= 0) & (points < [width + edge, height + edge])).all(1))
     if len(outside):
         raise UserError(
             f"{name}[{outside[0]}]: ({', '.join(f'{v:g}' for v in points[outside[0]])}) is not in the image of "
             f"{width} x {height} px ({len(outside)} of {len(points)} points are not)"
         )
+    if (points <= 1).all() and (points % 1).any():
+        raise UserError(f"{name}: all lie between 0 and 1; give pixels, not fractions of the image")
     return points.astype(np.int64)
+
+
+def as_boxes(values, width: int, height: int, name: str = "boxes") -> Int[np.ndarray, "N 4"]:
+    """Boxes x1, y1, x2, y2 (px) as users hand them over, truncated to int64 [N, 4].
+
+    The second corner may lie on the image's edge, behind its last pixel. UserError if a box is empty or not inside.
+    """
+    corners = np.reshape(values, (-1, 2)) if np.size(values) and np.size(values) % 4 == 0 else values
+    boxes = as_points(corners, width, height, name, edge=1).reshape(-1, 4)
+    empty = np.flatnonzero((boxes[:, :2] >= boxes[:, 2:]).any(1))
+    if len(empty):
+        raise UserError(
+            f"{name}[{empty[0]}]: {boxes[empty[0]].tolist()} is no box; write x1, y1 (left, top), then x2, y2 (right, "
+            "bottom), in pixels"
+        )
+    return boxes
 
 
 def grid_points(grid, width: int, height: int) -> Int[np.ndarray, "N 2"]:
