@@ -1,6 +1,7 @@
 """The command line: `vlm3 COMMAND [--config=FILE_OR_NAME] [--config.field=value] [--workdir=DIR] ...`."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -17,8 +18,9 @@ LOCAL = ("config", "picture")
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; a UserError becomes one line on stderr and its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    argv, runner = _split_runner(argv)
+    if argv is None:
+        _any_text_out()
+    argv, runner = _split_runner(sys.argv[1:] if argv is None else argv)
     fields = [arg.removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
     parser = make_parser()
     args = parser.parse_args([arg for arg in argv if not arg.startswith("--config.")])
@@ -40,6 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"vlm3 {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _any_text_out() -> None:
+    """Names of files need not be text, nor has every terminal all letters: what cannot be shown ends no command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def _split_runner(argv: list[str]) -> tuple[list[str], list[str]]:

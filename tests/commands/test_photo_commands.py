@@ -7,65 +7,15 @@ import shutil
 import numpy as np
 import plyfile
 import pytest
-from PIL import ExifTags, Image
+from PIL import Image
 
 import vlm3_jax
-from vlm3_jax import cli
 from vlm3_jax.commands import many
 from vlm3_jax.commands.photo_options import MODEL
 from vlm3_jax.infer.spread import Calibration
 from vlm3_jax.processor.photo import open_photo
-from vlm3_jax.tasks import TASKS, protocol
 
 SHORT = ["--max-new-tokens=3"]
-
-
-@pytest.fixture(scope="module")
-def model(lively, tmp_path_factory) -> pathlib.Path:
-    """A tiny model, asked in the short wording; images are of 64 px whatever the camera, so few programs compile."""
-    folder = shutil.copytree(lively, tmp_path_factory.mktemp("photo") / "model")
-    protocol.write(folder, {task: protocol.given(task, "short", resize="longest:64") for task in TASKS})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> pathlib.Path:
-    """Photos of 64 x 48: one turned, with EXIF; one in a folder of its own; a text that says it is a photo."""
-    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = 26
-    Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / "turned.jpg", exif=exif)
-    (folder / "more").mkdir()
-    for name in ("a.png", "more/b.png", "more/c.webp"):
-        Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / name)
-    (folder / "notes.txt").write_text("no photo")
-    return folder
-
-
-@pytest.fixture
-def run(model, monkeypatch, capsys):
-    """Runs a command on the model: (exit code, stdout, stderr)."""
-    monkeypatch.setenv(MODEL, str(model))
-
-    def call(*words) -> tuple[int, str, str]:
-        code = cli.main([*map(str, words)])
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def fails(run):
-    """Runs a command that must fail as a user's mistake; its line."""
-
-    def call(*words) -> str:
-        code, out, err = run(*words)
-        assert (code, out) == (2, "")
-        assert len(err.splitlines()) == 1
-        return err.removeprefix(f"vlm3 {words[0]}: ").rstrip("\n")
-
-    return call
 
 
 def test_depth_of_a_photo(run, model, images, tmp_path):
@@ -150,8 +100,10 @@ def test_the_spread_of_points(run, model, images, tmp_path):
 
 def test_points_from_files(run, images, tmp_path):
     np.save(tmp_path / "p.npy", np.array([[1, 2], [3, 4]]))
-    (tmp_path / "p.txt").write_text("# x y\n5, 6  # a corner\n")
-    points = ["--points", tmp_path / "p.npy", "10,20", tmp_path / "p.txt"]
+    (tmp_path / "p.npy").rename(tmp_path / "P.NPY")
+    # As Windows' editors write it.
+    (tmp_path / "p.txt").write_text("\ufeff# x y\r\n5, 6  # a corner\r\n", encoding="utf-8")
+    points = ["--points", tmp_path / "P.NPY", "10,20", tmp_path / "p.txt"]
     _, out, _ = run("depth", images / "a.png", *points, *SHORT)
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [[*p] for p in ("12", "34", ("10", "20"), "56")]
 
@@ -193,6 +145,10 @@ def test_ask_about_a_region(run, fails, images):
     line = fails("ask", images / "a.png", "--fov=60")
     assert line == 'no question: write it behind the images: vlm3 ask photo.jpg "How wide is the table?"'
     assert fails("ask", images / "a.png", "How?", "--box=1,2,3") == "--box=1,2,3: write X1,Y1,X2,Y2 in pixels"
+    assert fails("ask", images / "a.png", " ") == "the question is empty"
+    code, _, err = run("ask", images / "a.png", "How wide is <mask>?", *SHORT)
+    assert code == 2
+    assert err.endswith("vlm3 ask: boxes: the question has 1 places <mask> for 0 boxes\n")
 
 
 def test_a_folder_and_again(run, images, tmp_path):
@@ -214,6 +170,8 @@ def test_a_folder_and_again(run, images, tmp_path):
     assert "2 images in " in err.splitlines()[-1]
     assert err.splitlines()[-1].endswith("; 2 images were done before")
     assert (folder / "answers/turned.depth.json").stat().st_mtime_ns == before
+    _, _, err = run(*command)
+    assert len(err.splitlines()) == 1
     code, _, err = run(*command, "--fov=50")
     assert code == 2
     assert err.endswith(
@@ -271,7 +229,7 @@ def test_mistakes(run, fails, images, tmp_path, monkeypatch):
         (["depth", a, "--formats=ply"], "--formats: of which folder? give --out"),
         (["depth", a, "--out", a], f"--out={a}: is a file; give a folder"),
         (["depth", images], "--out: missing; give a folder for the answers about many images"),
-        (["depth", tmp_path / "empty"], f"{tmp_path / 'empty'}: no images (.jpg, .jpeg, .png, .webp) and no videos"),
+        (["depth", tmp_path / "empty"], f"{tmp_path / 'empty'}: no images (.jpg, .jpeg, .png, .webp, .heic, .heif)"),
         (["depth", a, images, "--out=x"], "a.png: two of the images have this name; give their folder"),
         (["depth", a, "--fps=0"], "--fps=0: give frames a second, above 0"),
         (["depth", tmp_path / "none.jpg"], f"{tmp_path / 'none.jpg'}: cannot be read as an image (No such file"),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from vlm3_jax.answers import colmap_text, glb, json_text, npz, picture, ply, png
 from vlm3_jax.answers.values import Depth, Match, RelativePose
 from vlm3_jax.errors import UserError
-from vlm3_jax.files import write_bytes
+from vlm3_jax.files import write_bytes, writing
 from vlm3_jax.storage import AnyPath
 
 # By form: what follows the stem in the file's name, and who makes its bytes of (answer, photo or photos).
@@ -27,6 +27,8 @@ POSE = {
     "colmap": (".colmap", colmap_text.files),
     "json": (".pose.json", json_text.encode_pose),
 }
+# The ends of the names of pictures among them: no photos.
+PICTURES = tuple(end for table in (DEPTH, MATCH, POSE) for end, _ in table.values() if end.endswith(".png"))
 # A map of every pixel is what these hold.
 NEED_MAP = ("png",)
 
@@ -49,18 +51,22 @@ def chosen(text: str, table: dict[str, Form], dense: bool = True) -> tuple[str, 
 
 
 def save(folder: AnyPath, stem: str, forms: Sequence[str], table: dict[str, Form], answer, photo) -> list[AnyPath]:
-    """Writes `folder`/`stem`.* in these forms; the paths, in the order in which they were written."""
+    """Writes `folder`/`stem`.* in these forms; the paths, in the order in which they were written.
+
+    UserError if one cannot be written.
+    """
     paths = []
     for form in forms:
         ending, encode = table[form]
         made, path = encode(answer, photo), folder / f"{stem}{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(made, dict):
-            path.mkdir(parents=True, exist_ok=True)
-            for name, data in made.items():
-                write_bytes(path / name, data)
-        else:
-            write_bytes(path, made)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(made, dict):
+                path.mkdir(parents=True, exist_ok=True)
+                for name, data in made.items():
+                    write_bytes(path / name, data)
+            else:
+                write_bytes(path, made)
         paths.append(path)
     return paths
 

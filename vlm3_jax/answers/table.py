@@ -45,12 +45,13 @@ def of_pose(pose: RelativePose) -> str:
     """The motion in words and numbers."""
     lines = []
     if np.isfinite(pose.rotation).all():
-        yaw, pitch, roll = euler_from_matrix(pose.rotation)
+        yaw, pitch, roll = np.round(euler_from_matrix(pose.rotation), 1) + 0.0
         lines.append(f"rotation   yaw {yaw:+.1f}, pitch {pitch:+.1f}, roll {roll:+.1f} degrees")
     else:
         lines.append("rotation   - (the answer cannot be read)")
     if np.isfinite(pose.direction).all():
-        x, y, z = pose.direction
+        # Zero has no sign.
+        x, y, z = np.round(pose.direction, 2) + 0.0
         lines.append(f"direction  ({x:+.2f}, {y:+.2f}, {z:+.2f}) x right, y down, z forward, of the first camera")
     else:
         lines.append("direction  - (the answer cannot be read)")

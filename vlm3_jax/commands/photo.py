@@ -8,12 +8,13 @@ from vlm3_jax import storage
 from vlm3_jax.commands import arguments
 from vlm3_jax.commands import photo_options as options
 from vlm3_jax.errors import UserError
+from vlm3_jax.files import read_json
 from vlm3_jax.records.dense import KINDS
 from vlm3_jax.tasks import TASKS
 
 QUESTIONS = 1024
 # Answers to other ones of these do not go into one folder.
-SETTINGS = ("camera", "fov", "fx", "grid", "dense", "kind", "meant", "spread", "fps", "dtype", "max_new_tokens")
+SETTINGS = ("camera", "fov", "fx", "dense", "kind", "meant", "spread", "fps", "dtype", "max_new_tokens")
 
 
 def add(parsers) -> None:
@@ -94,7 +95,7 @@ def _add_ask(parsers) -> None:
 
 
 def _depth(args, _) -> None:
-    from vlm3_jax.answers import saving, table
+    from vlm3_jax.answers import saving
     from vlm3_jax.commands import many
 
     out, camera, points = options.out_folder(args), options.camera_rule(args), options.asked_points(args)
@@ -103,45 +104,65 @@ def _depth(args, _) -> None:
     if not 0 < args.fps < 1000:
         raise UserError(f"--fps={args.fps:g}: give frames a second, above 0")
     sources = many.find(args.images, out)
-    alone = len(sources) == 1 and not sources[0].is_video and not storage.path(args.images[0]).is_dir()
+    alone = len(sources) == 1 and not sources[0].is_video and not many.located(args.images[0]).is_dir()
     if not alone and out is None:
         raise UserError("--out: missing; give a folder for the answers about many images")
     if args.spread and dense:
         raise UserError("--spread: is told of --points and --grid, not of --dense")
+    # Where is asked, and not how that was said: a file of points may be another one later.
+    settings = {"command": "depth", "formats": list(forms)} | {name: getattr(args, name) for name in SETTINGS}
+    settings |= {name: points.get(name) for name in ("points", "grid")}
     wanted = {"kind": args.kind, "meant": args.meant, "spread": args.spread} | points
     if alone:
-        photo, model = options.opened(sources[0].path, camera), options.load_model(args)
-        start = time.perf_counter()
-        found = model.depth(photo, **wanted)
-        seconds = time.perf_counter() - start
-        print(table.of_dense(found) if dense else table.of_depth(found))
-        count = found.dense.questions if dense else len(found.points_px)
-        print(f"{count:,} questions in {seconds:.1f} s (the first call compiles)", file=sys.stderr)
-        if args.spread and found.spread.level != found.spread.level:
-            print("no interval: the spread of this model is not calibrated, see vlm3 calibrate", file=sys.stderr)
-        _finish(args, found, photo, sources[0].stem, forms)
-        return
+        _depth_of_one(args, sources[0], out, camera, wanted, settings, forms)
+    else:
+        _depth_of_many(args, sources, out, camera, wanted, settings, forms)
+
+
+def _depth_of_one(args, source, out, camera, wanted, settings, forms) -> None:
+    from vlm3_jax.answers import saving, table
+    from vlm3_jax.commands import many
+
+    photo = options.opened(source.path, camera)
+    _check_held(args, source.stem, saving.DEPTH, [photo.name])
+    model = options.load_model(args)
+    if out is not None:
+        many.compare(out, settings | {"model": model.fingerprint()})
+    start = time.perf_counter()
+    found = model.depth(photo, **wanted)
+    seconds = time.perf_counter() - start
+    print(table.of_depth(found) if found.dense is None else table.of_dense(found))
+    print(f"{_questions(found):,} questions in {seconds:.1f} s (the first call compiles)", file=sys.stderr)
+    if args.spread and found.spread.level != found.spread.level:
+        print("no interval: the spread of this model is not calibrated, see vlm3 calibrate", file=sys.stderr)
+    _finish(args, found, photo, source.stem, forms)
+
+
+def _depth_of_many(args, sources, out, camera, wanted, settings, forms) -> None:
+    from vlm3_jax.answers import saving
+    from vlm3_jax.commands import many
+
     model, told = options.load_model(args), _Cameras()
 
     def answer(photo):
         told.add(photo)
         found = model.depth(photo, **wanted)
-        return found, found.dense.questions if dense else len(found.points_px), found.unread
+        return found, _questions(found), found.unread
 
     def save(stem, found, photo):
         # The file that says that a photo is done is written whatever is asked for, and last.
         saving.save(out, stem, [*(form for form in forms if form != "json"), "json"], saving.DEPTH, found, photo)
 
-    settings = {"command": "depth", "model": model.fingerprint()}
-    settings |= {
-        name: getattr(args, name) for name in ("camera", "fov", "fx", "grid", "dense", "kind", "meant", "fps", "dtype")
-    }
-    settings |= {"points": args.points, "formats": list(forms)}
+    settings = settings | {"model": model.fingerprint()}
     tally = many.walk(sources, out, saving.DEPTH["json"][0], settings, camera, args.fps, answer, save)
-    for line in (told.line(), tally.line()):
+    for line in (options.one_for_all(args, told.sizes), told.line(), tally.line()):
         print(line, file=sys.stderr) if line else None
     print(out)
     many.check(tally)
+
+
+def _questions(found) -> int:
+    return len(found.points_px) if found.dense is None else found.dense.questions
 
 
 class _Cameras:
@@ -149,13 +170,17 @@ class _Cameras:
 
     def __init__(self):
         self._sources: dict[str, int] = {}
+        self.sizes: set[tuple[int, int]] = set()
 
     def add(self, photo) -> None:
         # A file beside each photo has that photo's name.
         source = photo.source if photo.assumed or photo.source in ("given", "EXIF") else "camera files"
         self._sources[source] = self._sources.get(source, 0) + 1
+        self.sizes.add((photo.camera.width, photo.camera.height))
 
     def line(self) -> str:
+        if not self._sources:
+            return ""
         return (
             "cameras: "
             + ", ".join(f"{source} ({n:,})" for source, n in self._sources.items())
@@ -169,7 +194,7 @@ def _match(args, _) -> None:
     camera, points = options.camera_rule(args), options.asked_points(args)
     options.out_folder(args)
     forms = saving.chosen(args.formats or "all", saving.MATCH)
-    photos = [options.opened(path, camera) for path in (args.first, args.second)]
+    photos = _pair(args, camera, saving.MATCH)
     found = options.load_model(args).match(*photos, **points)
     print(table.of_match(found))
     _finish(args, found, photos, _pair_stem(args), forms)
@@ -181,7 +206,7 @@ def _pose(args, _) -> None:
     camera = options.camera_rule(args)
     out = options.out_folder(args)
     forms = saving.chosen(args.formats or "all", saving.POSE)
-    photos = [options.opened(path, camera) for path in (args.first, args.second)]
+    photos = _pair(args, camera, saving.POSE)
     found = options.load_model(args).pose(*photos)
     print(table.of_pose(found))
     if out is not None and not args.formats and not found.known:
@@ -189,6 +214,26 @@ def _pose(args, _) -> None:
         forms = tuple(form for form in forms if form != "colmap")
         print("no COLMAP model: rotation or direction cannot be read", file=sys.stderr)
     _finish(args, found, photos, _pair_stem(args), forms)
+
+
+def _pair(args, camera, table) -> list:
+    """Both photos; what is to be said of their cameras is."""
+    photos = [options.opened(path, camera) for path in (args.first, args.second)]
+    if line := options.one_for_all(args, [(photo.camera.width, photo.camera.height) for photo in photos]):
+        print(line, file=sys.stderr)
+    _check_held(args, _pair_stem(args), table, [photo.name for photo in photos])
+    return photos
+
+
+def _check_held(args, stem: str, table, names: list[str]) -> None:
+    """UserError if the files would take the place of those about other images that are called the same."""
+    path = args.out and storage.path(args.out) / f"{stem}{table['json'][0]}"
+    if not path or not path.is_file():
+        return
+    tree = read_json(path)
+    held = tree.get("images", [tree.get("image")]) if isinstance(tree, dict) else []
+    if [pathlib.Path(str(name)).resolve() for name in held] != [pathlib.Path(name).resolve() for name in names]:
+        raise UserError(f"{path}: holds answers about {' and '.join(map(str, held))}; choose another --out")
 
 
 def _finish(args, found, photos, stem: str, forms) -> None:
@@ -211,6 +256,8 @@ def _ask(args, _) -> None:
         if len(args.images) < 2:
             raise UserError('no question: write it behind the images: vlm3 ask photo.jpg "How wide is the table?"')
         args.question = args.images.pop()
+    if not args.question.strip():
+        raise UserError("the question is empty")
     camera = options.camera_rule(args)
     boxes = [options.numbers(box, 4, "--box", "X1,Y1,X2,Y2 in pixels") for box in args.box]
     photos = [options.opened(image, camera, quiet=True) for image in args.images]

@@ -1,7 +1,7 @@
 """Options of the commands about photos, and what they mean: model, camera, points, files."""
 
+import io
 import os
-import pathlib
 import re
 import sys
 
@@ -123,6 +123,22 @@ def camera_rule(args):
         ) from None
 
 
+def one_for_all(args, sizes) -> str:
+    """What there is to say if the options tell one camera for images of different sizes (w, h); "" for nothing."""
+    option = next((name for name in ("camera", "fov", "fx") if getattr(args, name) is not None), None)
+    if option is None or (args.camera or "").startswith("35mm:"):
+        return ""
+    angle = option == "fov" or (args.camera or "").startswith("fov:")
+    sizes = sorted(set(sizes))
+    # A focal length in pixels is that of a turned photo too.
+    differ = {round(w / h, 2) if angle else tuple(sorted((w, h))) if option == "fx" else (w, h) for w, h in sizes}
+    if len(differ) < 2:
+        return ""
+    shown = ", ".join(f"{width} x {height}" for width, height in (sizes[0], sizes[-1]))
+    what = "all see the same angle across" if angle else "all have the same camera in pixels"
+    return f"--{option}: {what}, but their sizes differ ({shown}); --camera=35mm:MM is a lens for all of them"
+
+
 def asked_points(args) -> dict:
     """The points or the grid of the options, as `VLM3.depth` and `.match` take them."""
     if getattr(args, "dense", None) is not None:
@@ -135,19 +151,21 @@ def asked_points(args) -> dict:
         return {"grid": (int(grid[1]), int(grid[2]))}
     points = []
     for word in args.points:
-        path = pathlib.Path(word)
+        path = storage.path(word, "--points")
         points += _points_file(path) if path.is_file() else [numbers(word, 2, "--points", "X,Y in pixels, or a file")]
     return {"points": points}
 
 
-def _points_file(path: pathlib.Path) -> list[list[float]]:
+def _points_file(path: storage.AnyPath) -> list[list[float]]:
     import numpy as np
 
     try:
-        if path.suffix == ".npy":
-            found = np.load(path, allow_pickle=False)
+        if path.suffix.lower() == ".npy":
+            found = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         else:
-            lines = [line.split("#")[0].replace(",", " ").split() for line in path.read_text().splitlines()]
+            # Windows' editors begin files with a mark.
+            text = path.read_text(encoding="utf-8-sig")
+            lines = [line.split("#")[0].replace(",", " ").split() for line in text.splitlines()]
             found = np.array([[float(word) for word in line] for line in lines if line])
         if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iuf":
             raise ValueError(f"shape {list(found.shape)}")
