@@ -180,6 +180,33 @@ def test_a_reader_that_has_gone_is_no_traceback(tmp_path):
     assert process.returncode == 141
 
 
+REFUSED = """
+import resource, sys
+from vlm3_jax import cli
+assert cli.main(["report", ".", "--out=first.html"]) == 0
+# A file larger than may be written stands for a full disk. All that Python itself would write is written by now.
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+sys.exit(max(cli.main(["report", ".", f"--out={out}"]) for out in sys.argv[1:]))
+"""
+
+
+def test_what_the_disk_refuses_is_one_line(tmp_path):
+    row = {"id": "a/b/0", "component": "a", "record": "b", "task": "depth", "variant": "model", "question": "?"}
+    row |= {"answer": "1", "prediction": "1", "target": {"kind": "depth", "depth_m": 1.0}}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-B", "-c", REFUSED, "room.html", "file/report.html"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (found.returncode, found.stderr.splitlines()) == (
+        2,
+        [
+            "vlm3 report: room.html: File too large; mend that and give the command again",
+            "vlm3 report: file: File exists; mend that and give the command again",
+        ],
+    )
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_what_may_succeed_again_has_a_code_of_its_own(monkeypatch, capsys, tmp_path):
     """Launchers start the same command again after 1, not after 2."""
 

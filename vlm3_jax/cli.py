@@ -1,6 +1,7 @@
 """The command line: `vlm3 COMMAND [--config=FILE_OR_NAME] [--config.field=value] [--workdir=DIR] ...`."""
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -12,6 +13,20 @@ from vlm3_jax.errors import UserError
 
 # In the order of the help.
 GROUPS = (photo, train, evaluate, score, calibrate, checkpoint, plan, demo, data)
+# What the disk or its owner refuses, wherever it happens; any other error of the system may be a fault of ours.
+REFUSED = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 # Options that name local files only: what is run as a program, and a picture to look at.
 LOCAL = ("config", "picture")
 
@@ -39,6 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"vlm3 {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.code
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        place = error.filename2 or error.filename
+        where = f"{place}: " if place else ""
+        print(f"vlm3 {args.command}: {where}{error.strerror}; mend that and give the command again", file=sys.stderr)
+        return UserError.code
     except KeyboardInterrupt:
         print(f"vlm3 {args.command}: interrupted", file=sys.stderr)
         return 130

@@ -151,9 +151,8 @@ def write_text(path, text: str, errors: str = "strict") -> None:
     if storage.is_remote(path):
         path.write_text(text, errors=errors)
         return
-    tmp = path.with_name(path.name + ".part")
-    tmp.write_text(text, encoding="utf-8", errors=errors)
-    tmp.rename(path)
+    with _aside(path) as tmp:
+        tmp.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_bytes(path, data: bytes) -> None:
@@ -162,9 +161,32 @@ def write_bytes(path, data: bytes) -> None:
     if storage.is_remote(path):
         path.write_bytes(data)
         return
+    with _aside(path) as tmp:
+        tmp.write_bytes(data)
+
+
+@contextlib.contextmanager
+def _aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Another name for a file while it is written; nothing is left of it if that fails."""
     tmp = path.with_name(path.name + ".part")
-    tmp.write_bytes(data)
-    tmp.rename(path)
+    with naming(path):
+        try:
+            yield tmp
+            tmp.rename(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                tmp.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path) -> Iterator[None]:
+    """Errors of the system inside name the file: those of a full disk come without."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def replace_dir(tmp: pathlib.Path, target: pathlib.Path) -> None:

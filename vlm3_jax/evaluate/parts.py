@@ -17,6 +17,7 @@ from typing import Any
 
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.items import Questions
+from vlm3_jax.files import naming
 from vlm3_jax.processor.image import ImageLayout
 
 FOLDER = "parts"
@@ -46,16 +47,18 @@ class Parts:
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Writes rows at once, so that a kill loses at most those that are being answered."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._file.write(text.encode(errors="backslashreplace"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._file.name):
+            self._file.write(text.encode(errors="backslashreplace"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         if time.monotonic() - self._last > PUT_UP_S:
             self._put_up()
             self._last = time.monotonic()
 
     def close(self) -> None:
         """Lets others append."""
-        self._file.close()
+        with naming(self._file.name):
+            self._file.close()
 
     def __enter__(self) -> "Parts":
         return self
