@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 
 from vlm3_jax import storage
 from vlm3_jax.commands import calibrate, checkpoint, data, demo, evaluate, photo, plan, score, train
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; a UserError becomes one line on stderr and its exit code."""
     if argv is None:
         _any_text_out()
+        # It names no file; that the camera is a guess then is said.
+        warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
     argv, runner = _split_runner(sys.argv[1:] if argv is None else argv)
     fields = [arg.removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
     parser = make_parser()

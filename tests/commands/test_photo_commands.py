@@ -142,7 +142,8 @@ def test_ask_about_a_region(run, fails, images):
     assert code == 0
     assert out
     assert "focal length 80 px (given); resized by longest:64" in err
-    line = fails("ask", images / "a.png", "--fov=60")
+    for words in ([images / "a.png"], [images / "a.png", images / "turned.jpg"]):
+        line = fails("ask", *words, "--fov=60")
     assert line == 'no question: write it behind the images: vlm3 ask photo.jpg "How wide is the table?"'
     assert fails("ask", images / "a.png", "How?", "--box=1,2,3") == "--box=1,2,3: write X1,Y1,X2,Y2 in pixels"
     assert fails("ask", images / "a.png", " ") == "the question is empty"

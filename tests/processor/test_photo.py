@@ -73,6 +73,18 @@ def test_every_form_gives_the_same_pixels(pixels, tmp_path):
         np.testing.assert_array_equal(open_photo(form).pixels, np.repeat(grey[..., None], 3, -1))
 
 
+def test_a_palette_with_transparency(pixels):
+    """What programs that make PNGs small write: Pillow warns of the short way to its colours."""
+    image = Image.fromarray(np.dstack([pixels, np.full(pixels.shape[:2], 200, np.uint8)])).quantize(64)
+    assert isinstance(image.info.setdefault("transparency", bytes(range(64))), bytes)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    found = open_photo(Image.open(buffer)).pixels
+    np.testing.assert_array_equal(found, np.asarray(image.convert("RGBA"))[..., :3])
+    loaded = ImageRef.of_bytes(buffer.getvalue(), "a.png").load()
+    np.testing.assert_array_equal(loaded, found)
+
+
 def test_what_is_no_photo_is_one_line(pixels, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "cut.png").write_bytes(encoded(pixels)[:300])

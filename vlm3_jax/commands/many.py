@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,11 @@ class Source:
     def is_video(self) -> bool:
         """Whether it is a video, by its name."""
         return self.path.suffix.lower() in video_file.SUFFIXES
+
+
+def is_image(text: str) -> bool:
+    """Whether a text names an image by its suffix, and is no sentence that speaks of one."""
+    return text.lower().endswith(IMAGES) and (" " not in text or os.path.isfile(text))
 
 
 def find(paths: Iterable[str], out: AnyPath | None) -> list[Source]:

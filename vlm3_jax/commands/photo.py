@@ -250,10 +250,12 @@ def _finish(args, found, photos, stem: str, forms) -> None:
 
 def _ask(args, _) -> None:
     from vlm3_jax.camera import AsIs
+    from vlm3_jax.commands import many
 
     options.name_model(args)
     if args.question is None:
-        if len(args.images) < 2:
+        # Who forgets the question means the last image by that, which nobody can tell from its text.
+        if len(args.images) < 2 or many.is_image(args.images[-1]):
             raise UserError('no question: write it behind the images: vlm3 ask photo.jpg "How wide is the table?"')
         args.question = args.images.pop()
     if not args.question.strip():

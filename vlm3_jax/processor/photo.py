@@ -20,7 +20,7 @@ from vlm3_jax.camera import Camera, as_camera
 from vlm3_jax.errors import UserError
 from vlm3_jax.formats import optional
 from vlm3_jax.processor import intrinsics
-from vlm3_jax.records import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, orientation
+from vlm3_jax.records import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, as_rgb, orientation
 
 # What iPhones write; the module that reads it comes with an extra.
 HEIC = (".heic", ".heif")
@@ -153,7 +153,7 @@ def _upright(name: str, image: Image.Image) -> tuple[np.ndarray, Camera | None]:
         image.load()
         turn = orientation(image)
         upright = image if turn == 1 else ImageOps.exif_transpose(image)
-        return np.asarray(upright.convert("RGB")), intrinsics.of_exif(image)
+        return np.asarray(as_rgb(upright)), intrinsics.of_exif(image)
     except MemoryError:
         raise
     except Exception as error:

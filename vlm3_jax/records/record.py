@@ -85,7 +85,7 @@ class ImageRef:
                     return decoded
             # Converting would copy, and decode; what is RGB already is decoded by `load` alone.
             image.load()
-            picture = image if image.mode == "RGB" else image.convert("RGB")
+            picture = as_rgb(image)
             # Some programs apply it and others do not, so the labels may be of either.
             if (turn := orientation(image)) != 1:
                 raise BadRecord(f"{self.name}: its EXIF orientation is {turn}; store it as it is seen, without the tag")
@@ -142,6 +142,14 @@ def orientation(image: Image.Image) -> int:
     except Exception:
         return 1
     return found if found in range(1, 9) else 1
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB, its transparency left away."""
+    if image.mode == "P" and "transparency" in image.info:
+        # Pillow warns of the way that leaves it away at once.
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def encode_image(pixels: np.ndarray, name: str) -> ImageRef:
