@@ -80,7 +80,7 @@ def same_as(workdir, unbroken) -> None:
 @pytest.mark.slow
 def test_two_processes_stopped_by_one(place, unbroken, tmp_path):
     """The first of two is killed; two go on until one gets SIGTERM; one goes on alone."""
-    first, second = train(place, tmp_path, 2, {0: "SIGKILL@4"})
+    first, second = train(place, tmp_path, 2, {0: "SIGKILL@4/3"})
     assert first.code == -signal.SIGKILL
     assert lost(second), second.errors
     assert Checkpoints(tmp_path).latest_step() == 3
