@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vlm3_jax import pretrained, tasks
-from vlm3_jax.answers.values import Depth, Match, RelativePose, Spread
+from vlm3_jax.answers.values import Depth, Match, RelativePose, Spread, check_kind
 from vlm3_jax.camera import AsIs, Camera, Focal, Resize, as_boxes, as_points, grid_points, normalize_points
 from vlm3_jax.errors import UserError
 from vlm3_jax.infer import spread as spreads
@@ -26,7 +26,6 @@ from vlm3_jax.processor.conversation import conversation_images, conversation_pr
 from vlm3_jax.processor.image import ImageLayout, image_layout
 from vlm3_jax.processor.photo import Photo, open_photo
 from vlm3_jax.records import ImageRef, View
-from vlm3_jax.records.dense import KINDS
 from vlm3_jax.tasks import correspondence, pose, protocol
 from vlm3_jax.tasks.objects_words import region
 from vlm3_jax.tasks.protocol import Protocol
@@ -178,6 +177,8 @@ class VLM3:
         """
         if spread and (dense is not False or self.protocol("depth").marker):
             raise UserError("spread: is told of points and grids only, by models that are asked by coordinates")
+        # Before what takes long.
+        check_kind(kind)
         photo, questions = self._depth_questions(image, camera, meant)
         size, made = (photo.camera.width, photo.camera.height), None
         if dense is not False:
@@ -198,8 +199,7 @@ class VLM3:
     def _depth_questions(self, image, camera, meant: str) -> tuple[Photo, PointQuestions]:
         asked = self.protocol("depth")
         layout, photo, unified = self._layout(image, camera, asked.resize)
-        if meant not in KINDS:
-            raise UserError(f"meant: {meant!r}; say what the model's lengths are: {' or '.join(KINDS)}")
+        check_kind(meant, "meant")
         return photo, PointQuestions(self._engine, layout, photo.camera, unified, asked, meant)
 
     def match(

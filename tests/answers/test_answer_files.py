@@ -11,6 +11,7 @@ from PIL import Image
 from vlm3_jax.answers import json_text, npz, png, table
 from vlm3_jax.answers.values import Depth, Spread, ray_lengths
 from vlm3_jax.camera import Camera
+from vlm3_jax.errors import UserError
 
 
 def test_json_of_depth(depth, photo):
@@ -119,7 +120,10 @@ def test_spread_is_told_everywhere(depth, photo):
 
 def test_what_there_is_not(depth):
     alone = dataclasses.replace(depth, dense=None)
-    with pytest.raises(ValueError, match="there is no dense map"):
+    with pytest.raises(UserError, match="there is no dense map"):
         alone.map_m()
-    with pytest.raises(ValueError, match="kind is 'depth'"):
+    # It would be z as much as anything.
+    with pytest.raises(UserError, match="kind: 'Distance' is unknown; choose z or distance"):
+        depth.map_m("Distance")
+    with pytest.raises(UserError, match="kind: 'depth' is unknown"):
         Depth(np.zeros((1, 2), int), np.ones(1), [""], Camera(1, 1, 1, 1, 2, 2), "given", "depth")

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 import vlm3_jax
+from vlm3_jax.answers import saving
 from vlm3_jax.commands import many
 from vlm3_jax.commands.photo_options import MODEL
+from vlm3_jax.errors import UserError
 from vlm3_jax.infer.spread import Calibration
 from vlm3_jax.processor.photo import open_photo
 
@@ -246,11 +248,16 @@ def test_mistakes(run, fails, images, tmp_path, monkeypatch):
     assert not pathlib.Path("x").exists()
 
 
-def test_the_same_in_python(model, images):
+def test_the_same_in_python(model, images, tmp_path):
     opened = vlm3_jax.load(model, max_new_tokens=3)
     found = opened.depth(images / "a.png", dense=60)
     assert found.map_m().shape == (48, 64)
     assert len(found.points_px) == len(found.answers) == len(found.distance_m)
     assert found.dense.questions <= 60
+    for words in ({"kind": "depth"}, {"meant": "depth"}):
+        with pytest.raises(UserError, match="'depth' is unknown; choose z or distance"):
+            opened.depth(images / "a.png", **words)
+    (path,) = saving.save(str(tmp_path / "new"), "a", ["npz"], saving.DEPTH, found, open_photo(images / "a.png"))
+    assert np.load(path)["depth"].shape == (48, 64)
     assert opened.match(images / "a.png", images / "a.png", grid=(2, 2)).points_px[0].tolist() == [16, 12]
     assert open_photo(images / "a.png", lambda width, height: [[9, 0, 5], [0, 9, 5], [0, 0, 1]]).camera.fx == 9

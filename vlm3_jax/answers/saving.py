@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from vlm3_jax import storage
 from vlm3_jax.answers import colmap_text, glb, json_text, npz, picture, ply, png
 from vlm3_jax.answers.values import Depth, Match, RelativePose
 from vlm3_jax.errors import UserError
@@ -50,12 +51,14 @@ def chosen(text: str, table: dict[str, Form], dense: bool = True) -> tuple[str, 
     return tuple(form for form in table if form in wanted)
 
 
-def save(folder: AnyPath, stem: str, forms: Sequence[str], table: dict[str, Form], answer, photo) -> list[AnyPath]:
+def save(
+    folder: str | AnyPath, stem: str, forms: Sequence[str], table: dict[str, Form], answer, photo
+) -> list[AnyPath]:
     """Writes `folder`/`stem`.* in these forms; the paths, in the order in which they were written.
 
     UserError if one cannot be written.
     """
-    paths = []
+    paths, folder = [], storage.path(folder)
     for form in forms:
         ending, encode = table[form]
         made, path = encode(answer, photo), folder / f"{stem}{ending}"

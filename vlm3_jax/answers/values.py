@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from vlm3_jax.camera import Camera
+from vlm3_jax.errors import UserError
 from vlm3_jax.records.dense import KINDS
 
 
@@ -57,8 +58,7 @@ class Depth:
     spread: Spread | None = None
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"kind is {self.kind!r}; choose one of {KINDS}")
+        check_kind(self.kind)
 
     @property
     def z_m(self) -> np.ndarray:
@@ -75,10 +75,10 @@ class Depth:
         return self.camera.rays(self.points_px) * self.z_m[:, None]
 
     def map_m(self, kind: str | None = None) -> np.ndarray:
-        """The dense map, float32 [H, W], metres of `kind` (None: the answer's own). ValueError without one."""
+        """The dense map, float32 [H, W], metres of `kind` (None: the answer's own). UserError without one."""
         if self.dense is None:
-            raise ValueError("there is no dense map; ask for one (dense=True)")
-        kind, distance = kind or self.kind, self.dense.distance_m
+            raise UserError("there is no dense map; ask for one (dense=True)")
+        kind, distance = check_kind(kind or self.kind), self.dense.distance_m
         return distance if kind == "distance" else (distance / ray_lengths(self.camera)).astype(np.float32)
 
 
@@ -129,6 +129,13 @@ class RelativePose:
         matrix[:3, :3] = self.rotation
         matrix[:3, 3] = self.direction * (self.distance_m if self.metric else 1.0)
         return matrix
+
+
+def check_kind(kind: str, name: str = "kind") -> str:
+    """What a length may be: "distance" to the camera centre or "z". UserError, which calls it `name`, for others."""
+    if kind not in KINDS:
+        raise UserError(f"{name}: {kind!r} is unknown; choose {' or '.join(KINDS)}")
+    return kind
 
 
 def ray_lengths(camera: Camera) -> np.ndarray:
