@@ -51,6 +51,8 @@ def switch_off(idea: str) -> None:
         engine.Drafts.plan = lambda self, *_: (None, engine.NO_LIMIT)
     elif idea == "chunks":
         beside._MOST_SCORES = {}
+    elif idea == "lanes":
+        engine._LANES = 1
     elif idea == "small":
         engine._FILL_TOKENS = {}
     elif idea == "last":

@@ -55,7 +55,8 @@ def test_programs_are_few(engine):
     made = {name: count - before[name] for name, count in compiled(engine).items()}
     # For 1 or 2 image sets a call: of patches, of prefix tokens, of places (4 questions of each) and of questions.
     most = 2 * max(-(-w // 8) * -(-h // 8) * 4 for w, h in rp.SIZES)
-    patches, prefixes = ({bucket(n, 32) for n in range(1, size)} for size in (most + 1, most // 4 + 30))
+    patches = {bucket(n, 32) for n in range(1, most + 1)}
+    prefixes = {bucket(n, 32, 8) for n in range(1, most // 4 + 30)}
     places, lengths = {bucket(n, 1) for n in range(1, 9)}, 4
     assert made["see"] <= 2 * len(patches)
     assert made["read"] <= 2 * len(patches) * len(prefixes)

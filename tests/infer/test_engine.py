@@ -13,6 +13,7 @@ from vlm3_jax.checkpoint import hf
 from vlm3_jax.cli import main
 from vlm3_jax.infer.buckets import bucket
 from vlm3_jax.infer.engine import Engine
+from vlm3_jax.infer.lanes import side_by_side
 from vlm3_jax.processor.chat import ChatFormat
 from vlm3_jax.processor.image import VisionSpec, image_layout
 from vlm3_jax.records import View, encode_image
@@ -107,6 +108,20 @@ def test_a_question_alone_gets_the_same_answer(make, layouts, greedy, together):
         for their, one, other in zip(row, mine, shared, strict=True):
             their.agrees(one)
             assert one == other or min(their.gaps) < 1e-4
+
+
+def test_lanes_change_no_answer(make, layouts, greedy, together, monkeypatch):
+    """Sixteen questions or two, in two lanes of which each has every other one; the calls say how many there are."""
+    monkeypatch.setattr("vlm3_jax.infer.engine._FOR_LANES", 2)
+    lanes = []
+    monkeypatch.setattr("vlm3_jax.infer.engine.side_by_side", lambda of: lanes.append(len(of)) or side_by_side(of))
+    for sizes in ({"image_sets": 4, "questions": 4}, {"image_sets": 1, "questions": 2}):
+        found = make((NEVER,), **sizes).answer(layouts, QUESTIONS)
+        for row, mine, shared in zip(greedy, found, together, strict=True):
+            for their, one, other in zip(row, mine, shared, strict=True):
+                their.agrees(one)
+                assert one == other or min(their.gaps) < 1e-4
+    assert set(lanes) == {2}
 
 
 def test_a_stop_token_ends_an_answer(make, layouts, greedy):

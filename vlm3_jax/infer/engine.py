@@ -6,6 +6,8 @@ only.
 """
 
 import dataclasses
+import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from vlm3_jax.infer.buckets import bucket
 from vlm3_jax.infer.decode import BROKEN, Context, Until, programs
 from vlm3_jax.infer.drafts import NO_LIMIT, Drafts
 from vlm3_jax.infer.kept import Kept
+from vlm3_jax.infer.lanes import side_by_side
 from vlm3_jax.infer.places import Places, Seated, Written
 from vlm3_jax.infer.prefix import content, prefix_batch, with_shared_head
 from vlm3_jax.infer.sampling import GREEDY, Draw, Sampling, identity
@@ -34,6 +37,8 @@ FIRST_ROOM = 64
 # Tokens of questions that go through the model at once: more are faster until they no longer fit a CPU's cache.
 _FILL_TOKENS = {"cpu": 1024}
 _FILL_ELSEWHERE = 8192
+# On a CPU the questions of a call are answered in so many lanes, if they have so many places.
+_LANES, _FOR_LANES = 2, 32
 # The questions' own caches take at most so much.
 _MOST_BYTES = 1 << 31
 
@@ -79,7 +84,8 @@ class Engine:
         shape = {} if self.mesh is None else self.mesh.shape
         self._spread = self.mesh is not None and self.image_sets % (shape["replica"] * shape["fsdp"]) == 0
         self._programs = programs(self.cfg, self.dtype, self.mesh, self._spread)
-        self._kept, self._drafts = Kept(self.keep_bytes), Drafts()
+        self._kept, self._drafts = Kept(self.keep_bytes), [Drafts() for _ in range(_LANES)]
+        self._compiling = threading.Lock()
 
     def answer(
         self,
@@ -151,30 +157,54 @@ class Engine:
         """Yields (number of the prompt, of its question, token ids with the stop token) as they are ready."""
         identities = None if sampling.greedy else _identities(prompts, patches)
         prompts = [with_shared_head(prompt) for prompt in prompts]
-        lengths = [[len(tokens) for tokens in prompt.suffix_tokens] for prompt in prompts]
-        longest = bucket(max(map(max, lengths)), 8, 8)
         context = self._context(prompts, patches, call.rows)
+        # The same for all lanes, so that they share their programs.
+        longest = bucket(max(len(tokens) for prompt in prompts for tokens in prompt.suffix_tokens), 8, 8)
+        lanes = self._lanes(call)
+        call = call._replace(places=-(-call.places // lanes))
+
+        def lane(i: int):
+            # Whose questions are whose is settled here, and not by the clock: so answers come out the same every time.
+            own = [_only(prompt, range(i, len(prompt.suffix_tokens), lanes)) for prompt in prompts]
+            drawn = identities and [of_prompt[i::lanes] for of_prompt in identities]
+            drafts = self._drafts[i] if self.keep_bytes else Drafts()
+            for b, q, row in self._lane(own, context, call, longest, sampling, drawn, drafts):
+                yield b, i + q * lanes, row
+
+        return side_by_side([lane(i) for i in range(lanes)])
+
+    def _lanes(self, call: Call) -> int:
+        """In how many lanes the questions of a call are answered."""
+        idle = self.mesh is None and jax.default_backend() == "cpu" and (os.cpu_count() or 1) >= _LANES
+        return _LANES if idle and call.rows * call.places >= _FOR_LANES and call.places >= _LANES else 1
+
+    def _lane(self, prompts: list[Prompt], context: Context, call: Call, longest: int, sampling, identities, drafts):
+        """As `_call`, one question after the other taking a place; `longest` tokens of a question at most."""
+        lengths = [[len(tokens) for tokens in prompt.suffix_tokens] for prompt in prompts]
         room = min(FIRST_ROOM, self.max_new_tokens)
         run, stops = self._programs, np.array(self.chat.stop_ids, np.int32)
         drawn = identities is not None
-        state = run.open(context, places=call.places, columns=longest + room, room=room, drawn=drawn)
+        # Calls return before their work is done, except when they compile: that once, and not in each lane.
+        with self._compiling:
+            state = run.open(context, places=call.places, columns=longest + room, room=room, drawn=drawn)
         places = Places(lengths, call.rows, call.places)
         at_once = _FILL_TOKENS.get(jax.default_backend(), _FILL_ELSEWHERE) // (call.rows * longest)
         at_once = min(call.places, max(1, at_once))
-        drafts = self._drafts if self.keep_bytes else Drafts()
         while not places.empty:
             while (called := places.seat(at_once)) is not None:
                 asked = self._asked(prompts, called, longest)
                 draw = _draw(sampling, identities, called)
-                state = run.fill(self.params, context, state, *asked, self.max_new_tokens, stops, draw)
+                with self._compiling:
+                    state = run.fill(self.params, context, state, *asked, self.max_new_tokens, stops, draw)
             before = Written.of(state)
             draft, steps = (None, NO_LIMIT) if drawn else drafts.plan(before, jax.default_backend())
             wake = max(1, min(at_once, call.places // 4)) * int(places.waiting.sum()) or NO_LIMIT
             until = Until(self.max_new_tokens, wake, places.waiting, steps)
-            if draft is None:
-                state = run.proceed(self.params, context, state, until, stops, _draw(sampling))
-            else:
-                state = run.verify(self.params, context, state, self._put(draft), until, stops)
+            with self._compiling:
+                if draft is None:
+                    state = run.proceed(self.params, context, state, until, stops, _draw(sampling))
+                else:
+                    state = run.verify(self.params, context, state, self._put(draft), until, stops)
             written = self._finite(Written.of(state))
             if draft is not None:
                 drafts.judge(draft, before, written)
@@ -185,7 +215,8 @@ class Engine:
                 yield b, question, answer
             if (written.count >= room)[~written.done].any():
                 room = min(2 * room, self.max_new_tokens)
-                state = run.grow(state, room=room)
+                with self._compiling:
+                    state = run.grow(state, room=room)
 
     def _finite(self, written: Written) -> Written:
         if (written.tokens == BROKEN).any():

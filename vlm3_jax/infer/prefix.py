@@ -42,7 +42,7 @@ def prefix_batch(
     """What the vision tower and what the decoder reads of the prefixes, and start int32 [B]; B = `rows`, some empty."""
     unit = spec.merge_size**2
     budget = RowBudget(
-        tokens=bucket(max(len(p.prefix_tokens) for p in prompts), 32),
+        tokens=bucket(max(len(p.prefix_tokens) for p in prompts), 32, 8),
         patches=bucket(max(sum(layout.n_patches for layout in p.images) for p in prompts), 8 * unit),
         targets=1,
     )
