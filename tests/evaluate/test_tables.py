@@ -10,6 +10,7 @@ import rich.console
 from bench_toys import Knows, depth_record, frozen, object_record, pair_record, questions
 from test_benchmarks import QUALITATIVE, QUANTITATIVE
 
+from vlm3_jax import cli
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate import manifest, outputs, published, scoring, tables
 from vlm3_jax.evaluate.benchmarks import BENCHMARKS, Asked
@@ -155,6 +156,18 @@ def test_models_that_are_asked_in_other_words_are_compared_item_by_item(built, t
     outputs.write_bench(tmp_path / "b" / "ibims1", found)
     with pytest.raises(UserError, match="asked by two manifests of ibims1"):
         scoring.before_after(a, scoring.read_cells(tmp_path / "b"))
+
+
+def test_a_difference_of_a_part_says_of_how_many_questions_and_nothing_is_written(built, tmp_path, capsys):
+    run(tmp_path / "a", ["ibims1"], built, limit=1)
+    run(tmp_path / "b", ["ibims1"], built)
+    kept = {path: path.stat().st_mtime_ns for name in "ab" for path in (tmp_path / name).rglob("*")}
+    assert cli.main(["report", *(str(tmp_path / name) for name in "ab"), f"--out={tmp_path}/page/report.html"]) == 0
+    assert "ibims1: b - a is over the 100 questions that both answered" in capsys.readouterr().out
+    assert "100 questions in common" in (tmp_path / "page/report.html").read_text()
+    assert {path: path.stat().st_mtime_ns for name in "ab" for path in (tmp_path / name).rglob("*")} == kept
+    assert cli.main(["report", str(tmp_path / "a"), str(tmp_path / "a"), f"--out={tmp_path}/page/report.html"]) == 2
+    assert "a: given twice; a run is not compared with itself" in capsys.readouterr().err
 
 
 def test_a_folder_holds_the_answers_of_one_model(tmp_path):

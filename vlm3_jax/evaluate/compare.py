@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm3_jax import storage
+from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate import outputs, scoring, tables
 from vlm3_jax.evaluate.results import Results, arrow, interval
 from vlm3_jax.evaluate.scoring import Cell
@@ -12,24 +13,30 @@ from vlm3_jax.evaluate.scoring import Cell
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Compared:
-    """The last of the runs is the subject; `gains`: subject - other by other's label, then by (component, task)."""
+    """The last of the runs is the subject; `gains`: subject - other by other's label, then by (component, task).
+
+    `common`: of how many questions a gain is, where either run has answered others too.
+    """
 
     cells: Mapping[str, list[Cell]]
     results: Mapping[str, Results]
     gains: Mapping[str, Mapping[tuple[str, str], tuple[float, float, float]]]
     tables: tables.Tables
+    common: Mapping[str, Mapping[tuple[str, str], int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, runs: Mapping[str, storage.AnyPath]) -> "Compared":
-        """Of output folders by label; their answers are scored anew. UserError if one has none."""
+        """Of output folders by label; their answers are scored anew, and nothing is written there.
+
+        UserError if one has no answers.
+        """
         cells = {label: scoring.read_cells(folder) for label, folder in runs.items()}
         results = {label: scoring.score(found) for label, found in cells.items()}
-        for label, folder in runs.items():
-            results[label].save(folder)
         subject = list(runs)[-1]
         gains = {other: scoring.before_after(cells[other], cells[subject]) for other in runs if other != subject}
+        common = {other: scoring.in_common(cells[other], cells[subject]) for other in gains}
         owns = [tables.Own.of(label, results[label], folder) for label, folder in runs.items()]
-        return cls(cells, results, gains, tables.of([own for own in owns if own.found]))
+        return cls(cells, results, gains, tables.of([own for own in owns if own.found]), common)
 
     @property
     def subject(self) -> str:
@@ -55,7 +62,12 @@ class Compared:
             scores = [interval(*row["scores"][label]) if label in row["scores"] else "–" for label in self.cells]
             gains = [interval(*row["gains"][one], sign="+") if one in row["gains"] else "–" for one in self.gains]
             table.add_row(name, *scores, *gains)
-        return rich.console.Group(self.tables.rich(), table)
+        notes = [
+            f"  {component}: {self.subject} - {other} is over the {count:,} questions that both answered"
+            for other, counts in self.common.items()
+            for (component, _), count in counts.items()
+        ]
+        return rich.console.Group(self.tables.rich(), table, *notes)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a component and task of any run, JSON-able."""
@@ -85,7 +97,13 @@ class Compared:
 
 
 def labels(folders: list[storage.AnyPath]) -> list[str]:
-    """What runs are called: who gave the answers where folders tell and that is clear, else the folders' names."""
+    """What runs are called: who gave the answers where folders tell and that is clear, else the folders' names.
+
+    UserError for a folder that is there twice.
+    """
+    for number, folder in enumerate(folders):
+        if folder.absolute() in [other.absolute() for other in folders[:number]]:
+            raise UserError(f"{folder}: given twice; a run is not compared with itself")
     told = [outputs.answers_by(folder) for folder in folders]
     names = [folder.absolute().name for folder in folders]
     for found in (told, names):

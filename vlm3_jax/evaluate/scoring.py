@@ -115,8 +115,25 @@ def before_after(before: Sequence[Cell], after: Sequence[Cell]) -> dict[tuple[st
     Questions of a benchmark are the same by their ids, however the models were asked. UserError if these are of two
     manifests.
     """
+    return {
+        key: statistics.paired_difference(own.scores[common], theirs, [own.records[i] for i in common])
+        for key, own, common, theirs in _matched(before, after)
+    }
+
+
+def in_common(before: Sequence[Cell], after: Sequence[Cell]) -> dict[tuple[str, str], int]:
+    """How many questions both runs answered, by (component, task), where either has answered others too."""
+    asked = {(cell.component, cell.task.name): len(cell.model.rows) for cell in before}
+    return {
+        key: len(common)
+        for key, own, common, _ in _matched(before, after)
+        if not len(own.rows) == len(common) == asked[key]
+    }
+
+
+def _matched(before: Sequence[Cell], after: Sequence[Cell]):
+    """(component, task), the answers after, the numbers of those that both gave, and the scores of these before."""
     earlier = {(cell.component, cell.task.name): cell for cell in before}
-    gains = {}
     for cell in after:
         key, own = (cell.component, cell.task.name), cell.model
         if key in earlier:
@@ -129,10 +146,7 @@ def before_after(before: Sequence[Cell], after: Sequence[Cell]) -> dict[tuple[st
             name = _id if cell.manifest else _question
             theirs = dict(zip(map(name, other.model.rows), other.model.scores, strict=True))
             common = [i for i, row in enumerate(own.rows) if name(row) in theirs]
-            scores = [theirs[name(own.rows[i])] for i in common]
-            records = [own.records[i] for i in common]
-            gains[key] = statistics.paired_difference(own.scores[common], scores, records)
-    return gains
+            yield key, own, common, [theirs[name(own.rows[i])] for i in common]
 
 
 def _question(row: dict[str, Any]) -> tuple[str, str]:

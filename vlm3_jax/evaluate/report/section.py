@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from vlm3_jax import storage
@@ -10,7 +9,7 @@ from vlm3_jax.evaluate import published
 from vlm3_jax.evaluate.compare import Compared
 from vlm3_jax.evaluate.report import charts, groups, panels
 from vlm3_jax.evaluate.report.album import Album
-from vlm3_jax.evaluate.results import Entry, Results, Score, arrow, interval
+from vlm3_jax.evaluate.results import Entry, Score, arrow, interval
 from vlm3_jax.evaluate.scoring import Cell
 from vlm3_jax.evaluate.swap import SWAPPED
 from vlm3_jax.tasks import TASKS
@@ -45,7 +44,7 @@ def of_task(task: str, compared: Compared, folder: storage.AnyPath, album: Album
         "benchmarks": [
             (block.title, block.cells(), (*block.details, *block.notes), len(block.lines)) for block in blocks
         ],
-        "entries": [_entry(entry, _score_rows(entry, results, subject, compared.gains), album) for entry in entries],
+        "entries": [_entry(entry, _score_rows(entry, compared), album) for entry in entries],
         "depths": [_by_depth(cell, compared, album) for cell in cells if task == "depth"],
         "scenes": [found for cell in cells if (found := _by_scene(cell, album))],
         "spreads": [found for cell in cells if task == "depth" and (found := _reliability(cell, album))],
@@ -57,16 +56,16 @@ def of_task(task: str, compared: Compared, folder: storage.AnyPath, album: Album
     }
 
 
-def _score_rows(entry: Entry, results: Mapping[str, Results], label: str, gains) -> list[tuple[str, str, Score]]:
+def _score_rows(entry: Entry, compared: Compared) -> list[tuple[str, str, Score]]:
     """(name, meaning, score): the subject, the other runs' models, then the subject's variants and references."""
-    rows = [(label, _MEANING["model"], entry.scores["model"])]
-    for other, gain in gains.items():
-        theirs = results[other].entry(entry.component, entry.task)
+    rows = [(compared.subject, _MEANING["model"], entry.scores["model"])]
+    key = entry.component, entry.task
+    for other, gain in compared.gains.items():
+        theirs = compared.results[other].entry(*key)
         if theirs is not None:
-            score = theirs.scores["model"]
-            rows.append(
-                (other, _MEANING["model"], dataclasses.replace(score, gain=gain.get((entry.component, entry.task))))
-            )
+            common = compared.common.get(other, {}).get(key)
+            meaning = _MEANING["model"] if common is None else f"{_MEANING['model']}; {common:,} questions in common"
+            rows.append((other, meaning, dataclasses.replace(theirs.scores["model"], gain=gain.get(key))))
     rows += [(name, _MEANING.get(name, ""), score) for name, score in entry.scores.items() if name != "model"]
     return rows
 
