@@ -419,7 +419,7 @@ def frozen_answers(found):
 
     for number in range(len(found)):
         row = found[number]
-        for place, example in enumerate(_examples(row, "release")):
+        for place, example in enumerate(_examples(row)):
             yield f"eth3d_pose/{row.id}/{place}", example
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate import freeze, manifest, outputs, tables
 from vlm3_jax.evaluate.benchmarks import BENCHMARKS, Asked
 from vlm3_jax.evaluate.foreign.score import Options, find_manifest, score
+from vlm3_jax.evaluate.report.page import write_report
 from vlm3_jax.evaluate.scoring import read_cells
 from vlm3_jax.files import read_json
+from vlm3_jax.tasks import protocol
 
 IBIMS, POSE, NYU = (Asked(BENCHMARKS[name]) for name in ("ibims1", "eth3d_pose", "nyuv2"))
 TAWB = Asked(dataclasses.replace(BENCHMARKS["tawb_matches"], total=300))
@@ -241,3 +244,58 @@ def test_one_image_has_no_interval(depth, tmp_path):
     assert block.own[0].intervals == (None,) * len(block.columns)
     (cell,) = read_cells(tmp_path / "out")
     assert len(set(cell.model.records)) == 1
+
+
+def test_a_name_that_is_no_text_ends_nothing(depth, tmp_path):
+    """As a shell gives it to a program under a locale of another encoding."""
+    name = b"M\xc3\xb6dell".decode("ascii", "surrogateescape")
+    score(depth, maps(tmp_path / "maps"), Options(kind="z"), tmp_path / "out", name)
+    assert "M\\udcc3\\udcb6dell" in (tmp_path / "out/benchmarks.md").read_text()
+    assert "M??dell" in write_report(tmp_path / "r.html", {name: tmp_path / "out"}).read_text()
+
+
+def test_matches_are_read_in_the_range_that_the_model_was_asked_in(pairs, tiny_model, tmp_path, monkeypatch, capsys):
+    """Texts have no range of their own: what `--questions --model` has asked in 0 to 10 is no answer in 0 to 1000."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    protocol.write(model, {"correspondence": protocol.given("correspondence", "short", coord_range=10)})
+    folder = tmp_path / "data" / TAWB.benchmark.where
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(pairs)
+    monkeypatch.setenv("VLM3_DATA", str(tmp_path / "data"))
+    asked = ["eval", "--bench=tawb_matches", "--questions", f"--model={model}", f"--out={tmp_path / 'asked'}"]
+    assert cli.main(asked) == 0
+    assert f"of matches and objects with --wording={model}" in capsys.readouterr().out
+    found, rows = manifest.read(TAWB), []
+    for number in range(len(found)):
+        share = np.asarray(found[number].record.matches.points1_px) / (80, 60)
+        rows += [
+            {"id": f"{found[number].id}/{k}", "prediction": f"{x:.0f},{y:.0f}"} for k, (x, y) in enumerate(share * 10)
+        ]
+    answers = write_rows(tmp_path / "a.jsonl", rows)
+    epe = {}
+    for wording in ("release", "short", str(model)):
+        assert cli.main(["score", "correspondence", answers, "tawb_matches", f"--wording={wording}"]) == 0
+        epe[wording] = json.loads(capsys.readouterr().out)["epe"]
+    # Half a cell of ten is 28 px of 560, and 21 of 420.
+    assert epe[str(model)] < 35
+    assert min(epe["release"], epe["short"]) > 200
+    assert cli.main(["score", "correspondence", answers, "tawb_matches", "--wording=shrot"]) == 2
+    assert "shrot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config=demo", "--records=3"], "--records=3: is of --bench only; give --config.eval.records"),
+        (["--config=demo", "--labels=3"], "--labels=3: is of --bench only"),
+        (["--config=demo", "--rules=depthlm"], "--rules=depthlm: is of --bench only"),
+        (
+            ["--bench=pose", "--rules=depthlm", "--out=x"],
+            "--bench=pose: DepthLM's labels are depths, these are of pose",
+        ),
+    ],
+)
+def test_options_of_benchmarks_are_refused_elsewhere(words, message, capsys):
+    assert cli.main(["eval", *words]) == 2
+    assert capsys.readouterr().err == f"vlm3 eval: {message}\n"

@@ -57,6 +57,11 @@ def _eval(args, fields) -> None:
 
     if not (args.config or args.bench):
         raise UserError("--config: missing; give a config with held-out data, or --bench and --model")
+    if not args.bench:
+        for option in ("records", "labels", "rules"):
+            if (value := getattr(args, option)) not in (None, "metres"):
+                instead = "; give --config.eval.records" if option == "records" else ""
+                raise UserError(f"--{option}={value}: is of --bench only{instead}")
     if args.questions:
         _hand_out(args)
         return
@@ -104,6 +109,8 @@ def _hand_out(args) -> None:
     counts, missing = hand_out(_asked(args), args.out, args.records, args.labels, protocols, args.questions == "lmms")
     for name, count in counts.items():
         print(f"{args.out}/{name}/questions.jsonl: {count:,} questions")
+    if protocols and counts:
+        print(f"their answers: vlm3 score TASK ANSWERS NAME; of matches and objects with --wording={args.model}")
     if args.questions == "lmms" and counts:
         print(f"tasks of lmms-eval: lmms-eval --include_path={args.out} --tasks=vlm3 --model=...")
     for name, why in missing.items():

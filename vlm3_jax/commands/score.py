@@ -67,7 +67,10 @@ def _add_own(sub, task: str) -> None:
         sub.add_argument("--metric", action="store_true", help="lengths are metres: score the distance too")
     else:
         sub.add_argument(
-            "--wording", choices=("release", "paper", "short"), help="texts: whose range of coordinates was asked in"
+            "--wording",
+            default="release",
+            metavar="release|paper|short|MODEL",
+            help="texts: in whose range of coordinates was asked; MODEL: as `vlm3 eval --questions --model=MODEL` asks",
         )
 
 
@@ -82,12 +85,22 @@ def _score(args, _) -> None:
                 raise UserError(f"--{option}: {args.targets} is no manifest, only with one")
         print(json.dumps(score_files(args.task, args.answers, args.targets, args.rules), indent=2))
         return
-    options = foreign.Options(
-        args.kind or "", args.scale, args.pose or "", args.metric, args.wording or "release", args.rules
-    )
+    protocol = _protocol(args.wording, args.task)
+    options = foreign.Options(args.kind or "", args.scale, args.pose or "", args.metric, protocol, args.rules)
     out = storage.path(args.out) if args.out else None
     print(json.dumps(foreign.score(found, args.answers, options, out, args.name), indent=2))
     if out is not None:
         from vlm3_jax.evaluate import tables
 
         arguments.wide_console().print(tables.read(out).rich())
+
+
+def _protocol(wording: str, task: str):
+    """How a wording, or a model, asks."""
+    from vlm3_jax.tasks.protocol import NAMED, RELEASE
+
+    if wording in NAMED:
+        return NAMED[wording][task]
+    from vlm3_jax import pretrained
+
+    return pretrained.open(wording).protocols.get(task) or RELEASE[task]

@@ -328,6 +328,8 @@ def find(names: Sequence[str], rules: str = "metres") -> list[Asked]:
         group = [one for one in BENCHMARKS.values() if one.published and base in (one.task, "all")]
         if own == "depthlm":
             group = [one for one in group if one.task == "depth"]
+            if base in GROUPS and not group:
+                raise UserError(f"--bench={name}: DepthLM's labels are depths, these are of {base}")
         found = [BENCHMARKS[base]] if base in BENCHMARKS else group if base in GROUPS else []
         if not found:
             known = ", ".join((*GROUPS, *BENCHMARKS))

@@ -243,7 +243,8 @@ def write(out: storage.AnyPath, missing: Mapping[str, str] = {}) -> Tables:
     """The tables of an output folder, also as benchmarks.json and benchmarks.md in it."""
     found = read(out, missing)
     write_text(out / f"{FILE}.json", json.dumps(found.to_json(), indent=1) + "\n")
-    write_text(out / f"{FILE}.md", found.markdown())
+    # A name from the command line need not be text.
+    write_text(out / f"{FILE}.md", found.markdown(), errors="backslashreplace")
     return found
 
 

@@ -7,8 +7,9 @@ about it, so that they stand in the same tables and are compared item by item.
 import dataclasses
 import json
 import pathlib
+import typing
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from vlm3_jax import records, storage, tasks
 from vlm3_jax.camera import AsIs
@@ -24,10 +25,10 @@ from vlm3_jax.evaluate.manifest import Manifest
 from vlm3_jax.evaluate.predictions import FILE
 from vlm3_jax.evaluate.scoring import Answers, rescore
 from vlm3_jax.files import Fields, write_text
-from vlm3_jax.tasks.protocol import NAMED, RELEASE
+from vlm3_jax.tasks.protocol import RELEASE, Protocol
 
 
-class Source(Protocol):
+class Source(typing.Protocol):
     """Who gives the answers."""
 
     def answers(self, row: manifest.Row, examples: list) -> list | None:
@@ -36,15 +37,15 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the files do not tell. `kind`, `scale`: of depth maps; `pose`, `metric`: of poses; `wording`, `rules`: of
-    texts, how they were asked and how they are read.
+    """What the files do not tell. `kind`, `scale`: of depth maps; `pose`, `metric`: of poses; `protocol`, `rules`: of
+    texts, how they were asked (None: as the release asks) and how they are read.
     """
 
     kind: str = ""
     scale: float | None = None
     pose: str = ""
     metric: bool = False
-    wording: str = "release"
+    protocol: Protocol | None = None
     rules: str = "vlm3"
 
 
@@ -168,7 +169,7 @@ def _rows(found: Manifest, source: Source, options: Options) -> tuple[list[dict[
     missing, rows = 0, []
     for number in range(len(found)):
         row = found[number]
-        asked = _examples(row, options.wording)
+        asked = _examples(row, options.protocol)
         given = source.answers(row, asked)
         missing += given is None
         spreads = source.spreads(row, len(asked)) if isinstance(source, Rows) else [None] * len(asked)
@@ -177,9 +178,9 @@ def _rows(found: Manifest, source: Source, options: Options) -> tuple[list[dict[
     return rows, missing
 
 
-def _examples(row: manifest.Row, wording: str) -> list:
+def _examples(row: manifest.Row, protocol: Protocol | None = None) -> list:
     """The questions with coordinates of the stored images: others were shown these at sizes of their own."""
-    protocol = dataclasses.replace(NAMED.get(wording, RELEASE)[row.task], resize=AsIs())
+    protocol = dataclasses.replace(protocol or RELEASE[row.task], resize=AsIs())
     return examples(row, records.unify(row.record, protocol.resize), protocol)
 
 

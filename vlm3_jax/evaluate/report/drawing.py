@@ -60,8 +60,8 @@ def cycle(things) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Dollar signs would switch matplotlib to formulas."""
-    return text.replace("$", r"\$")
+    """Dollar signs would switch matplotlib to formulas, and half of a surrogate pair ends it."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")
 
 
 def encode(figure, photo: bool = False) -> bytes:
