@@ -46,11 +46,12 @@ NAMES = ("depth-view.png", "depth.npz", "depth.ply", "depth.glb", "depth.json")
 
 
 def test_dense_depth_of_a_photo(run, images, tmp_path):
-    code, _, err = run("depth", images / "a.png", "--dense=60", "--kind=z", "--fov=70", "--out", tmp_path, *SHORT)
+    code, _, err = run("depth", images / "a.png", "--dense=201", "--kind=z", "--fov=70", "--out", tmp_path, *SHORT)
     assert code == 0
     assert "(given)" in err
     tree = json.loads((tmp_path / "a.depth.json").read_text())
-    assert tree["questions"] <= 60
+    assert "asking 201 questions at most\n" in err
+    assert tree["questions"] <= 201
     assert tree["kind"] == "z"
     with Image.open(tmp_path / "a.depth.png") as image:
         assert image.size == (64, 48)
@@ -233,7 +234,7 @@ def test_mistakes(run, fails, images, tmp_path, monkeypatch):
         (["depth", a, "--out", a], f"--out={a}: is a file; give a folder"),
         (["depth", images], "--out: missing; give a folder for the answers about many images"),
         (["depth", tmp_path / "empty"], f"{tmp_path / 'empty'}: no images (.jpg, .jpeg, .png, .webp, .heic, .heif)"),
-        (["depth", a, images, "--out=x"], "a.png: two of the images have this name; give their folder"),
+        (["depth", a, images, "--out=x"], "a.png: two of the images have this name, "),
         (["depth", a, "--fps=0"], "--fps=0: give frames a second, above 0"),
         (["depth", tmp_path / "none.jpg"], f"{tmp_path / 'none.jpg'}: cannot be read as an image (No such file"),
         (["match", a, tmp_path / "none.jpg", "--fx=80"], ""),

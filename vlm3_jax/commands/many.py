@@ -66,7 +66,11 @@ def find(paths: Iterable[str], out: AnyPath | None) -> list[Source]:
     stems = [name if times[stem] > 1 else stem for stem, (_, name) in zip(stems, found)]
     times = collections.Counter(stems)
     if twice := next((stem for stem in stems if times[stem] > 1), None):
-        raise UserError(f"{twice}: two of the images have this name; give their folder, or ask about one at a time")
+        first, second, *_ = (path for (path, _), stem in zip(found, stems) if stem == twice)
+        raise UserError(
+            f"{twice}: two of the images have this name, {first} and {second}; give the folder above them, or ask "
+            "about one at a time"
+        )
     return [Source(path, stem) for (path, _), stem in zip(found, stems)]
 
 
@@ -157,7 +161,7 @@ def _answered(answer, photo: Photo, several: bool, tally: Tally) -> tuple | None
     except UserError as error:
         if not several:
             raise
-        _left_out(tally, f"{photo.name}: {error}")
+        _left_out(tally, photo.name, error)
         return None
 
 
@@ -188,17 +192,19 @@ def _photos(sources, out, last, camera, per_second, tally) -> Iterator[tuple[str
                     photo = open_photo(pixels, _camera_of(source.path, camera))
                     yield stem, dataclasses.replace(photo, name=f"{source.path}, frame {number}")
         except BadRecord as error:
-            _left_out(tally, f"{source.path}: {error}" if str(source.path) not in str(error) else str(error))
+            _left_out(tally, str(source.path), error)
             yield source.stem, None
         except UserError as error:
             # One damaged file of many does not stop the rest; alone it is the error.
             if len(sources) == 1:
                 raise
-            _left_out(tally, str(error))
+            _left_out(tally, str(source.path), error)
             yield source.stem, None
 
 
-def _left_out(tally: Tally, why: str) -> None:
+def _left_out(tally: Tally, name: str, error: UserError) -> None:
+    """Counts an image and tells why; `name` is what it is called, if the error does not say it."""
+    why = str(error) if name in str(error) else f"{name}: {error}"
     tally.bad.append(why)
     print(f"left out: {' '.join(why.split())}", file=sys.stderr)
 

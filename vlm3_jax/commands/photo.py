@@ -8,11 +8,13 @@ from vlm3_jax import storage
 from vlm3_jax.commands import arguments
 from vlm3_jax.commands import photo_options as options
 from vlm3_jax.errors import UserError
-from vlm3_jax.files import read_json
+from vlm3_jax.files import read_json, writing
 from vlm3_jax.records.dense import KINDS
 from vlm3_jax.tasks import TASKS
 
 QUESTIONS = 1024
+# So many questions take long enough to be told before.
+LONG = 200
 # Answers to other ones of these do not go into one folder.
 SETTINGS = ("camera", "fov", "fx", "dense", "kind", "meant", "spread", "fps", "dtype", "max_new_tokens")
 
@@ -128,6 +130,11 @@ def _depth_of_one(args, source, out, camera, wanted, settings, forms) -> None:
     model = options.load_model(args)
     if out is not None:
         many.compare(out, settings | {"model": model.fingerprint()})
+        # Asking takes long: where nothing can be written is told before.
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+    if (most := _most_questions(wanted)) >= LONG:
+        print(f"asking {most:,} questions{'' if args.dense is None else ' at most'}", file=sys.stderr)
     start = time.perf_counter()
     found = model.depth(photo, **wanted)
     seconds = time.perf_counter() - start
@@ -159,6 +166,11 @@ def _depth_of_many(args, sources, out, camera, wanted, settings, forms) -> None:
         print(line, file=sys.stderr) if line else None
     print(out)
     many.check(tally)
+
+
+def _most_questions(wanted: dict) -> int:
+    points, (columns, rows) = wanted.get("points", ()), wanted.get("grid", (0, 0))
+    return wanted.get("dense", False) or len(points) + columns * rows
 
 
 def _questions(found) -> int:
@@ -271,6 +283,8 @@ def _ask(args, _) -> None:
         shown = "shown as it is: lengths in metres mean little without the model's resize rule, see --task"
     for photo in photos:
         print(f"{photo}; {shown}", file=sys.stderr)
+    if line := options.one_for_all(args, [(photo.camera.width, photo.camera.height) for photo in photos]):
+        print(line, file=sys.stderr)
     given = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k", "seed")}
     sampled = any(value is not None for value in given.values())
     sampling = model.sampling(**given) if sampled else None
