@@ -96,6 +96,10 @@ class VLM3:
         """What tells this model's files from those of another."""
         return self._model.fingerprint()
 
+    def calibration(self) -> Calibration | None:
+        """What makes intervals of the spread of this model's depths; None if it was not calibrated."""
+        return Calibration.read(self._folder)
+
     def protocol(self, task: str) -> Protocol:
         """How this model is asked about a task."""
         if task not in self.protocols:
@@ -192,9 +196,7 @@ class VLM3:
 
     def _spread(self, questions: PointQuestions, points, answers: list[str]) -> Spread:
         numbers = explore(self._engine, questions.layout, questions.questions(points), answers)
-        return spreads.spread(
-            numbers, questions.distances(points, np.ones(len(points))), Calibration.read(self._folder)
-        )
+        return spreads.spread(numbers, questions.distances(points, np.ones(len(points))), self.calibration())
 
     def _depth_questions(self, image, camera, meant: str) -> tuple[Photo, PointQuestions]:
         asked = self.protocol("depth")

@@ -18,6 +18,7 @@ from vlm3_jax.answers.values import Depth
 from vlm3_jax.commands import many
 from vlm3_jax.commands.photo_options import MODEL
 from vlm3_jax.errors import UserError
+from vlm3_jax.infer.spread import Calibration
 from vlm3_jax.processor.photo import open_photo
 
 SHORT = ["--max-new-tokens=3"]
@@ -71,6 +72,22 @@ def test_a_folder_of_answers_belongs_to_one_command(run, folder, tmp_path):
     assert err.endswith(
         f"{tmp_path / 'other'}: holds answers of another command (a.depth.json); choose another --out\n"
     )
+
+
+def test_a_new_calibration_makes_other_answers(run, model, folder, tmp_path):
+    """Of points without spread it has no say."""
+    model = shutil.copytree(model, tmp_path / "model")
+    plain = ("depth", folder, "--model", model, "--out", tmp_path / "out", *GRID)
+    command = ("depth", folder, "--model", model, "--out", tmp_path / "spread", "--spread", *GRID)
+    _, _, err = run(*plain)
+    assert "no interval" not in err
+    _, _, err = run(*command)
+    assert "no interval: the spread of this model is not calibrated, see vlm3 calibrate\n" in err
+    Calibration((0.5, 0.9), (1.0, 2.0), 100, "a set").write(model)
+    assert run(*plain)[0] == 0
+    code, _, err = run(*command)
+    assert code == 2
+    assert "spread: holds answers of another command, calibration=None (now {'levels': [0.5, 0.9]" in err
 
 
 def test_a_newer_camera_file_makes_the_answer_old(run, folder, tmp_path):

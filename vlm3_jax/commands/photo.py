@@ -1,5 +1,6 @@
 """`vlm3 depth`, `match`, `pose` and `ask`: from photos to metres."""
 
+import dataclasses
 import pathlib
 import sys
 import time
@@ -128,8 +129,9 @@ def _depth_of_one(args, source, out, camera, wanted, settings, forms) -> None:
     photo = options.opened(source.path, camera)
     _check_held(args, source.stem, saving.DEPTH, [photo.name])
     model = options.load_model(args)
+    calibration = _calibration(args, model)
     if out is not None:
-        many.compare(out, settings | {"model": model.fingerprint()})
+        many.compare(out, settings | {"model": model.fingerprint(), "calibration": calibration})
         # Asking takes long: where nothing can be written is told before.
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -140,8 +142,6 @@ def _depth_of_one(args, source, out, camera, wanted, settings, forms) -> None:
     seconds = time.perf_counter() - start
     print(table.of_depth(found) if found.dense is None else table.of_dense(found))
     print(f"{_questions(found):,} questions in {seconds:.1f} s (the first call compiles)", file=sys.stderr)
-    if args.spread and found.spread.level != found.spread.level:
-        print("no interval: the spread of this model is not calibrated, see vlm3 calibrate", file=sys.stderr)
     _finish(args, found, photo, source.stem, forms)
 
 
@@ -160,12 +160,20 @@ def _depth_of_many(args, sources, out, camera, wanted, settings, forms) -> None:
         # The file that says that a photo is done is written whatever is asked for, and last.
         saving.save(out, stem, [*(form for form in forms if form != "json"), "json"], saving.DEPTH, found, photo)
 
-    settings = settings | {"model": model.fingerprint()}
+    settings = settings | {"model": model.fingerprint(), "calibration": _calibration(args, model)}
     tally = many.walk(sources, out, saving.DEPTH["json"][0], settings, camera, args.fps, answer, save)
     for line in (options.one_for_all(args, told.sizes), told.line(), tally.line()):
         print(line, file=sys.stderr) if line else None
     print(out)
     many.check(tally)
+
+
+def _calibration(args, model) -> dict | None:
+    """What the intervals of --spread will come from; says that there will be none."""
+    found = model.calibration() if args.spread else None
+    if args.spread and found is None:
+        print("no interval: the spread of this model is not calibrated, see vlm3 calibrate", file=sys.stderr)
+    return found and dataclasses.asdict(found)
 
 
 def _most_questions(wanted: dict) -> int:
