@@ -79,6 +79,19 @@ def lively(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def counting(lively, tmp_path_factory):
+    """The lively model with louder digits: many of its answers hold numbers, behind none, some or many words."""
+    from vlm3_jax.checkpoint import hf
+    from vlm3_jax.infer.tree import alphabet_of
+    from vlm3_jax.processor.chat import ChatFormat
+
+    cfg, params = hf.load(lively)
+    params["text"]["embed"] = np.array(params["text"]["embed"])
+    params["text"]["embed"][alphabet_of(ChatFormat.from_dir(lively))] *= 1.6
+    return hf.save(tmp_path_factory.mktemp("counting") / "model", cfg, params, lively)
+
+
+@pytest.fixture(scope="session")
 def made(tiny_model, tmp_path_factory) -> pathlib.Path:
     """A folder with records, a DepthLM jsonl, and configs of the small run on either; no test may change it."""
     from tests import support

@@ -19,7 +19,6 @@ from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.points import PointQuestions
 from vlm3_jax.infer.sampling import GREEDY, Sampling, stored_max_new_tokens
 from vlm3_jax.infer.spread import Calibration
-from vlm3_jax.infer.tree import explore
 from vlm3_jax.infer.video import ask_video
 from vlm3_jax.pose import matrix_from_euler, unit_vector
 from vlm3_jax.processor.conversation import conversation_images, conversation_prompt
@@ -177,32 +176,38 @@ class VLM3:
         `dense`: a map of every pixel instead, of at most so many questions (True: 1024), which are asked where answers
         change (`infer.dense`); the points are then those asked about. `kind`: what maps in files will hold, "distance"
         or "z"; `meant`: what this model's lengths are, as the labels were that it learnt from. `spread`: also the
-        expected value and the deviation of each answer, from the probabilities of its digits (`infer.spread`).
+        expected value and the deviation of each answer, from the probabilities of its digits (`infer.spread`), and of a
+        map its deviation and interval.
         """
-        if spread and (dense is not False or self.protocol("depth").marker):
-            raise UserError("spread: is told of points and grids only, by models that are asked by coordinates")
         # Before what takes long.
         check_kind(kind)
-        photo, questions = self._depth_questions(image, camera, meant)
+        photo, questions = self._depth_questions(image, camera, meant, spread)
         size, made = (photo.camera.width, photo.camera.height), None
         if dense is not False:
-            made, points = dense_map(questions.metres, photo.pixels, _dense_plan(dense, points, size, questions.asked))
+            plan = _dense_plan(dense, points, size, questions.asked)
+            made, points, carry = dense_map(questions.metres, photo.pixels, plan)
             made = dataclasses.replace(made, questions=len(questions.texts))
         else:
             points = grid_points(grid, *size) if points is None else as_points(points, *size)
         distance_m, answers = questions.metres(points), questions.answers(points)
         found = Depth(points, distance_m, answers, photo.camera, photo.source, kind, made)
-        return dataclasses.replace(found, spread=self._spread(questions, points, answers)) if spread else found
+        if spread:
+            found = dataclasses.replace(found, spread=self._spread(questions, points))
+        if spread and made is not None:
+            names = ("deviation_m", "low_m", "high_m") if np.isfinite(found.spread.level) else ("deviation_m",)
+            maps = {name: carry(getattr(found.spread, name)) for name in names}
+            found = dataclasses.replace(found, dense=dataclasses.replace(made, **maps))
+        return found
 
-    def _spread(self, questions: PointQuestions, points, answers: list[str]) -> Spread:
-        numbers = explore(self._engine, questions.layout, questions.questions(points), answers)
-        return spreads.spread(numbers, questions.distances(points, np.ones(len(points))), self.calibration())
+    def _spread(self, questions: PointQuestions, points) -> Spread:
+        scale = questions.distances(points, np.ones(len(points)))
+        return spreads.spread(questions.numbers(points), scale, self.calibration())
 
-    def _depth_questions(self, image, camera, meant: str) -> tuple[Photo, PointQuestions]:
+    def _depth_questions(self, image, camera, meant: str, spread: bool = False) -> tuple[Photo, PointQuestions]:
         asked = self.protocol("depth")
         layout, photo, unified = self._layout(image, camera, asked.resize)
         check_kind(meant, "meant")
-        return photo, PointQuestions(self._engine, layout, photo.camera, unified, asked, meant)
+        return photo, PointQuestions(self._engine, layout, photo.camera, unified, asked, meant, spread)
 
     def match(
         self,

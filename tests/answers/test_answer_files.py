@@ -118,6 +118,20 @@ def test_spread_is_told_everywhere(depth, photo):
     assert first.split()[-2:] == ["5.00", "6.00"]
 
 
+def test_a_spread_of_a_map(depth, photo):
+    """Of the kind that the map is of; the interval only where there is one."""
+    values = depth.dense.distance_m
+    wide = dataclasses.replace(depth.dense, deviation_m=0.2 * values, low_m=0.5 * values, high_m=2 * values)
+    found = np.load(io.BytesIO(npz.encode_depth(dataclasses.replace(depth, dense=wide), photo)))
+    for name, factor in (("depth_deviation", 0.2), ("depth_low", 0.5), ("depth_high", 2.0)):
+        np.testing.assert_allclose(found[name], factor * found["depth"], rtol=1e-5)
+    assert "; deviation 20% to 20% of it, median 20%" in table.of_dense(dataclasses.replace(depth, dense=wide))
+    unknown = dataclasses.replace(depth, dense=dataclasses.replace(wide, low_m=None, high_m=None))
+    assert set(unknown.spread_maps()) == {"deviation"}
+    assert "depth_low" not in np.load(io.BytesIO(npz.encode_depth(unknown, photo)))
+    assert "deviation" not in table.of_dense(depth)
+
+
 def test_what_there_is_not(depth):
     alone = dataclasses.replace(depth, dense=None)
     with pytest.raises(UserError, match="there is no dense map"):

@@ -24,6 +24,18 @@ def test_a_map_stands_beside_its_photo(depth, photo):
     np.testing.assert_array_equal(right[0, 0], 0)
 
 
+def test_the_spread_of_a_map_stands_beside_it(depth, photo):
+    """In per cent of the depth: twice as sure on the left."""
+    share = np.where(np.arange(40) < 20, 0.1, 0.2)
+    dense = dataclasses.replace(depth.dense, deviation_m=(share * depth.dense.distance_m).astype(np.float32))
+    shown = opened(picture.encode_depth(dataclasses.replace(depth, dense=dense), photo))
+    gap, width, height = picture._GAP, 40 * 12, 30 * 12
+    third = shown[gap : gap + height, 2 * width + 3 * gap :][::12, :width:12]
+    sure, unsure = (depth_colours(np.array([[v]]), (10.0, 20.0))[0, 0] for v in (10.0, 20.0))
+    np.testing.assert_array_equal(third[15, 10], sure)
+    np.testing.assert_array_equal(third[25, 30], unsure)
+
+
 def test_points_without_an_answer_are_grey(depth, photo):
     shown = opened(picture.encode_depth(dataclasses.replace(depth, dense=None), photo))
     gap, width = picture._GAP, 40 * 12

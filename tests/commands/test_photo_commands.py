@@ -84,7 +84,7 @@ def test_the_camera_that_is_told(run, images, tmp_path):
 
 
 def test_the_spread_of_points(run, model, images, tmp_path):
-    """Numbers where an answer has one; an interval only where the model was calibrated. Not of a dense map."""
+    """Numbers where an answer has one; an interval only where the model was calibrated. Maps of dense answers."""
     command = ("depth", images / "a.png", "--grid=2x2", "--spread", "--out", tmp_path, "--formats=json", *SHORT)
     code, out, err = run(*command)
     assert code == 0
@@ -97,8 +97,12 @@ def test_the_spread_of_points(run, model, images, tmp_path):
     calibrated = shutil.copytree(model, tmp_path / "calibrated")
     Calibration((0.5, 0.9), (1.0, 2.0), 100, "a set").write(calibrated)
     assert "low_m (90%)" in run(*command, "--model", calibrated)[1]
-    code, _, err = run("depth", images / "a.png", "--dense", "--spread")
-    assert (code, err) == (2, "vlm3 depth: --spread: is told of --points and --grid, not of --dense\n")
+    dense = "depth", images / "a.png", "--dense=4", "--spread", "--out", tmp_path, "--formats=npz,picture", *SHORT
+    for folder, names in ((model, {"deviation"}), (calibrated, {"deviation", "low", "high"})):
+        assert run(*dense, "--model", folder)[0] == 0
+        arrays = np.load(tmp_path / "a.depth.npz")
+        assert {name for name in ("deviation", "low", "high") if f"depth_{name}" in arrays} == names
+        assert arrays["depth_deviation"].shape == arrays["depth"].shape == (48, 64)
 
 
 def test_points_from_files(run, images, tmp_path):

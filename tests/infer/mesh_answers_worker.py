@@ -13,6 +13,7 @@ import vlm3_jax
 from vlm3_jax import pretrained
 from vlm3_jax.camera import Camera
 from vlm3_jax.infer.engine import Engine
+from vlm3_jax.infer.tree import TreePlan
 from vlm3_jax.model import params as parameters
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.processor.image import image_layout
@@ -59,15 +60,23 @@ def look(folder: pathlib.Path, shape, dtype: str) -> dict:
     engine = Engine(model.cfg, params, model.chat, model.spec, jnp.dtype(dtype), mesh, 4, 4, NEW)
     refs = [ImageRef(*image.shape[1::-1], "image", pixels=image) for image in pictures()]
     views = [View(ref, Camera(50.0, 50.0, ref.width / 2, ref.height / 2, ref.width, ref.height)) for ref in refs]
-    answers = engine.answer([(image_layout(view, model.spec),) for view in views], QUESTIONS)
+    layouts = [(image_layout(view, model.spec),) for view in views]
+    answers = engine.answer(layouts, QUESTIONS)
     front = vlm3_jax.load(folder, max_new_tokens=NEW, dtype=dtype, mesh=mesh)
     itemsize = jnp.dtype(dtype).itemsize
     return {
         "answers": [*answers, front.ask(pictures(), "How far is (12, 7)?")],
+        "trees": trees(engine, layouts) if dtype == "float32" else [],
         "held": sorted(held.values()),
         "whole": parameters.count(model.cfg) * itemsize,
         "peak": peak,
     }
+
+
+def trees(engine: Engine, layouts) -> list[tuple[str, dict[str, float]]]:
+    """Of each answer its text and the numbers of three digits that may stand there, with their probabilities."""
+    found = engine.explore(layouts, QUESTIONS, TreePlan(6, 0.0, 3))
+    return [(one.text, dict(zip(one.numbers.texts, one.numbers.probabilities))) for row in found for one in row]
 
 
 def main(out: pathlib.Path, folder: pathlib.Path, names: list[str]) -> None:

@@ -36,7 +36,7 @@ def world() -> World:
 
 
 def test_edges_are_those_of_the_image(world):
-    found, points = dense_map(world.ask, world.pixels, DensePlan(questions=600))
+    found, points, _ = dense_map(world.ask, world.pixels, DensePlan(questions=600))
     assert found.distance_m.shape == (HEIGHT, WIDTH)
     assert found.distance_m.dtype == np.float32
     assert len(points) == found.questions <= 600
@@ -53,19 +53,19 @@ def test_edges_are_those_of_the_image(world):
 def test_questions_go_where_answers_change(world):
     """On a grey image as many evenly spaced ones give a map twice as wrong; an image with edges helps further."""
     grey = np.full_like(world.pixels, 90)
-    found, points = dense_map(world.ask, grey, DensePlan(questions=500))
+    found, points, _ = dense_map(world.ask, grey, DensePlan(questions=500))
     centre = np.hypot(points[:, 0] - 120, points[:, 1] - 60)
     first = len(world.calls[0])
     assert (np.abs(centre - 35) < 15).sum() > 0.9 * (len(points) - first)
-    even, _ = dense_map(world.ask, grey, DensePlan(questions=500, cells=24, halvings=0))
+    even, *_ = dense_map(world.ask, grey, DensePlan(questions=500, cells=24, halvings=0))
     assert even.questions > 400
     assert world.error(even) > 2 * world.error(found)
-    seen, _ = dense_map(world.ask, world.pixels, DensePlan(questions=500))
+    seen, *_ = dense_map(world.ask, world.pixels, DensePlan(questions=500))
     assert world.error(found) > 1.5 * world.error(seen)
 
 
 def test_nothing_is_asked_twice_where_nothing_changes(world):
-    found, points = dense_map(lambda points: np.full(len(points), 2.0), world.pixels, DensePlan())
+    found, points, _ = dense_map(lambda points: np.full(len(points), 2.0), world.pixels, DensePlan())
     assert len(points) == 17 * 13
     np.testing.assert_allclose(found.distance_m, 2.0, rtol=1e-6)
 
@@ -73,7 +73,7 @@ def test_nothing_is_asked_twice_where_nothing_changes(world):
 def test_there_are_no_more_questions_than_allowed(world):
     noise = np.random.default_rng(0)
     for most in (4, 17, 60, 250, 700):
-        found, points = dense_map(lambda points: noise.uniform(1, 9, len(points)), world.pixels, DensePlan(most))
+        found, points, _ = dense_map(lambda points: noise.uniform(1, 9, len(points)), world.pixels, DensePlan(most))
         assert found.questions == len(points) <= most
         assert np.isfinite(found.distance_m).all()
 
@@ -83,13 +83,26 @@ def test_unread_answers_leave_no_holes_beside_others(world):
     noise = np.random.default_rng(0)
     lost = noise.random((HEIGHT, WIDTH)) < 0.1
     world.metres = np.where(lost, np.nan, world.metres)
-    found, points = dense_map(world.ask, world.pixels, DensePlan(questions=600))
+    found, points, _ = dense_map(world.ask, world.pixels, DensePlan(questions=600))
     assert np.isnan(world.metres[points[:, 1], points[:, 0]]).any()
     assert np.isfinite(found.distance_m).all()
     there = ~lost
     assert np.abs(np.log(found.distance_m[there] / world.metres[there])).mean() < 0.01
-    found, _ = dense_map(lambda points: np.full(len(points), np.nan), world.pixels, DensePlan())
+    found, *_ = dense_map(lambda points: np.full(len(points), np.nan), world.pixels, DensePlan())
     assert np.isnan(found.distance_m).all()
+
+
+def test_other_values_are_brought_to_pixels_as_depth_is(world):
+    """Of the points asked, in their order; where one is unknown its neighbours tell."""
+    found, points, carry = dense_map(world.ask, world.pixels, DensePlan(questions=600))
+    metres = world.metres[points[:, 1], points[:, 0]]
+    np.testing.assert_allclose(carry(3 * metres), 3 * found.distance_m, rtol=1e-5)
+    share = np.where(points[:, 0] < WIDTH // 2, 0.1, 0.3)
+    share[5] = np.nan
+    shares = carry(share)
+    assert np.isfinite(shares).all()
+    assert (shares[:, : WIDTH // 4] < 0.11).all()
+    assert (shares[:, -WIDTH // 4 :] > 0.29).all()
 
 
 @pytest.mark.parametrize("size", [(200, 150), (150, 201), (17, 300), (5, 4), (2, 2), (2, 7)])
@@ -102,7 +115,7 @@ def test_nodes_of_images_of_any_size(size):
         assert nodes[-1] == side - 1
         assert (np.diff(nodes) >= 1).all()
     pixels = np.zeros((height, width, 3), np.uint8)
-    found, _ = dense_map(lambda points: 1.0 + points[:, 0] / width, pixels, DensePlan())
+    found, *_ = dense_map(lambda points: 1.0 + points[:, 0] / width, pixels, DensePlan())
     assert found.distance_m.shape == (height, width)
     assert np.isfinite(found.distance_m).all()
 
@@ -116,7 +129,7 @@ def test_nodes_are_no_nearer_than_the_model_can_tell_apart():
 def test_large_photos_are_filled_at_their_own_size(world, monkeypatch):
     """The guide is smaller than the photo; edges stay edges and no values arise between."""
     monkeypatch.setattr(dense, "GUIDE_SIDE", 70)
-    found, _ = dense_map(world.ask, world.pixels, DensePlan(questions=600))
+    found, *_ = dense_map(world.ask, world.pixels, DensePlan(questions=600))
     assert found.distance_m.shape == (HEIGHT, WIDTH)
     assert world.error(found) < 0.03
     between = (found.distance_m > 1.7) & (found.distance_m < 2.8)

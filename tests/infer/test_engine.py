@@ -146,12 +146,12 @@ def test_answers_come_in_the_order_asked(make, layouts, monkeypatch):
     engine = make((NEVER,), image_sets=3, questions=4)
     seen = []
 
-    def repeat(prompts, patches, call, sampling):
+    def repeat(prompts, patches, call, sampling, plan):
         seen.append((call.rows, call.places, [(len(p.images), len(p.suffix_tokens)) for p in prompts]))
         for b, (prompt, arrays) in enumerate(zip(prompts, patches, strict=True)):
             assert [len(array) for array in arrays] == [layout.n_patches for layout in prompt.images]
             for q, suffix in reversed(list(enumerate(prompt.suffix_tokens))):
-                yield b, q, [len(prompt.prefix_tokens), *suffix]
+                yield b, q, [len(prompt.prefix_tokens), *suffix], None
 
     monkeypatch.setattr(engine, "_call", repeat)
     asked = [*QUESTIONS[:3], QUESTIONS[3] * 5]

@@ -12,9 +12,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def lines(lively, tmp_path_factory) -> dict[tuple[str, str], dict]:
+def lines(counting, tmp_path_factory) -> dict[tuple[str, str], dict]:
     """What the worker saw, by mesh and dtype."""
-    return seen(lively, tmp_path_factory.mktemp("mesh") / "lines", "one", "fsdp 2 x tensor 2", "fsdp 4 x tensor 2")
+    return seen(counting, tmp_path_factory.mktemp("mesh") / "lines", "one", "fsdp 2 x tensor 2", "fsdp 4 x tensor 2")
 
 
 def seen(model, out: pathlib.Path, *meshes) -> dict[tuple[str, str], dict]:
@@ -38,9 +38,18 @@ def test_answers_are_those_of_one_device(lines):
     assert len({str(answers) for answers in one}) == len(one)
 
 
+def test_trees_are_those_of_one_device(lines):
+    """Of stacked layers on a mesh, the probabilities of layers one by one."""
+    one, spread = (lines[name, "float32"]["trees"] for name in ("one", "fsdp 2 x tensor 2"))
+    assert sum(bool(tree) for _, tree in one) >= 2
+    for (text, tree), (its_text, its_tree) in zip(one, spread, strict=True):
+        assert text == its_text
+        assert tree == pytest.approx(its_tree, rel=1e-3, abs=1e-9)
+
+
 @pytest.mark.slow
-def test_answers_of_eight_parts_are_those_of_one_device(lines, lively, tmp_path):
-    eight = seen(lively, tmp_path / "lines", "fsdp 8")
+def test_answers_of_eight_parts_are_those_of_one_device(lines, counting, tmp_path):
+    eight = seen(counting, tmp_path / "lines", "fsdp 8")
     assert eight["fsdp 8", "float32"]["answers"] == lines["one", "float32"]["answers"]
     test_every_device_holds_its_part(eight)
 

@@ -18,7 +18,7 @@ _GAP = 8
 def encode_depth(depth: Depth, photo) -> bytes:
     """PNG: the photo, beside it the dense map or, without one, the points asked about; below the scale in metres.
 
-    Grey points have no readable answer.
+    Beside a map with a spread also its deviation in per cent of the depth. Grey points have no readable answer.
     """
     shown = _small(photo.pixels)
     values = depth.map_m() if depth.dense is not None else depth.distance_m if depth.kind == "distance" else depth.z_m
@@ -27,10 +27,17 @@ def encode_depth(depth: Depth, photo) -> bytes:
         right = Image.fromarray(depth_colours(_sampled(values, shown.size), span))
     else:
         right = _dots(shown, depth, values, span, shown.width / photo.pixels.shape[1])
-    sheet = Image.new("RGB", (2 * shown.width + 3 * _GAP, shown.height + 2 * _GAP + 40), _PAPER)
+    panels = [(right, span, f"m {depth.kind}")]
+    if maps := depth.spread_maps():
+        share = 100 * maps["deviation"] / values
+        of_share = depth_range(share)
+        panels.append((Image.fromarray(depth_colours(_sampled(share, shown.size), of_share)), of_share, "% deviation"))
+    step = shown.width + _GAP
+    sheet = Image.new("RGB", (_GAP + step * (1 + len(panels)), shown.height + 2 * _GAP + 40), _PAPER)
     sheet.paste(shown, (_GAP, _GAP))
-    sheet.paste(right, (shown.width + 2 * _GAP, _GAP))
-    _scale(sheet, shown.width + 2 * _GAP, shown.height + 2 * _GAP, shown.width, span, depth.kind)
+    for number, (panel, its_span, unit) in enumerate(panels, 1):
+        sheet.paste(panel, (_GAP + number * step, _GAP))
+        _scale(sheet, _GAP + number * step, shown.height + 2 * _GAP, shown.width, its_span, unit)
     return _png(sheet)
 
 
@@ -93,8 +100,8 @@ def _dots(shown: Image.Image, depth: Depth, values, span, scale: float) -> Image
     return dimmed
 
 
-def _scale(sheet: Image.Image, left: int, top: int, width: int, span, kind: str) -> None:
-    """A bar of the colours from near to far with metres below it."""
+def _scale(sheet: Image.Image, left: int, top: int, width: int, span, unit: str) -> None:
+    """A bar of the colours from small to large with numbers below it, and their unit."""
     canvas = ImageDraw.Draw(sheet)
     if span is None:
         canvas.text((left, top), "no readable answer", fill=_INK, font_size=13)
@@ -105,7 +112,7 @@ def _scale(sheet: Image.Image, left: int, top: int, width: int, span, kind: str)
     count = max(2, min(6, width // 70))
     for place in np.linspace(0, 1, count):
         anchor = "la" if place == 0 else "ra" if place == 1 else "ma"
-        text = f"{np.exp(low + place * (high - low)):.2f}" + (f" m {kind}" if place == 1 else "")
+        text = f"{np.exp(low + place * (high - low)):.2f}" + (f" {unit}" if place == 1 else "")
         canvas.text((left + place * (width - 1), top + 17), text, fill=_INK, anchor=anchor, font_size=13)
 
 

@@ -27,10 +27,14 @@ def of_dense(depth: Depth) -> str:
         return f"no map: none of {depth.dense.questions:,} answers can be read"
     low, middle, high = np.quantile(known, (0.02, 0.5, 0.98))
     height, width = values.shape
-    return (
+    line = (
         f"map of {width} x {height} from {depth.dense.questions:,} questions: {depth.kind} {low:.2f} to {high:.2f} m "
         f"(2 to 98 %), median {middle:.2f} m"
     )
+    if maps := depth.spread_maps():
+        low, middle, high = np.nanquantile(maps["deviation"] / values, (0.02, 0.5, 0.98))
+        line += f"; deviation {low:.0%} to {high:.0%} of it, median {middle:.0%}"
+    return line
 
 
 def of_match(match: Match) -> str:

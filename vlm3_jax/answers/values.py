@@ -14,11 +14,15 @@ class DenseMap:
     """`distance_m` float32 [H, W] of every pixel of the upright image (NaN: unknown), made of the points asked about.
 
     `questions`: how many different ones were asked; `step_px`: pixels between neighbours of the finest grid asked.
+    Where the spread was asked for, `deviation_m`, and `low_m` and `high_m` if it is calibrated (`Spread`), are maps.
     """
 
     distance_m: np.ndarray
     questions: int
     step_px: float
+    deviation_m: np.ndarray | None = None
+    low_m: np.ndarray | None = None
+    high_m: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,8 +82,19 @@ class Depth:
         """The dense map, float32 [H, W], metres of `kind` (None: the answer's own). UserError without one."""
         if self.dense is None:
             raise UserError("there is no dense map; ask for one (dense=True)")
-        kind, distance = check_kind(kind or self.kind), self.dense.distance_m
-        return distance if kind == "distance" else (distance / ray_lengths(self.camera)).astype(np.float32)
+        return self._of_kind(self.dense.distance_m, kind)
+
+    def spread_maps(self, kind: str | None = None) -> dict[str, np.ndarray]:
+        """Of the dense map "deviation", "low" and "high", as far as there are any: as `map_m`."""
+        if self.dense is None:
+            return {}
+        maps = {"deviation": self.dense.deviation_m, "low": self.dense.low_m, "high": self.dense.high_m}
+        return {name: self._of_kind(values, kind) for name, values in maps.items() if values is not None}
+
+    def _of_kind(self, distance: np.ndarray, kind: str | None) -> np.ndarray:
+        if check_kind(kind or self.kind) == "distance":
+            return distance
+        return (distance / ray_lengths(self.camera)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -57,7 +57,8 @@ def _add_depth(parsers) -> None:
     sub.add_argument(
         "--spread",
         action="store_true",
-        help="of each point also the expected value and the deviation, from the probabilities of the answer's digits",
+        help="of each point also the expected value and the deviation, from the probabilities of the answer's digits; "
+        "of a map its deviation and interval",
     )
     options.with_output(
         sub, "picture, npz, ply, glb, json, png (16-bit depth); default: picture,json, all with --dense"
@@ -110,8 +111,6 @@ def _depth(args, _) -> None:
     alone = len(sources) == 1 and not sources[0].is_video and not many.located(args.images[0]).is_dir()
     if not alone and out is None:
         raise UserError("--out: missing; give a folder for the answers about many images")
-    if args.spread and dense:
-        raise UserError("--spread: is told of --points and --grid, not of --dense")
     # Where is asked, and not how that was said: a file of points may be another one later.
     settings = {"command": "depth", "formats": list(forms)} | {name: getattr(args, name) for name in SETTINGS}
     settings |= {name: points.get(name) for name in ("points", "grid")}

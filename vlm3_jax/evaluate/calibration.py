@@ -9,15 +9,14 @@ from vlm3_jax import tasks
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.items import Questions
 from vlm3_jax.evaluate.predictions import rows
+from vlm3_jax.evaluate.spreads import told
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.spread import LEVELS, Calibration, Moments, moments
-from vlm3_jax.infer.tree import Numbers, explore
+from vlm3_jax.infer.tree import Numbers
 from vlm3_jax.tasks.depth import DELTA
 
 # Fewer answers of a half say little about its tails.
 FEWEST = 40
-# The level that a deviation stands for.
-SIGMA = 0.68
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,19 +36,19 @@ def answer(engine: Engine, asked: Sequence[Questions], advance: Callable[[], Non
     """Asks all depth questions and explores the tree of each answer; `advance` is called after each record."""
     values: list[tuple[float, float, int]] = []
     numbers: list[Numbers] = []
-    told: list[dict] = []
+    said: list[dict] = []
     task = tasks.get("depth")
     for place, questions in enumerate(asked):
         texts = [example.question for example in questions.examples]
-        said = engine.answer([questions.images], [texts])[0]
-        numbers += explore(engine, questions.images[0], texts, said)
-        told += rows(questions, "model", said)
-        for text, example in zip(said, questions.examples, strict=True):
-            length = task.parse(text)
+        (found,) = engine.explore([questions.images], [texts])
+        numbers += [one.numbers for one in found]
+        said += rows(questions, "model", [one.text for one in found])
+        for one, example in zip(found, questions.examples, strict=True):
+            length = task.parse(one.text)
             values.append((example.target["depth_m"], length if length and length > 0 else np.nan, place))
         advance()
     truth, greedy, record = (np.array(column) for column in zip(*values)) if values else (np.zeros(0),) * 3
-    return Held(truth, greedy, numbers, record, told)
+    return Held(truth, greedy, numbers, record, said)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,7 +58,7 @@ class Reliability:
     `observed` [levels] of the calibrated intervals, `raw` of those of a normal distribution with the model's own
     deviation; `width` [levels]: the middle one's upper end over its median. `accuracy`: delta1 and mean |p - g| / g by
     what is taken for the answer, over the `questions` of that half with a number; `unread`: those without in all.
-    `rows`: predictions of that half with their `spread` (m, calibrated at 68 %), of which `vlm3 report` tells too.
+    `rows`: predictions of that half with what their spread tells (`evaluate.spreads`), for `vlm3 report`.
     """
 
     calibration: Calibration
@@ -98,6 +97,7 @@ def reliability(held: Held, source: str, levels: Sequence[float] = LEVELS) -> Re
     score = _score(found, held.truth_m)
     factors = tuple(_quantile(score[first], level) for level in levels)
     calibration = Calibration(tuple(levels), factors, int(first.sum()), source)
+    beside = told(held.numbers, calibration)
     reach = np.exp(np.array(factors)[:, None] * found.log_deviation[second])
     return Reliability(
         calibration,
@@ -110,7 +110,7 @@ def reliability(held: Held, source: str, levels: Sequence[float] = LEVELS) -> Re
         },
         questions=int(second.sum()),
         unread=int((~known).sum()),
-        rows=_with_spread(held, found, second, calibration),
+        rows=[held.rows[n] | beside[n] for n in np.flatnonzero(second)],
     )
 
 
@@ -136,11 +136,6 @@ def picture(found: Reliability) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _with_spread(held: Held, found: Moments, chosen: np.ndarray, calibration: Calibration) -> list[dict]:
-    spread_m = found.median * np.expm1(calibration.factor(SIGMA) * found.log_deviation)
-    return [held.rows[n] | {"spread": float(spread_m[n])} for n in np.flatnonzero(chosen)]
 
 
 def _score(found: Moments, truth_m) -> np.ndarray:

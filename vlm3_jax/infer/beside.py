@@ -22,12 +22,14 @@ class Own(NamedTuple):
     """What a question's D new tokens see beside the prefix.
 
     fresh_seen: bool [B, Q, D, D], who of them sees whom; caches: {stack: (k, v)} of the question's earlier tokens
-    (None: there are none), which end before the `columns` int32 [B, Q, D] in which those of the new ones belong.
+    (None: there are none), which end before the `columns` int32 [B, Q, D] in which those of the new ones belong. `seen`
+    bool [B, Q, D, U]: which columns, its own among them, each new token sees (None: all up to its own).
     """
 
     fresh_seen: Array
     caches: dict | None = None
     columns: Array | None = None
+    seen: Array | None = None
 
 
 def extend(model: VLM, tokens, positions, context, own: Own, last=None):
@@ -61,13 +63,15 @@ def extend(model: VLM, tokens, positions, context, own: Own, last=None):
         if at_once:
             # Written before it is read: read first, the compiler would copy the whole cache.
             fresh = _put_columns(earlier, fresh, own.columns)
-            seen = jnp.arange(fresh[0].shape[-1]) <= own.columns[..., None]
+            seen = jnp.arange(fresh[0].shape[-1]) <= own.columns[..., None] if own.seen is None else own.seen
             parts.append(_part(q, *fresh, jnp.repeat(seen, G, 2)[:, :, None]))
         else:
             parts.append(_part(q, *fresh, jnp.repeat(fresh_seen, G, 2)[:, :, None]))
         if earlier is not None and not at_once:
-            seen = jnp.arange(earlier[0].shape[-1]) < own.columns[..., :1]
-            parts.append(_part(q, *earlier, seen[:, :, None, None]))
+            seen = (jnp.arange(earlier[0].shape[-1]) < own.columns[..., :1])[:, :, None]
+            if own.seen is not None:
+                seen = jnp.repeat(seen & own.seen, G, 2)
+            parts.append(_part(q, *earlier, seen[:, :, None]))
         out = _join(parts).astype(k.dtype).reshape(B, Q, K, width, G, C)
         return out.transpose(0, 1, 3, 2, 4, 5).reshape(B, Q * width, K * G, C), fresh
 

@@ -81,6 +81,19 @@ class Until(NamedTuple):
     steps: Array | int
 
 
+class Fed(NamedTuple):
+    """Tokens that are tried behind a question and the beginning of its answer, W for each of R.
+
+    tokens, `offsets` of their positions from the question's first token, and their `columns` (beyond the end: nobody's)
+    among the own ones: int32 [B, R, W]; seen: bool [B, R, W, U], which columns each sees, its own among them.
+    """
+
+    tokens: Array
+    offsets: Array
+    columns: Array
+    seen: Array
+
+
 class Programs(NamedTuple):
     """The compiled functions of one model shape.
 
@@ -93,6 +106,9 @@ class Programs(NamedTuple):
     verify(params, context, state, drafts [B, Q, D - 1], until, stops) -> State: one pass, in which each place gets its
         next token and, as far as its drafts (-1: none) are what greedy decoding chooses, those after it
     grow(state, room=N) -> State
+    take(state, place [B, R], more=n) -> State of these places alone, with n more own columns; `state` stays as it is
+    follow(params, context, state, fed, alphabet [A]) -> (State with what was fed in its columns, log-probabilities that
+        each token of the alphabet comes next [B, R, W, A])
 
     `state` is donated. `stops` int32 [any] are the tokens that end an answer; `draw` is None for greedy answers, else a
     `sampling.Draw`, whose keys [B, R, 2] only `fill` reads.
@@ -105,6 +121,8 @@ class Programs(NamedTuple):
     proceed: Callable
     verify: Callable
     grow: Callable
+    take: Callable
+    follow: Callable
 
 
 @functools.cache
@@ -131,13 +149,17 @@ def programs(cfg: VLMConfig, dtype, mesh: Mesh | None = None, spread: bool = Fal
         make(_proceed, donate=2),
         make(_verify, donate=2),
         make(_grow, "room", bound=False),
+        make(_take, "more", bound=False),
+        make(_follow, donate=2),
     )
 
 
 def _settled(result, mesh: Mesh | None, spread: bool):
     """The caches of a result where the mesh wants them: then what a program gives is laid out as what it is given."""
-    if mesh is None or not isinstance(result, Context | State):
+    if mesh is None or not isinstance(result, Context | State | tuple):
         return result
+    if isinstance(result, tuple):
+        return tuple(_settled(part, mesh, spread) for part in result)
     field, axis = ("caches", -4) if isinstance(result, Context) else ("own", -5)
 
     def rows(x, axis, heads=None):
@@ -288,14 +310,36 @@ def _ends(token, stops):
 def _grow(state: State, room: int) -> State:
     """The same with room for `room` tokens."""
     more = room - state.tokens.shape[2]
+    tokens = jnp.pad(state.tokens, ((0, 0), (0, 0), (0, more)), constant_values=-1)
+    return dataclasses.replace(state, own=_wider(state.own, more), tokens=tokens)
 
-    def wider(x, axis, value=0):
+
+def _wider(own: dict, more: int) -> dict:
+    """The same caches with `more` columns."""
+
+    def pad(x, axis):
         widths = [(0, 0)] * x.ndim
         widths[axis] = 0, more
-        return jnp.pad(x, widths, constant_values=value)
+        return jnp.pad(x, widths)
 
-    own = jax.tree.map(lambda x: (wider(x[0], -1), wider(x[1], -2)), state.own, is_leaf=lambda x: isinstance(x, tuple))
-    return dataclasses.replace(state, own=own, tokens=wider(state.tokens, 2, -1))
+    return jax.tree.map(lambda x: (pad(x[0], -1), pad(x[1], -2)), own, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def _take(state: State, place, more: int) -> State:
+    b = np.arange(len(place))[:, None]
+    own = jax.tree.map(lambda x: x[..., b, place, :, :, :], state.own)
+    others = {name: getattr(state, name)[b, place] for name in ("tokens", "count", "lengths", "done")}
+    return State(own=_wider(own, more), used=None, keys=None, **others)
+
+
+def _follow(cfg, dtype, params, context, state, fed: Fed, alphabet):
+    model = VLM(cfg, params, dtype)
+    itself = jnp.broadcast_to(jnp.eye(fed.tokens.shape[2], dtype=bool), (*fed.tokens.shape, fed.tokens.shape[2]))
+    own = beside.Own(itself, state.own, fed.columns, fed.seen)
+    hidden, caches = beside.extend(model, fed.tokens, context.start[:, None, None] + fed.offsets, context, own)
+    logits = model.text.logits(hidden)
+    logs = jnp.take(logits, alphabet, -1) - jax.nn.logsumexp(logits, -1, keepdims=True)
+    return dataclasses.replace(state, own=caches), logs
 
 
 def _occurring(context: Context, suffix, asked, vocabulary: int):

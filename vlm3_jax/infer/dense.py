@@ -51,15 +51,24 @@ class DensePlan:
             raise UserError(f"dense: {self} cannot be asked")
 
 
-def dense_map(ask: Ask, pixels: np.ndarray, plan: DensePlan) -> tuple[DenseMap, np.ndarray]:
-    """The map of an image, uint8 [H, W, 3], and the pixels that were asked about, int64 [N, 2]."""
+def dense_map(
+    ask: Ask, pixels: np.ndarray, plan: DensePlan
+) -> tuple[DenseMap, np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """The map of an image, uint8 [H, W, 3]; the pixels that were asked about, int64 [N, 2]; and what brings other
+    positive values of theirs [N] (NaN: none) to all pixels as it does depth, float32 [H, W].
+    """
     lattice = Lattice.of(pixels.shape[1], pixels.shape[0], plan)
     lattice.sample(ask, plan)
-    distance = upsampled(lattice.filled(), lattice.x, lattice.y, pixels)
     asked = np.argwhere(lattice.asked)
     points = np.stack([lattice.x[asked[:, 1]], lattice.y[asked[:, 0]]], -1)
+
+    def carry(values: np.ndarray) -> np.ndarray:
+        lattice.put(asked, values)
+        return upsampled(lattice.filled(), lattice.x, lattice.y, pixels)
+
+    distance = upsampled(lattice.filled(), lattice.x, lattice.y, pixels)
     step = max(np.diff(lattice.x).mean(), np.diff(lattice.y).mean())
-    return DenseMap(distance, len(points), float(step)), points
+    return DenseMap(distance, len(points), float(step)), points, carry
 
 
 @dataclasses.dataclass(eq=False)
@@ -140,6 +149,12 @@ class Lattice:
         between = np.where(weight > 0, total / np.maximum(weight, 1), np.nan)
         return np.where(np.isfinite(self.logs), self.logs, between)
 
+    def put(self, nodes: np.ndarray, values) -> None:
+        """Gives nodes [n, 2] (row, column) their values [n]; those that are not above 0 are unknown."""
+        values = np.asarray(values, np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            self.logs[nodes[:, 0], nodes[:, 1]] = np.where(values > 0, np.log(values), np.nan)
+
     def _corners(self, cells: np.ndarray) -> np.ndarray:
         """Row and column of the corners of cells [n, 3]: [n, 4, 2], row by row."""
         offsets = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])
@@ -188,9 +203,7 @@ class Lattice:
         nodes = np.unique(nodes, axis=0)
         nodes = nodes[~self.asked[nodes[:, 0], nodes[:, 1]]]
         if len(nodes):
-            metres = np.asarray(ask(np.stack([self.x[nodes[:, 1]], self.y[nodes[:, 0]]], -1)), np.float64)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                self.logs[nodes[:, 0], nodes[:, 1]] = np.where(metres > 0, np.log(metres), np.nan)
+            self.put(nodes, ask(np.stack([self.x[nodes[:, 1]], self.y[nodes[:, 0]]], -1)))
             self.asked[nodes[:, 0], nodes[:, 1]] = True
 
 

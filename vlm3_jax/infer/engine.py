@@ -25,6 +25,7 @@ from vlm3_jax.infer.lanes import side_by_side
 from vlm3_jax.infer.places import Places, Seated, Written
 from vlm3_jax.infer.prefix import content, prefix_batch, with_shared_head
 from vlm3_jax.infer.sampling import GREEDY, Draw, Sampling, identity
+from vlm3_jax.infer.tree import Numbers, TreePlan, alphabet_of, grow, root_of
 from vlm3_jax.infer.weights import layer_by_layer
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.parallel import mesh as meshes
@@ -41,6 +42,8 @@ _FILL_ELSEWHERE = 8192
 _LANES, _FOR_LANES = 2, 32
 # The questions' own caches take at most so much.
 _MOST_BYTES = 1 << 31
+# Trees grow at once as long as their nodes have at most so many logits.
+_MOST_LOGITS = 1 << 26
 
 
 class Call(NamedTuple):
@@ -49,6 +52,13 @@ class Call(NamedTuple):
     parts: list[tuple[int, list[int]]]
     rows: int
     places: int
+
+
+class Explored(NamedTuple):
+    """A greedy answer, and its first number in all likely forms."""
+
+    text: str
+    numbers: Numbers
 
 
 @dataclasses.dataclass
@@ -94,9 +104,23 @@ class Engine:
         sampling: Sampling = GREEDY,
     ) -> list[list[str]]:
         """The answers to all questions about each image set, in the order given."""
+        answers = self._generate(*self._prompts(images, questions), sampling)
+        return [[self.chat.decode(tokens) for tokens, _ in rows] for rows in answers]
+
+    def explore(
+        self,
+        images: Sequence[tuple[ImageLayout, ...]],
+        questions: Sequence[Sequence[str]],
+        plan: TreePlan = TreePlan(),  # noqa: B008
+    ) -> list[list[Explored]]:
+        """As `answer`, greedily, and with each answer the probabilities of what may stand in its number's place."""
+        answers = self._generate(*self._prompts(images, questions), GREEDY, plan)
+        return [[Explored(self.chat.decode(tokens), numbers) for tokens, numbers in rows] for rows in answers]
+
+    def _prompts(self, images, questions):
+        """The prompts, and what loads the patches of one by its number."""
         prompts = [prompt_sample(layouts, asked, self.chat) for layouts, asked in zip(images, questions, strict=True)]
-        tokens = self._generate(prompts, lambda i: [layout.load(self.spec) for layout in prompts[i].images], sampling)
-        return [[self.chat.decode(row) for row in rows] for rows in tokens]
+        return prompts, lambda i: [layout.load(self.spec) for layout in prompts[i].images]
 
     def generate(
         self,
@@ -110,18 +134,22 @@ class Engine:
         C * p * p], or float32 [n, C * T * p * p], already normalised; one kind in all prompts. Prompts and
         questions may be of any number and length; those of similar size share a call to the device.
         """
-        return self._generate(prompts, lambda i: patches[i], sampling)
+        answers = self._generate(prompts, lambda i: patches[i], sampling)
+        return [[tokens for tokens, _ in rows] for rows in answers]
 
-    def _generate(self, prompts, load: Callable[[int], Sequence[np.ndarray]], sampling: Sampling):
-        """As `generate`; the patches of a prompt are loaded when its turn comes."""
-        tokens: list[list[list[int]]] = [[[] for _ in prompt.suffix_tokens] for prompt in prompts]
+    def _generate(self, prompts, load: Callable[[int], Sequence[np.ndarray]], sampling: Sampling, plan=None):
+        """(tokens, numbers) of all questions; the patches of a prompt are loaded when its turn comes.
+
+        With a `plan` trees are grown, else the numbers are empty.
+        """
+        answers = [[([], Numbers()) for _ in prompt.suffix_tokens] for prompt in prompts]
         for call in self._calls(prompts):
             asked = [_only(prompts[i], chosen) for i, chosen in call.parts]
             patches = [load(i) for i, _ in call.parts]
-            for b, q, row in self._call(asked, patches, call, sampling):
+            for b, q, row, numbers in self._call(asked, patches, call, sampling, plan):
                 i, chosen = call.parts[b]
-                tokens[i][chosen[q]] = _until(row, self.chat.stop_ids)
-        return tokens
+                answers[i][chosen[q]] = _until(row, self.chat.stop_ids), numbers
+        return answers
 
     def _calls(self, prompts: Sequence[Prompt]) -> list[Call]:
         """Prompts of similar size share a call; one with many questions has it for itself."""
@@ -153,8 +181,8 @@ class Engine:
         column = 2 * text.layers * text.kv_heads * text.head_dim * jnp.dtype(self.dtype).itemsize
         return max(1, _MOST_BYTES // (column * (longest + self.max_new_tokens)))
 
-    def _call(self, prompts: list[Prompt], patches, call: Call, sampling: Sampling):
-        """Yields (number of the prompt, of its question, token ids with the stop token) as they are ready."""
+    def _call(self, prompts: list[Prompt], patches, call: Call, sampling: Sampling, plan: TreePlan | None):
+        """Yields (number of the prompt, of its question, token ids with the stop token, numbers) as they are ready."""
         identities = None if sampling.greedy else _identities(prompts, patches)
         prompts = [with_shared_head(prompt) for prompt in prompts]
         context = self._context(prompts, patches, call.rows)
@@ -168,8 +196,8 @@ class Engine:
             own = [_only(prompt, range(i, len(prompt.suffix_tokens), lanes)) for prompt in prompts]
             drawn = identities and [of_prompt[i::lanes] for of_prompt in identities]
             drafts = self._drafts[i] if self.keep_bytes else Drafts()
-            for b, q, row in self._lane(own, context, call, longest, sampling, drawn, drafts):
-                yield b, i + q * lanes, row
+            for b, q, *answer in self._lane(own, context, call, longest, sampling, drawn, drafts, plan):
+                yield b, i + q * lanes, *answer
 
         return side_by_side([lane(i) for i in range(lanes)])
 
@@ -178,7 +206,7 @@ class Engine:
         idle = self.mesh is None and jax.default_backend() == "cpu" and (os.cpu_count() or 1) >= _LANES
         return _LANES if idle and call.rows * call.places >= _FOR_LANES and call.places >= _LANES else 1
 
-    def _lane(self, prompts: list[Prompt], context: Context, call: Call, longest: int, sampling, identities, drafts):
+    def _lane(self, prompts: list[Prompt], context, call: Call, longest: int, sampling, identities, drafts, plan):
         """As `_call`, one question after the other taking a place; `longest` tokens of a question at most."""
         lengths = [[len(tokens) for tokens in prompt.suffix_tokens] for prompt in prompts]
         room = min(FIRST_ROOM, self.max_new_tokens)
@@ -208,15 +236,52 @@ class Engine:
             written = self._finite(Written.of(state))
             if draft is not None:
                 drafts.judge(draft, before, written)
-            for b, place, question in places.leave(written.done):
-                answer = written.answer(b, place)
+            # Trees grow side by side: so many as make room for others, or all.
+            ready = plan is None or written.done.all() or (written.done & places.waiting[:, None]).sum() >= wake
+            left = places.leave(written.done & ready)
+            answers = [written.answer(b, place) for b, place, _ in left]
+            numbers = self._numbers(prompts, context, state, left, answers, plan)
+            for (b, _, question), answer, one in zip(left, answers, numbers, strict=True):
                 if not drawn:
                     drafts.learn(answer)
-                yield b, question, answer
+                yield b, question, answer, one
             if (written.count >= room)[~written.done].any():
                 room = min(2 * room, self.max_new_tokens)
                 with self._compiling:
                     state = run.grow(state, room=room)
+
+    def _numbers(self, prompts, context, state, left, answers, plan: TreePlan | None) -> list[Numbers]:
+        """The trees of those who leave their places, (b, place, question), with these answers."""
+        found = [Numbers()] * len(left)
+        if plan is None:
+            return found
+        alphabet, roots, waiting = alphabet_of(self.chat), {}, [[] for _ in range(len(context.start))]
+        for i, ((b, _, question), answer) in enumerate(zip(left, answers, strict=True)):
+            if (root := root_of(prompts[b].suffix_tokens[question], answer, alphabet, self.chat)) is not None:
+                roots[i] = root
+                waiting[b].append(i)
+        tokens = min(_FILL_TOKENS.get(jax.default_backend(), _FILL_ELSEWHERE), _MOST_LOGITS // self.cfg.text.vocab_size)
+        at_once = max(1, tokens // (len(waiting) * plan.width))
+        at_once = min(at_once, bucket(max(map(len, waiting)), 1))
+        columns = jax.tree.leaves(state.own)[0].shape[-1]
+        for first in range(0, max(map(len, waiting)), at_once):
+            trees = {(b, r): i for b, own in enumerate(waiting) for r, i in enumerate(own[first : first + at_once])}
+            place = np.zeros((len(waiting), at_once), np.int32)
+            for at, i in trees.items():
+                place[at] = left[i][1]
+            with self._compiling:
+                grown = self._programs.take(state, self._put(place), more=plan.room)
+
+            def follow(fed):
+                nonlocal grown
+                with self._compiling:
+                    grown, logs = self._programs.follow(self.params, context, grown, self._put(fed), alphabet)
+                return np.exp(np.asarray(logs))
+
+            made = grow(follow, {at: roots[i] for at, i in trees.items()}, place.shape, columns, alphabet, plan)
+            for at, numbers in made.items():
+                found[trees[at]] = numbers
+        return found
 
     def _finite(self, written: Written) -> Written:
         if (written.tokens == BROKEN).any():

@@ -7,6 +7,7 @@ import numpy as np
 from vlm3_jax import marker, tasks
 from vlm3_jax.camera import Camera, normalize_points
 from vlm3_jax.infer.engine import Engine
+from vlm3_jax.infer.tree import Numbers
 from vlm3_jax.processor.image import ImageLayout
 from vlm3_jax.records.dense import KINDS
 from vlm3_jax.tasks import depth
@@ -17,8 +18,9 @@ from vlm3_jax.tasks.protocol import Protocol
 class PointQuestions:
     """One photo, whose `camera` is known, as it is shown (`layout`, `unified`) to a model that is asked so.
 
-    `meant`: what the model's lengths are, "distance" or "z", as its training labels were. `texts`: the answers so far
-    by question: its text and, of a model that is asked by markers, the pixel; "" where no arrow fits.
+    `meant`: what the model's lengths are, "distance" or "z", as its training labels were. `spread`: whether trees of
+    numbers are grown. `texts` and `trees`: the answers so far by question: its text and, of a model that is asked by
+    markers, the pixel; "" where no arrow fits.
     """
 
     engine: Engine
@@ -27,7 +29,9 @@ class PointQuestions:
     unified: Camera
     asked: Protocol
     meant: str = "distance"
+    spread: bool = False
     texts: dict[tuple, str] = dataclasses.field(default_factory=dict)
+    trees: dict[tuple, Numbers] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.meant not in KINDS:
@@ -47,10 +51,15 @@ class PointQuestions:
         keys = self._keys(points_px)
         new = [key for key in dict.fromkeys(keys) if key not in self.texts]
         if self.asked.marker:
-            self.texts |= {key: self._by_marker(*key) for key in new}
+            for key in new:
+                self._by_marker(*key)
         elif new:
-            self.texts |= zip(new, self.engine.answer([(self.layout,)], [[key[0] for key in new]])[0], strict=True)
+            self._answer(new, self.layout)
         return [self.texts[key] for key in keys]
+
+    def numbers(self, points_px) -> list[Numbers]:
+        """The trees of the answers about pixels [N, 2] of the photo, which have been asked about with `spread`."""
+        return [self.trees[key] for key in self._keys(points_px)]
 
     def metres(self, points_px) -> np.ndarray:
         """Distance to the camera centre at pixels [N, 2], float64 [N]; NaN where the answer is no length above 0."""
@@ -68,12 +77,21 @@ class PointQuestions:
         shown = self.camera.map_points(points_px, self.unified).tolist()
         return [(question, *pixel) for question, pixel in zip(questions, shown)]
 
-    def _by_marker(self, question: str, x: int, y: int) -> str:
-        """The answer about an image of its own with an arrow at its pixel; "" where none fits."""
-        if not marker.fits(np.array([[x, y]]), *self.layout.size)[0]:
-            return ""
-        pointed = dataclasses.replace(self.layout, marker=(x, y))
-        return self.engine.answer([(pointed,)], [[question]])[0][0]
+    def _by_marker(self, question: str, x: int, y: int) -> None:
+        """Asks about an image of its own with an arrow at its pixel, where one fits."""
+        key = question, x, y
+        self.texts[key], self.trees[key] = "", Numbers()
+        if marker.fits(np.array([[x, y]]), *self.layout.size)[0]:
+            self._answer([key], dataclasses.replace(self.layout, marker=(x, y)))
+
+    def _answer(self, keys: list[tuple], layout: ImageLayout) -> None:
+        """Asks the questions of these keys about one image."""
+        asked = [(layout,)], [[key[0] for key in keys]]
+        if not self.spread:
+            self.texts |= zip(keys, self.engine.answer(*asked)[0], strict=True)
+            return
+        for key, found in zip(keys, self.engine.explore(*asked)[0], strict=True):
+            self.texts[key], self.trees[key] = found
 
     def _length(self, text: str) -> float:
         value = tasks.get("depth").parse(text)
