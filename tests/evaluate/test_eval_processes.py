@@ -1,6 +1,7 @@
 """`vlm3 eval` as it is used: several processes, several devices, kills. The predictions are the same to the byte."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import random
@@ -17,6 +18,7 @@ from tests.support import FOCAL, write_records
 from vlm3_jax.camera import Focal
 from vlm3_jax.checkpoint import tiny
 from vlm3_jax.evaluate.benchmarks import BENCHMARKS, Asked
+from vlm3_jax.evaluate.predictions import BESIDES
 from vlm3_jax.tasks import protocol
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -65,7 +67,7 @@ def benches(tmp_path_factory):
     return folder, [*(f"--bench={name}" for name in records), f"--model={folder / 'model'}", "--labels=4", *small]
 
 
-def start(place, out, processes=1, devices=1):
+def start(place, out, processes=1, devices=1, extra=()):
     if isinstance(place, tuple):
         place, words = place
     else:
@@ -76,7 +78,7 @@ def start(place, out, processes=1, devices=1):
     started = []
     for number in range(processes):
         command = [sys.executable, "-m", "vlm3_jax.cli", "eval", f"--out={out}", *words]
-        command.append(f"--config.mesh.cpu_devices={devices}")
+        command += [f"--config.mesh.cpu_devices={devices}", *extra]
         if processes > 1:
             command += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={number}"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "VLM3_DATA": str(place / "data")}
@@ -109,6 +111,21 @@ def test_two_processes_give_the_bytes_of_one(place, alone, tmp_path):
 def test_three_processes_and_eight_devices_give_the_bytes_of_one(place, alone, tmp_path):
     assert answered(place, tmp_path / "three", processes=3) == alone
     assert answered(place, tmp_path / "eight", devices=8) == alone
+
+
+@pytest.mark.slow
+def test_spreads_of_processes_are_the_same_to_the_byte_and_of_eight_devices_to_a_digit(place, counting, tmp_path):
+    """And answers are those of the command without them."""
+    model = f"--model={counting}"
+    whole = answered(place, tmp_path / "one", extra=[model, "--spread"])
+    assert answered(place, tmp_path / "three", processes=3, extra=[model, "--spread"]) == whole
+    runs = [whole, answered(place, tmp_path / "eight", devices=8, extra=[model, "--spread"])]
+    runs.append(answered(place, tmp_path / "plain", extra=[model]))
+    own, eight, plain = ([json.loads(line) for line in found.splitlines()] for found in runs)
+    assert sum("spread" in row for row in own) > 10
+    for row, its, bare in zip(own, eight, plain, strict=True):
+        assert row == pytest.approx(its, rel=2e-3)
+        assert {name: value for name, value in row.items() if name not in BESIDES} == bare
 
 
 @pytest.mark.slow

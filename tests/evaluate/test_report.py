@@ -217,6 +217,26 @@ def test_correct_matches_are_green_and_wrong_ones_red():
     assert green < 10
 
 
+def test_intervals_and_what_may_be_taken_for_the_answer():
+    """Rows that lack any of it are left out; intervals of several levels are none."""
+    true = np.linspace(1, 3, 50)
+    answers = depth_answers(true, 2 * true, spreads=[0.1] * 50)
+    plain = groups.reliability(answers)
+    assert (plain.interval, plain.taken) == (None, ())
+    for row, metres in zip(answers.rows, true.tolist(), strict=True):
+        row |= {"median_m": metres, "expected_m": 1.5 * metres, "low_m": 0.9 * metres, "high_m": 1.3 * metres}
+        row["level"] = 0.9
+    for row in answers.rows[:10]:
+        row["low_m"] = row["median_m"] * 1.1
+    answers.rows[-1] |= {"median_m": None}
+    found = groups.reliability(answers)
+    assert found.interval == pytest.approx((0.9, 39 / 49, 1.3))
+    assert [(name, delta) for name, delta, _ in found.taken] == [("greedy", 0), ("median", 1), ("expected", 0)]
+    assert [error for *_, error in found.taken] == pytest.approx([1, 0, 0.5])
+    answers.rows[0]["level"] = 0.5
+    assert groups.reliability(answers).interval is None
+
+
 def depth_answers(true_m, answers, scenes=None, spreads=None) -> Answers:
     """Of one point an image."""
     rows = []

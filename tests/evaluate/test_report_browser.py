@@ -56,6 +56,9 @@ def _with_spreads(path) -> None:
     for number, row in enumerate(rows):
         if row["task"] == "depth" and row["variant"] == "model":
             row["spread"] = 0.1 + 0.01 * (number % 7)
+            true = row["target"]["depth_m"]
+            row |= {"expected_m": 1.3 * true, "median_m": 1.01 * true, "low_m": 0.9 * true, "high_m": 1.2 * true}
+            row["level"] = 0.9
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -78,6 +81,7 @@ def test_every_table_and_picture_is_shown(report, tmp_path, width):
             assert natural > 80, alt
             assert right <= width, alt
         heads = page.run("[...document.querySelectorAll('h3')].map(head => head.textContent)")
+        assert "Intervals of 90 % hold 100.0 % of the truths" in page.run("document.body.innerText")
         for head in ("Error against depth", "Reliability of the spread", "Worst cases", "Examples"):
             assert head in heads
         if width == 1200:

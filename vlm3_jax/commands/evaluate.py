@@ -13,6 +13,12 @@ def add(parsers) -> None:
     arguments.with_config(sub, required=False)
     arguments.with_processes(sub)
     sub.add_argument("--out", help="folder of predictions and scores (default: WORKDIR/eval)")
+    sub.add_argument(
+        "--spread",
+        action="store_true",
+        help="beside answers about depth also the expected value, the median and an interval, from the probabilities "
+        "of the digits; see vlm3 calibrate",
+    )
     _add_bench(sub)
     sub = arguments.command(
         parsers,
@@ -63,6 +69,8 @@ def _eval(args, fields) -> None:
                 instead = "; give --config.eval.records" if option == "records" else ""
                 raise UserError(f"--{option}={value}: is of --bench only{instead}")
     if args.questions:
+        if args.spread:
+            raise UserError("--spread: with --questions nothing is answered")
         _hand_out(args)
         return
     with processes.joined("eval", args.coordinator, args.processes, args.process):
@@ -78,7 +86,7 @@ def _eval(args, fields) -> None:
 
         config = arguments.read_config(args, fields)
         out = storage.path(args.out) if args.out else storage.path(config.workdir) / "eval"
-        results = evaluate_model(config, out)
+        results = evaluate_model(config, out, spread=args.spread)
         if results is not None:
             rich.console.Console().print(results.table())
             print(f"predictions and scores: {out}")
@@ -127,7 +135,7 @@ def _bench(args, fields):
     given = any(field.startswith("eval.variants=") for field in fields)
     fields = fields if args.config or given else ["eval.variants=model", *fields]
     config = arguments.read_config(args, fields)
-    return evaluate_benchmarks(config, asked, storage.path(args.out), args.records, args.labels)
+    return evaluate_benchmarks(config, asked, storage.path(args.out), args.records, args.labels, spread=args.spread)
 
 
 def _report(args, _) -> None:

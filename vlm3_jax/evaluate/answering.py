@@ -13,6 +13,7 @@ from vlm3_jax.evaluate.items import Questions, briefs
 from vlm3_jax.evaluate.parts import Parts, keys, read_parts
 from vlm3_jax.evaluate.plan import Unit
 from vlm3_jax.evaluate.predictions import rows
+from vlm3_jax.evaluate.spreads import TASK, Spreads
 from vlm3_jax.processor.image import ImageLayout, VisionSpec
 
 
@@ -53,10 +54,12 @@ def answer_share(
     share: Share,
     spec: VisionSpec | None = None,
     progress: bool = True,
+    spreads: Spreads | None = None,
 ) -> None:
     """Appends to `own` the answers of a share's units, but for those units that any process has answered whole.
 
-    With a `spec` images are decoded ahead, and a record whose image cannot be read gets a row that says so.
+    With a `spec` images are decoded ahead, and a record whose image cannot be read gets a row that says so. With
+    `spreads` these answer about depth, where images are as they are, in place of `answerer`.
     """
     mine = units[share.process :: share.of]
     about = briefs(asked)
@@ -69,7 +72,7 @@ def answer_share(
         job = bar.add_task(who, total=sum(counts))
         for of_unit, unit, count in zip(_ahead(asked, mine, spec, done), mine, counts, strict=True):
             if of_unit is not None:
-                own.append(_answered(answerer, of_unit, unit.name, done))
+                own.append(_answered(answerer, of_unit, unit.name, done, spreads if unit.name == "model" else None))
             bar.advance(job, count)
 
 
@@ -123,17 +126,25 @@ def _decoded(record: Shown, spec: VisionSpec) -> Shown:
         return dataclasses.replace(record, bad=str(error))
 
 
-def _answered(answerer: Answerer, records: list[Shown], variant: str, done: dict) -> Iterator[dict]:
+def _answered(answerer: Answerer, records: list[Shown], variant: str, done: dict, spreads) -> Iterator[dict]:
     """A unit's rows. `turn`: above that of a row of the same place, whose image has since been replaced."""
     good = [record for record in records if not record.bad]
-    texts = [[example.question for example in record.questions.examples] for record in good]
-    answers = iter(answerer.answer([record.images for record in good], texts) if good else ())
+    explored = [record for record in good if spreads is not None and record.questions.task == TASK]
+    plain = _said(answerer, [record for record in good if record not in explored])
+    answers = _said(spreads, explored) | {record: [(text, {}) for text in texts] for record, texts in plain.items()}
     for record in records:
-        given = [""] * len(record.places) if record.bad else next(answers)
-        made = rows(record.questions, variant, given)
-        for place, key, row in zip(record.places, record.keys, made, strict=True):
+        texts, besides = zip(*answers.get(record, [("", {})] * len(record.places)), strict=True)
+        made = rows(record.questions, variant, texts)
+        for place, key, row, beside in zip(record.places, record.keys, made, besides, strict=True):
             turn = done[place][0] + 1 if place in done else 1
-            yield {"place": place, "key": key, "turn": turn, "bad": record.bad, **row}
+            yield {"place": place, "key": key, "turn": turn, "bad": record.bad, **row, **beside}
+
+
+def _said(answerer, records: list[Shown]) -> dict[Shown, list]:
+    """What somebody answers about records."""
+    texts = [[example.question for example in record.questions.examples] for record in records]
+    said = answerer.answer([record.images for record in records], texts) if records else []
+    return dict(zip(records, said, strict=True))
 
 
 def _progress(shown: bool) -> rich.progress.Progress:

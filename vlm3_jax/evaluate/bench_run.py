@@ -17,7 +17,8 @@ from vlm3_jax.evaluate import manifest, outputs, tables
 from vlm3_jax.evaluate.answering import Share
 from vlm3_jax.evaluate.benchmarks import Asked
 from vlm3_jax.evaluate.frozen import FrozenQuestions
-from vlm3_jax.evaluate.run import QUARANTINE, evaluate, make_engine, settings_of
+from vlm3_jax.evaluate.run import QUARANTINE, asked_spread, evaluate, make_engine, settings_of, spreads_of
+from vlm3_jax.evaluate.spreads import TASK
 from vlm3_jax.parallel import processes
 from vlm3_jax.setup import Setup
 from vlm3_jax.tasks.protocol import RELEASE, Protocol
@@ -30,28 +31,33 @@ def evaluate_benchmarks(
     limit: int | None = None,
     labels: int | None = None,
     progress: bool = True,
+    spread: bool = False,
 ) -> tables.Tables | None:
     """Asks the model of `config.model` all benchmarks whose data are there, and writes predictions, scores and tables.
 
     Called by every process of a run, each with the devices of its own; the first returns the tables, in which what was
     not run stands with the reason. `limit`: only so many records of each, evenly spaced; `labels`: only so many points
-    or matches of each record. UserError if `out` holds another model's results, or none of the benchmarks can be run.
+    or matches of each record; `spread`: depths with what the probabilities of their digits say. UserError if `out`
+    holds another model's results, or none of the benchmarks can be run.
     """
     found, missing = _manifests(asked)
     if not found:
         name, reason = next(iter(missing.items()))
         raise UserError(f"nothing to run of {len(asked)} benchmarks; {name}: {reason}")
+    if spread:
+        asked_spread(one.asked.benchmark.task for one in found)
     setup = Setup.from_config(config)
     first = jax.process_index() == 0
     if first:
         outputs.claim(out, _about(setup))
     processes.all_here("claimed")
     engine = make_engine(setup)
+    spreads = spreads_of(setup, engine) if spread else None
     with setup.work.published(*([QUARANTINE] if first else [])):
         for one in found:
             protocol = protocol_of(setup, one.asked.benchmark.task)
             questions = FrozenQuestions(one, protocol, setup.spec, limit=limit, labels=labels)
-            _run(setup, engine, questions, out, progress)
+            _run(setup, engine, questions, out, progress, spreads if one.asked.benchmark.task == TASK else None)
     return tables.write(out, missing) if first else None
 
 
@@ -82,7 +88,7 @@ def short(model: str) -> str:
     return "/".join(parts[-2:])
 
 
-def _run(setup: Setup, engine, questions: FrozenQuestions, out: storage.AnyPath, progress: bool) -> None:
+def _run(setup: Setup, engine, questions: FrozenQuestions, out: storage.AnyPath, progress: bool, spreads) -> None:
     config, folder = setup.config, out / questions.name
     where = setup.work.folder / QUARANTINE if jax.process_index() == 0 else None
     if jax.process_index() == 0:
@@ -97,6 +103,7 @@ def _run(setup: Setup, engine, questions: FrozenQuestions, out: storage.AnyPath,
         settings={**settings_of(setup), "manifest": questions.manifest.sha256},
         spec=setup.spec,
         quarantine=Quarantine(where, config.data.max_bad_fraction),
+        spreads=spreads,
     )
     if results is not None:
         outputs.write_bench(folder, questions.manifest, questions.partial)

@@ -11,7 +11,7 @@ from vlm3_jax.data.samples import Bad
 from vlm3_jax.errors import Again
 from vlm3_jax.evaluate.items import Brief
 from vlm3_jax.evaluate.parts import read_parts
-from vlm3_jax.evaluate.predictions import FIELDS, FILE, OPTIONAL
+from vlm3_jax.evaluate.predictions import BESIDES, FIELDS, FILE, OPTIONAL
 from vlm3_jax.files import write_text
 
 
@@ -44,7 +44,7 @@ def merge(
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
     """What of an answer's row is for those who read predictions."""
-    return {name: row[name] for name in FIELDS | OPTIONAL if name in row}
+    return {name: row[name] for name in (*FIELDS, *OPTIONAL, *BESIDES) if name in row}
 
 
 def _set_aside(bad: dict[int, dict[str, Any]], briefs: Sequence[Brief], quarantine: Quarantine) -> None:

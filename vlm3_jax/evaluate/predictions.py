@@ -24,6 +24,8 @@ FIELDS = {
 }
 # What a row may have besides: `scene` is what the record is of.
 OPTIONAL = {"scene": str}
+# Numbers beside an answer about depth, m but for the level (`evaluate.spreads`).
+BESIDES = ("spread", "expected_m", "median_m", "low_m", "high_m", "level")
 
 
 def rows(asked: Questions, variant: str, predictions: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -68,6 +70,9 @@ def _checked(line: bytes, where: str) -> dict[str, Any]:
     for name, kind in (FIELDS | OPTIONAL).items():
         if not isinstance(row.get(name, kind()), kind):
             raise UserError(f"{where}: {name} must be {'an object' if kind is dict else 'text'}")
+    for name in BESIDES:
+        if not isinstance(row.get(name, 0.0), int | float):
+            raise UserError(f"{where}: {name} must be a number")
     if row["task"] not in TASKS:
         raise UserError(f"{where}: unknown task {row['task']!r}; choose one of {', '.join(TASKS)}")
     kinds, target = TASKS[row["task"]].target_fields, row["target"]

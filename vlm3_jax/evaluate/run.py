@@ -8,7 +8,8 @@ Any number of processes takes part: each answers its share of the plan (evaluate
 file (evaluate/parts.py); when all are done, the first puts the answers in order and scores them.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,11 @@ from vlm3_jax.evaluate.merge import merge
 from vlm3_jax.evaluate.parts import Parts
 from vlm3_jax.evaluate.results import Results
 from vlm3_jax.evaluate.scoring import read_cells, score
+from vlm3_jax.evaluate.spreads import TASK, Spreads
 from vlm3_jax.evaluate.thumbnails import write_thumbnails
 from vlm3_jax.evaluate.worst import worst_of
 from vlm3_jax.infer.engine import Engine
+from vlm3_jax.infer.spread import Calibration
 from vlm3_jax.parallel import mesh as meshes
 from vlm3_jax.parallel import processes
 from vlm3_jax.processor.image import VisionSpec
@@ -35,14 +38,19 @@ from vlm3_jax.storage.folders import Workspace
 
 QUARANTINE = "quarantine.jsonl"
 
+_log = logging.getLogger(__name__)
 
-def evaluate_model(config, out_dir, progress: bool = True) -> Results | None:
+
+def evaluate_model(config, out_dir, progress: bool = True, spread: bool = False) -> Results | None:
     """Asks the model of `config.model` every held-out question and writes predictions and scores to `out_dir`.
 
-    Called by every process of a run, each with the devices of its own; the first returns the results.
+    Called by every process of a run, each with the devices of its own; the first returns the results. `spread`: depths
+    with what the probabilities of their digits say.
     """
     if not config.eval.components:
         raise UserError("eval.components is empty: nothing to evaluate on")
+    if spread:
+        asked_spread(entry.task for entry in config.eval.components.values())
     setup = Setup.from_config(config)
     first = jax.process_index() == 0
     components = setup.components(config.eval.components)
@@ -54,8 +62,9 @@ def evaluate_model(config, out_dir, progress: bool = True) -> Results | None:
             config.eval.records or None,
             quarantine=lambda: Quarantine(where, config.data.max_bad_fraction),
         )
+        engine = make_engine(setup)
         return evaluate(
-            make_engine(setup),
+            engine,
             asked,
             out_dir,
             variants=evaluation.variants,
@@ -64,7 +73,22 @@ def evaluate_model(config, out_dir, progress: bool = True) -> Results | None:
             settings=settings_of(setup),
             spec=setup.spec,
             quarantine=Quarantine(where, config.data.max_bad_fraction),
+            spreads=spreads_of(setup, engine) if spread else None,
         )
+
+
+def asked_spread(tasks: Iterable[str]) -> None:
+    """UserError if no task has a spread."""
+    if TASK not in tasks:
+        raise UserError("--spread: is told of depth, and nothing that is asked is about depth")
+
+
+def spreads_of(setup: Setup, engine: Engine) -> Spreads:
+    """With the calibration that lies beside the model, if one does."""
+    learnt = Calibration.read(setup.model.folder)
+    if learnt is None and jax.process_index() == 0:
+        _log.warning("%s: not calibrated, so there are no intervals; see vlm3 calibrate", setup.model.folder)
+    return Spreads(engine, learnt)
 
 
 def settings_of(setup: Setup) -> dict:
@@ -114,14 +138,15 @@ def evaluate(
     settings: Mapping = {},
     spec: VisionSpec | None = None,
     quarantine: Quarantine | None = None,
+    spreads: Spreads | None = None,
 ) -> Results | None:
     """Ask all questions in every variant, write predictions, thumbnails and results into `out_dir`, return the results.
 
     `seed` draws the other record of "shuffled". Answers that an earlier call of the same `settings` has left in
     `out_dir`, which may lie in a bucket, are not asked for again. Every process of a run calls it with its `share`; all
     but the first return None when the first is done. `spec`: images are decoded by another thread while the device is
-    busy. Records whose images cannot be read go to `quarantine`. UserError if there is nothing to ask or a component
-    has too few records to shuffle.
+    busy. Records whose images cannot be read go to `quarantine`. `spreads`: who answers about depth. UserError if there
+    is nothing to ask or a component has too few records to shuffle.
     """
     if not len(asked):
         raise UserError("nothing to evaluate: the evaluation components gave no questions; check their task and limit")
@@ -129,12 +154,14 @@ def evaluate(
         raise UserError(f"variants: choose from {', '.join(VARIANTS)} and include model; got {', '.join(variants)}")
     about = briefs(asked)
     units = plan.make_units(about, variants, records_per_call, seed)
+    if spreads is not None:
+        settings = {**settings, "spread": spreads.settings}
     digest = plan.digest(about, units, {**settings, "seed": seed})
     name = f"{parts.FOLDER}/{digest}"
     work = Workspace(storage.path(out_dir))
     with work.published(f"{name}/*.jsonl"):
         with Parts(work.folder / name, share.process, work.publish) as own:
-            answer_share(answerer, asked, units, own, share, spec, progress)
+            answer_share(answerer, asked, units, own, share, spec, progress, spreads)
         work.publish(final=True)
         processes.all_here(f"answered {digest}")
         if share.process == 0:

@@ -8,6 +8,7 @@ import numpy as np
 
 from vlm3_jax.evaluate import statistics
 from vlm3_jax.evaluate.scoring import Answers
+from vlm3_jax.tasks.depth import DELTA
 
 # Metres between which depths are one group.
 EDGES = (0, 0.5, 1, 2, 3, 5, 8, 12, 20, 40, 80, 150, math.inf)
@@ -57,7 +58,9 @@ class Reliability:
     """Answers with a spread: of each group its root mean square spread and error (m), from small spreads to large.
 
     `within`: the shares of truths within one and two spreads of the answer. `sure`: (share kept, AbsRel of these),
-    the answers with the smallest relative spreads first. `count` answers had both a value and a spread.
+    the answers with the smallest relative spreads first. `count` answers had both a value and a spread. `interval`:
+    the level of the intervals told, the share of truths in them, and the upper end over the median of the middle one.
+    `taken`: (name, delta1, AbsRel) of what may be taken for the answer, where rows tell it.
     """
 
     spread_m: np.ndarray
@@ -65,6 +68,8 @@ class Reliability:
     within: tuple[float, float]
     sure: tuple[tuple[float, float], ...]
     count: int
+    interval: tuple[float, float, float] | None = None
+    taken: tuple[tuple[str, float, float], ...] = ()
 
 
 def depths(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
@@ -124,10 +129,11 @@ def _scene(row) -> str:
 def reliability(answers: Answers) -> Reliability | None:
     """Of the rows with a `spread` (the standard deviation of the answer, m); None if they are too few."""
     true_m, predicted_m = depths(answers)
-    told = np.array([_number(row.get("spread")) for row in answers.rows])
+    told = _told(answers, "spread")
     use = (predicted_m > 0) & (told > 0)
     if use.sum() < 2 * FEWEST:
         return None
+    interval, taken = _interval(answers, true_m), _taken(answers, true_m, predicted_m)
     true_m, predicted_m, told = true_m[use], predicted_m[use], told[use]
     error = np.abs(predicted_m - true_m)
     order = np.argsort(told, kind="stable")
@@ -139,7 +145,37 @@ def reliability(answers: Answers) -> Reliability | None:
         (float((error <= told).mean()), float((error <= 2 * told).mean())),
         tuple((k, float(wrong[surest[: max(1, round(k * len(surest)))]].mean())) for k in (0.25, 0.5, 0.75, 1.0)),
         len(order),
+        interval,
+        taken,
     )
+
+
+def _interval(answers: Answers, true_m: np.ndarray) -> tuple[float, float, float] | None:
+    """Of the rows with an interval; None if they are too few, or of several levels."""
+    low, high, level, median = (_told(answers, name) for name in ("low_m", "high_m", "level", "median_m"))
+    use = (low > 0) & (high > 0) & (median > 0)
+    if use.sum() < 2 * FEWEST or len(set(level[use])) > 1:
+        return None
+    held = (low <= true_m) & (true_m <= high)
+    return float(level[use][0]), float(held[use].mean()), float(np.median(high[use] / median[use]))
+
+
+def _taken(answers: Answers, true_m: np.ndarray, predicted_m: np.ndarray) -> tuple[tuple[str, float, float], ...]:
+    """Over the rows that have all of them."""
+    values = {"greedy": predicted_m, "median": _told(answers, "median_m"), "expected": _told(answers, "expected_m")}
+    use = np.all([value > 0 for value in values.values()], 0)
+    if use.sum() < 2 * FEWEST:
+        return ()
+    ratios = {name: value[use] / true_m[use] for name, value in values.items()}
+    return tuple(
+        (name, float((np.maximum(ratio, 1 / ratio) < DELTA).mean()), float(np.abs(ratio - 1).mean()))
+        for name, ratio in ratios.items()
+    )
+
+
+def _told(answers: Answers, name: str) -> np.ndarray:
+    """What the rows tell [N]; NaN where they do not."""
+    return np.array([_number(row.get(name)) for row in answers.rows], float)
 
 
 def _number(value) -> float:
