@@ -299,3 +299,30 @@ def test_matches_are_read_in_the_range_that_the_model_was_asked_in(pairs, tiny_m
 def test_options_of_benchmarks_are_refused_elsewhere(words, message, capsys):
     assert cli.main(["eval", *words]) == 2
     assert capsys.readouterr().err == f"vlm3 eval: {message}\n"
+
+
+def test_brackets_in_a_name_are_no_markup_and_the_page_says_what_was_not_run(depth, tmp_path, capsys):
+    folder = pathlib.Path(depth.name).parent.parent
+    name, out = "qwen[ft]/x[/b]", str(tmp_path / "out")
+    words = ["score", "depth", maps(tmp_path / "maps"), str(folder), "--kind=z", f"--out={out}", f"--name={name}"]
+    assert cli.main(words) == 0
+    assert name in capsys.readouterr().out
+    assert cli.main(["report", out, f"--out={tmp_path / 'r.html'}"]) == 0
+    assert f"{name}  " in capsys.readouterr().out
+    page = (tmp_path / "r.html").read_text()
+    assert "Not run: objects, correspondence, pose (none of their benchmarks)." in page
+    assert "from vlm3 score" in page
+    assert "- pose: none of its benchmarks" in (tmp_path / "out/benchmarks.md").read_text()
+
+
+def test_values_are_written_shortly_and_scored_whole(pairs, tmp_path):
+    found = manifest.read(POSE, pairs)
+    relative = np.linalg.inv(POSES[0]) @ POSES[1]
+    rows = write_rows(tmp_path / "a.jsonl", [{"id": found[0].id, "cam1_T_cam2": relative.tolist()}])
+    score(found, rows, Options(metric=True), tmp_path / "out", "X")
+    lines = (tmp_path / "out/eth3d_pose/predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert all(len(row["prediction"]) < 40 for row in rows)
+    assert rows[2]["value"] == pytest.approx(np.linalg.norm(relative[:3, 3]), abs=1e-12)
+    assert rows[2]["prediction"] == f"{rows[2]['value']:.4f}"
+    assert rows[-1]["prediction"] == ""

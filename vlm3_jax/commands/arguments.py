@@ -44,9 +44,14 @@ def with_processes(sub) -> None:
 
 def wide_console():
     """For wide tables: as wide as the terminal, and wide where there is none."""
+    return console(None if sys.stdout.isatty() else 200)
+
+
+def console(width: int | None = None):
+    """For tables. Names may have brackets, which are no markup."""
     import rich.console
 
-    return rich.console.Console(width=None if sys.stdout.isatty() else 200)
+    return rich.console.Console(width=width, markup=False)
 
 
 def read_config(args, fields):

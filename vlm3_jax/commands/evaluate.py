@@ -74,8 +74,6 @@ def _eval(args, fields) -> None:
         _hand_out(args)
         return
     with processes.joined("eval", args.coordinator, args.processes, args.process):
-        import rich.console
-
         if args.bench:
             found = _bench(args, fields)
             if found is not None:
@@ -88,7 +86,7 @@ def _eval(args, fields) -> None:
         out = storage.path(args.out) if args.out else storage.path(config.workdir) / "eval"
         results = evaluate_model(config, out, spread=args.spread)
         if results is not None:
-            rich.console.Console().print(results.table())
+            arguments.console().print(results.table())
             print(f"predictions and scores: {out}")
 
 

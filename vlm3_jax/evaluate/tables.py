@@ -198,6 +198,12 @@ class Tables:
     blocks: tuple[Block, ...]
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def untouched(self) -> tuple[str, ...]:
+        """Tasks with published tables of which nothing was run; () where no benchmark was."""
+        run = {block.task for block in self.blocks}
+        return tuple(task for task in SOURCES if run and task not in run)
+
     def markdown(self) -> str:
         """For a file, or another's report."""
         parts = []
@@ -206,8 +212,10 @@ class Tables:
             lines = [f"## {block.title}", "", _row(header), _row(["---"] * len(header)), *map(_row, rows), ""]
             told = (*block.details, *block.notes)
             parts.append("\n".join([*lines, *(f"- {note}" for note in told), ""]))
-        if self.missing:
-            parts.append("\n".join(["## Not run", "", *(f"- {name}: {why}" for name, why in self.missing.items()), ""]))
+        left = [*(f"{task}: none of its benchmarks" for task in self.untouched)]
+        left += [f"{name}: {why}" for name, why in self.missing.items()]
+        if left:
+            parts.append("\n".join(["## Not run", "", *(f"- {line}" for line in left), ""]))
         return "\n".join(parts)
 
     def rich(self):
@@ -226,12 +234,17 @@ class Tables:
                 own = number >= len(block.lines)
                 table.add_row(*row, style="bold" if own else None, end_section=number == len(block.lines) - 1)
             found += [table, *(f"  {note}" for note in (*block.details, *block.notes))]
+        found += [f"not run: {task}: none of its benchmarks" for task in self.untouched]
         found += [f"not run: {name}: {why}" for name, why in self.missing.items()]
         return rich.console.Group(*found)
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""
-        return {"blocks": [block.to_json() for block in self.blocks], "not_run": dict(self.missing)}
+        return {
+            "blocks": [block.to_json() for block in self.blocks],
+            "not_run": dict(self.missing),
+            "untouched": self.untouched,
+        }
 
 
 def read(out: storage.AnyPath, missing: Mapping[str, str] = {}) -> Tables:

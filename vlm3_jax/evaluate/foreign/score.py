@@ -197,9 +197,16 @@ def _predictions(key: str, row: manifest.Row, asked: list, given: list, spreads:
             "variant": "model",
             "question": example.question,
             "answer": example.answer,
-            "prediction": answer if is_text else "" if answer is None else json.dumps(answer),
+            "prediction": answer if is_text else "" if answer is None else _written(answer),
             "target": example.target,
             **({"scene": row.scene} if row.scene else {}),
             **({} if spread is None else {"spread": spread}),
             **({} if is_text else {"value": answer}),
         }
+
+
+def _written(answer) -> str:
+    """A value as people like to read it; what is scored is `value`, with all its digits."""
+    if isinstance(answer, list | tuple):
+        return f"[{', '.join(map(_written, answer))}]"
+    return f"{answer:.4f}" if isinstance(answer, float) and abs(answer) < 1e4 else json.dumps(answer)

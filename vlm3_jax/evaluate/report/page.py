@@ -16,10 +16,11 @@ import jinja2
 from vlm3_jax import storage
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.compare import Compared
+from vlm3_jax.evaluate.outputs import RUN
 from vlm3_jax.evaluate.report import panels, section
 from vlm3_jax.evaluate.report.album import Album
 from vlm3_jax.evaluate.results import arrow, gain_text, interval, number, unreadable
-from vlm3_jax.files import write_text
+from vlm3_jax.files import read_json, write_text
 
 PACKAGES = ("vlm3-jax", "jax", "flax", "optax", "numpy", "transformers")
 
@@ -52,7 +53,8 @@ def write_report(
         .render(
             title=title,
             label=label,
-            summary=[*(summary or {}).items(), ("versions", _versions())],
+            summary=[*(summary or _told(runs)).items(), ("page made by", _versions())],
+            untouched=compared.tables.untouched,
             commands=commands,
             sections=[section.of_task(task, compared, runs[label], album) for task in section.tasks(compared)],
             curves=metrics and album.add("loss against step", panels.curves(read_metrics(metrics))),
@@ -94,6 +96,17 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(arrow=arrow, number=number, gain=gain_text, unreadable=unreadable)
     environment.filters["interval"] = lambda score: interval(score.value, score.low, score.high)
     return environment
+
+
+def _told(runs: Mapping[str, storage.AnyPath]) -> dict[str, str]:
+    """Where the answers are, and what their folders tell of whoever gave them."""
+    told = {}
+    for label, folder in runs.items():
+        about = read_json(storage.path(folder) / RUN) if (storage.path(folder) / RUN).is_file() else {}
+        about = about if isinstance(about, dict) else {}
+        parts = [f"{name} {about[name]}" for name in ("from", "dtype", "max_new_tokens") if name in about]
+        told[label] = ", ".join([str(folder), *parts])
+    return told
 
 
 def _versions() -> str:

@@ -19,6 +19,7 @@ _MEANING = {
     "blind": "the model, every image grey",
     "shuffled": "the model, another record's image",
     "best constant": "one fixed answer, the best for these questions",
+    "copy query": "the pixel that was asked about",
 }
 # Of many scenes a chart shows so many of the worst, and of the best.
 _WORST, _BEST = 12, 6
