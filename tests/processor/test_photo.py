@@ -221,3 +221,15 @@ def test_phones_of_200_megapixels():
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
     assert ImageRef.of_bytes(data, "a.png").width == 16320
+
+
+def test_a_camera_of_another_image_is_told(pixels, caplog):
+    """K of the stored image where the upright one is meant, or of one of half the size; told once of each."""
+    image, turned, half = np.zeros((64, 48, 3), np.uint8), [[60, 0, 32], [0, 60, 24], [0, 0, 1]], [30, 30, 12, 16]
+    for _ in range(2):
+        open_photo(image, turned)
+        open_photo(image, Camera(*map(float, half), 48, 64))
+    # As a rectified pair has it.
+    open_photo(image, [[60, 0, 20], [0, 60, 32], [0, 0, 1]])
+    end = "is far from the middle of the image of 48 x 64; is the camera of the upright image, and of this size?"
+    assert caplog.messages == [f"image: the principal point ({point}) {end}" for point in ("32, 24", "12, 16")]

@@ -8,6 +8,7 @@ import base64
 import binascii
 import dataclasses
 import io
+import logging
 import os
 import pathlib
 import urllib.parse
@@ -27,7 +28,12 @@ HEIC = (".heic", ".heif")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Without a camera a photo is taken to see this much: a guess, and metric depth is as wrong as the guess.
 ASSUMED_FOV_DEG = 60.0
+# Of the size: lenses and rectified pairs have less, cameras of a turned or of a smaller image more.
+MOST_OFF_CENTRE = 0.15
 ASSUMED = f"assumed {ASSUMED_FOV_DEG:g} degrees"
+
+_log = logging.getLogger(__name__)
+_told: set[Camera] = set()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,14 +79,32 @@ def open_photo(image, camera=None) -> Photo:
     if callable(camera):
         camera = camera(width, height)
     if camera is not None:
-        return Photo(name, pixels, as_camera(camera, width, height, f"{name}: camera"), "given")
+        return Photo(name, pixels, _centred(as_camera(camera, width, height, f"{name}: camera"), name), "given")
     beside = path and intrinsics.sidecar(path)
     if beside and beside.is_file():
-        return Photo(name, pixels, intrinsics.read_sidecar(beside, width, height), beside.name)
+        return Photo(name, pixels, _centred(intrinsics.read_sidecar(beside, width, height), str(beside)), beside.name)
     if exif is not None:
         return Photo(name, pixels, exif, "EXIF")
     assumed = Camera.from_fov(width, height, ASSUMED_FOV_DEG)
     return Photo(name, pixels, assumed, ASSUMED)
+
+
+def _centred(camera: Camera, name: str) -> Camera:
+    """The camera; says, once of each, that its principal point is so far off that it may be of another image."""
+    if camera not in _told and (
+        abs(camera.cx / camera.width - 0.5) > MOST_OFF_CENTRE or abs(camera.cy / camera.height - 0.5) > MOST_OFF_CENTRE
+    ):
+        _told.add(camera)
+        _log.warning(
+            "%s: the principal point (%g, %g) is far from the middle of the image of %d x %d; is the camera of the "
+            "upright image, and of this size?",
+            name,
+            camera.cx,
+            camera.cy,
+            camera.width,
+            camera.height,
+        )
+    return camera
 
 
 def _read(text: str) -> tuple[str, storage.AnyPath | None, bytes]:
