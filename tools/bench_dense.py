@@ -106,9 +106,8 @@ def print_spread(model, scenes: list[Scene]) -> None:
         ends = told.low_m, told.high_m
         for name, values in (("greedy", found.distance_m), ("median", told.median_m)):
             rows[f"points, {name}"].append((shown.truth_m[y, x], values, *ends))
-        # An interval reaches from its median as far down as up, in the logarithm.
         ends = maps["low"], maps["high"]
-        for name, values in (("greedy", found.map_m()), ("median", np.sqrt(ends[0] * ends[1]))):
+        for name, values in (("greedy", found.map_m()), ("median", maps["median"])):
             rows[f"pixels, {name}"].append([array.ravel() for array in (shown.truth_m, values, *ends)])
     print("| of | number | truths in the interval | " + " | ".join(f"surest {share:.0%}" for share in SUREST) + " |")
     print("|---" * (3 + len(SUREST)) + "|")

@@ -177,7 +177,7 @@ class VLM3:
         change (`infer.dense`); the points are then those asked about. `kind`: what maps in files will hold, "distance"
         or "z"; `meant`: what this model's lengths are, as the labels were that it learnt from. `spread`: also the
         expected value and the deviation of each answer, from the probabilities of its digits (`infer.spread`), and of a
-        map its deviation and interval.
+        map its median, deviation and interval.
         """
         # Before what takes long.
         check_kind(kind)
@@ -194,7 +194,7 @@ class VLM3:
         if spread:
             found = dataclasses.replace(found, spread=self._spread(questions, points))
         if spread and made is not None:
-            names = ("deviation_m", "low_m", "high_m") if np.isfinite(found.spread.level) else ("deviation_m",)
+            names = ["median_m", "deviation_m", *(["low_m", "high_m"] if np.isfinite(found.spread.level) else [])]
             maps = {name: carry(getattr(found.spread, name)) for name in names}
             found = dataclasses.replace(found, dense=dataclasses.replace(made, **maps))
         return found

@@ -121,13 +121,14 @@ def test_spread_is_told_everywhere(depth, photo):
 def test_a_spread_of_a_map(depth, photo):
     """Of the kind that the map is of; the interval only where there is one."""
     values = depth.dense.distance_m
-    wide = dataclasses.replace(depth.dense, deviation_m=0.2 * values, low_m=0.5 * values, high_m=2 * values)
+    maps = {"median_m": 0.8 * values, "deviation_m": 0.2 * values, "low_m": 0.5 * values, "high_m": 2 * values}
+    wide = dataclasses.replace(depth.dense, **maps)
     found = np.load(io.BytesIO(npz.encode_depth(dataclasses.replace(depth, dense=wide), photo)))
-    for name, factor in (("depth_deviation", 0.2), ("depth_low", 0.5), ("depth_high", 2.0)):
-        np.testing.assert_allclose(found[name], factor * found["depth"], rtol=1e-5)
-    assert "; deviation 20% to 20% of it, median 20%" in table.of_dense(dataclasses.replace(depth, dense=wide))
+    for name, factor in (("median", 0.8), ("deviation", 0.2), ("low", 0.5), ("high", 2.0)):
+        np.testing.assert_allclose(found[f"depth_{name}"], factor * found["depth"], rtol=1e-5)
+    assert "; deviation 25% to 25%, median 25%" in table.of_dense(dataclasses.replace(depth, dense=wide))
     unknown = dataclasses.replace(depth, dense=dataclasses.replace(wide, low_m=None, high_m=None))
-    assert set(unknown.spread_maps()) == {"deviation"}
+    assert set(unknown.spread_maps()) == {"median", "deviation"}
     assert "depth_low" not in np.load(io.BytesIO(npz.encode_depth(unknown, photo)))
     assert "deviation" not in table.of_dense(depth)
 

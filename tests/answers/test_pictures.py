@@ -25,9 +25,10 @@ def test_a_map_stands_beside_its_photo(depth, photo):
 
 
 def test_the_spread_of_a_map_stands_beside_it(depth, photo):
-    """In per cent of the depth: twice as sure on the left."""
+    """In per cent of the median: twice as sure on the left."""
     share = np.where(np.arange(40) < 20, 0.1, 0.2)
-    dense = dataclasses.replace(depth.dense, deviation_m=(share * depth.dense.distance_m).astype(np.float32))
+    median = 2 * depth.dense.distance_m
+    dense = dataclasses.replace(depth.dense, median_m=median, deviation_m=(share * median).astype(np.float32))
     shown = opened(picture.encode_depth(dataclasses.replace(depth, dense=dense), photo))
     gap, width, height = picture._GAP, 40 * 12, 30 * 12
     third = shown[gap : gap + height, 2 * width + 3 * gap :][::12, :width:12]

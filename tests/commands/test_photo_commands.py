@@ -98,10 +98,10 @@ def test_the_spread_of_points(run, model, images, tmp_path):
     Calibration((0.5, 0.9), (1.0, 2.0), 100, "a set").write(calibrated)
     assert "low_m (90%)" in run(*command, "--model", calibrated)[1]
     dense = "depth", images / "a.png", "--dense=4", "--spread", "--out", tmp_path, "--formats=npz,picture", *SHORT
-    for folder, names in ((model, {"deviation"}), (calibrated, {"deviation", "low", "high"})):
+    for folder, names in ((model, {"median", "deviation"}), (calibrated, {"median", "deviation", "low", "high"})):
         assert run(*dense, "--model", folder)[0] == 0
         arrays = np.load(tmp_path / "a.depth.npz")
-        assert {name for name in ("deviation", "low", "high") if f"depth_{name}" in arrays} == names
+        assert {name[6:] for name in arrays if name.startswith("depth_")} == names
         assert arrays["depth_deviation"].shape == arrays["depth"].shape == (48, 64)
 
 

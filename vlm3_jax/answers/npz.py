@@ -10,7 +10,7 @@ from vlm3_jax.answers.values import Depth, Match, RelativePose, camera_facts, de
 
 def encode_depth(depth: Depth, photo) -> bytes:
     """points_px, distance_m, z_m, answers, K; of a dense map `depth` [H, W] of `kind`, as `vlm3 score` reads it, and
-    with a spread `depth_deviation`, `depth_low` and `depth_high` [H, W] (the last two of a calibrated model).
+    with a spread `depth_median`, `depth_deviation`, `depth_low` and `depth_high` (these two of a calibrated model).
     """
     arrays = {"points_px": depth.points_px, "distance_m": depth.distance_m, "z_m": depth.z_m}
     arrays |= {"answers": _texts(depth.answers), "K": depth.camera.matrix, "kind": np.array(depth.kind)}

@@ -28,10 +28,11 @@ def encode_depth(depth: Depth, photo) -> bytes:
     else:
         right = _dots(shown, depth, values, span, shown.width / photo.pixels.shape[1])
     panels = [(right, span, f"m {depth.kind}")]
-    if maps := depth.spread_maps():
-        share = 100 * maps["deviation"] / values
-        of_share = depth_range(share)
-        panels.append((Image.fromarray(depth_colours(_sampled(share, shown.size), of_share)), of_share, "% deviation"))
+    if (share := depth.relative_deviation()) is not None:
+        # How unsure the model is does not hang on how far off its answer is: of the median.
+        of_share = depth_range(100 * share)
+        colours = depth_colours(_sampled(100 * share, shown.size), of_share)
+        panels.append((Image.fromarray(colours), of_share, "% deviation"))
     step = shown.width + _GAP
     sheet = Image.new("RGB", (_GAP + step * (1 + len(panels)), shown.height + 2 * _GAP + 40), _PAPER)
     sheet.paste(shown, (_GAP, _GAP))

@@ -31,9 +31,10 @@ def of_dense(depth: Depth) -> str:
         f"map of {width} x {height} from {depth.dense.questions:,} questions: {depth.kind} {low:.2f} to {high:.2f} m "
         f"(2 to 98 %), median {middle:.2f} m"
     )
-    if maps := depth.spread_maps():
-        low, middle, high = np.nanquantile(maps["deviation"] / values, (0.02, 0.5, 0.98))
-        line += f"; deviation {low:.0%} to {high:.0%} of it, median {middle:.0%}"
+    share = depth.relative_deviation()
+    if share is not None and np.isfinite(share).any():
+        low, middle, high = np.nanquantile(share, (0.02, 0.5, 0.98))
+        line += f"; deviation {low:.0%} to {high:.0%}, median {middle:.0%}"
     return line
 
 

@@ -14,12 +14,14 @@ class DenseMap:
     """`distance_m` float32 [H, W] of every pixel of the upright image (NaN: unknown), made of the points asked about.
 
     `questions`: how many different ones were asked; `step_px`: pixels between neighbours of the finest grid asked.
-    Where the spread was asked for, `deviation_m`, and `low_m` and `high_m` if it is calibrated (`Spread`), are maps.
+    Where the spread was asked for, `median_m` and `deviation_m`, and if it is calibrated `low_m` and `high_m`, are maps
+    too (`Spread`).
     """
 
     distance_m: np.ndarray
     questions: int
     step_px: float
+    median_m: np.ndarray | None = None
     deviation_m: np.ndarray | None = None
     low_m: np.ndarray | None = None
     high_m: np.ndarray | None = None
@@ -85,11 +87,16 @@ class Depth:
         return self._of_kind(self.dense.distance_m, kind)
 
     def spread_maps(self, kind: str | None = None) -> dict[str, np.ndarray]:
-        """Of the dense map "deviation", "low" and "high", as far as there are any: as `map_m`."""
+        """Of the dense map "median", "deviation", "low" and "high", as far as there are any: as `map_m`."""
         if self.dense is None:
             return {}
-        maps = {"deviation": self.dense.deviation_m, "low": self.dense.low_m, "high": self.dense.high_m}
+        maps = {name: getattr(self.dense, f"{name}_m") for name in ("median", "deviation", "low", "high")}
         return {name: self._of_kind(values, kind) for name, values in maps.items() if values is not None}
+
+    def relative_deviation(self) -> np.ndarray | None:
+        """Of the dense map, float32 [H, W]: the deviation over the median; None without a spread."""
+        maps = self.spread_maps("distance")
+        return maps["deviation"] / maps["median"] if maps else None
 
     def _of_kind(self, distance: np.ndarray, kind: str | None) -> np.ndarray:
         if check_kind(kind or self.kind) == "distance":

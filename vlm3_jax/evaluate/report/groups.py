@@ -138,7 +138,10 @@ def reliability(answers: Answers) -> Reliability | None:
     error = np.abs(predicted_m - true_m)
     order = np.argsort(told, kind="stable")
     groups = np.array_split(order, min(GROUPS, len(order) // FEWEST))
-    surest, wrong = np.argsort(told / predicted_m, kind="stable"), error / true_m
+    # A far answer would seem surer, by being far off: where the median is told, the spread is measured by that.
+    median = _told(answers, "median_m")[use]
+    surest = np.argsort(told / np.where(median > 0, median, predicted_m), kind="stable")
+    wrong = error / true_m
     return Reliability(
         np.array([_rms(told[group]) for group in groups]),
         np.array([_rms(error[group]) for group in groups]),
