@@ -326,3 +326,10 @@ def test_values_are_written_shortly_and_scored_whole(pairs, tmp_path):
     assert rows[2]["value"] == pytest.approx(np.linalg.norm(relative[:3, 3]), abs=1e-12)
     assert rows[2]["prediction"] == f"{rows[2]['value']:.4f}"
     assert rows[-1]["prediction"] == ""
+
+
+def test_what_is_printed_is_json_for_everybody(tmp_path, capsys):
+    targets = write_rows(tmp_path / "t.jsonl", [{"id": "a", "target": {"kind": "depth", "depth_m": 1.0}}])
+    answers = write_rows(tmp_path / "a.jsonl", [{"id": "a", "prediction": "no idea"}])
+    assert cli.main(["score", "depth", answers, targets]) == 0
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["abs_rel"] == "nan"

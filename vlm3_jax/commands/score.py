@@ -1,7 +1,6 @@
 """`vlm3 score`: anybody's answers and what they are worth."""
 
 import argparse
-import json
 
 from vlm3_jax import storage
 from vlm3_jax.commands import arguments
@@ -76,6 +75,7 @@ def _add_own(sub, task: str) -> None:
 
 def _score(args, _) -> None:
     from vlm3_jax.evaluate.foreign import score as foreign
+    from vlm3_jax.evaluate.results import as_json
     from vlm3_jax.tasks.score import score_files
 
     found = foreign.find_manifest(args.targets, args.task)
@@ -83,12 +83,12 @@ def _score(args, _) -> None:
         for option in ("out", "name", "kind", "scale", "pose", "metric"):
             if getattr(args, option):
                 raise UserError(f"--{option}: {args.targets} is no manifest, only with one")
-        print(json.dumps(score_files(args.task, args.answers, args.targets, args.rules), indent=2))
+        print(as_json(score_files(args.task, args.answers, args.targets, args.rules)))
         return
     protocol = _protocol(args.wording, args.task)
     options = foreign.Options(args.kind or "", args.scale, args.pose or "", args.metric, protocol, args.rules)
     out = storage.path(args.out) if args.out else None
-    print(json.dumps(foreign.score(found, args.answers, options, out, args.name), indent=2))
+    print(as_json(foreign.score(found, args.answers, options, out, args.name)))
     if out is not None:
         from vlm3_jax.evaluate import tables
 

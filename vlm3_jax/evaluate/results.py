@@ -71,8 +71,7 @@ class Results:
 
     def save(self, folder: storage.AnyPath) -> None:
         """Write results.json into `folder`; numbers that JSON lacks become the strings "nan" and "inf"."""
-        text = json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False)
-        write_text(storage.path(folder) / FILE, text + "\n")
+        write_text(storage.path(folder) / FILE, as_json(dataclasses.asdict(self), 1) + "\n")
 
 
 def load_results(folder: storage.AnyPath) -> Results:
@@ -127,6 +126,11 @@ def _score(tree: dict[str, Any]) -> Score:
     gain = None if tree["gain"] is None else tuple(map(float, tree["gain"]))
     floats = {name: float(tree[name]) for name in ("value", "low", "high")}
     return Score(**{**tree, **floats, "metrics": metrics, "gain": gain})
+
+
+def as_json(tree, indent: int = 2) -> str:
+    """JSON that every reader takes: numbers that it lacks become the strings "nan" and "inf"."""
+    return json.dumps(_plain(tree), indent=indent, allow_nan=False)
 
 
 def _plain(tree):
