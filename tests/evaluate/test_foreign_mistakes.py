@@ -310,9 +310,9 @@ def test_brackets_in_a_name_are_no_markup_and_the_page_says_what_was_not_run(dep
     assert cli.main(["report", out, f"--out={tmp_path / 'r.html'}"]) == 0
     assert f"{name}  " in capsys.readouterr().out
     page = (tmp_path / "r.html").read_text()
-    assert "Not run: objects, correspondence, pose (none of their benchmarks)." in page
+    assert "Not run: no benchmark of objects, correspondence, pose." in page
     assert "from vlm3 score" in page
-    assert "- pose: none of its benchmarks" in (tmp_path / "out/benchmarks.md").read_text()
+    assert "- no benchmark of objects, correspondence, pose" in (tmp_path / "out/benchmarks.md").read_text()
 
 
 def test_values_are_written_shortly_and_scored_whole(pairs, tmp_path):

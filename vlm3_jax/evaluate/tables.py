@@ -204,6 +204,10 @@ class Tables:
         run = {block.task for block in self.blocks}
         return tuple(task for task in SOURCES if run and task not in run)
 
+    @property
+    def _untouched(self) -> str:
+        return f"no benchmark of {', '.join(self.untouched)}"
+
     def markdown(self) -> str:
         """For a file, or another's report."""
         parts = []
@@ -212,7 +216,7 @@ class Tables:
             lines = [f"## {block.title}", "", _row(header), _row(["---"] * len(header)), *map(_row, rows), ""]
             told = (*block.details, *block.notes)
             parts.append("\n".join([*lines, *(f"- {note}" for note in told), ""]))
-        left = [*(f"{task}: none of its benchmarks" for task in self.untouched)]
+        left = [self._untouched] if self.untouched else []
         left += [f"{name}: {why}" for name, why in self.missing.items()]
         if left:
             parts.append("\n".join(["## Not run", "", *(f"- {line}" for line in left), ""]))
@@ -234,7 +238,7 @@ class Tables:
                 own = number >= len(block.lines)
                 table.add_row(*row, style="bold" if own else None, end_section=number == len(block.lines) - 1)
             found += [table, *(f"  {note}" for note in (*block.details, *block.notes))]
-        found += [f"not run: {task}: none of its benchmarks" for task in self.untouched]
+        found += [f"not run: {self._untouched}"] if self.untouched else []
         found += [f"not run: {name}: {why}" for name, why in self.missing.items()]
         return rich.console.Group(*found)
 
