@@ -110,7 +110,8 @@ def _scale(sheet: Image.Image, left: int, top: int, width: int, span, unit: str)
     low, high = np.log(span)
     bar = depth_colours(np.exp(np.linspace(low, high, width))[None].repeat(14, 0), span)
     sheet.paste(Image.fromarray(bar), (left, top))
-    count = max(2, min(6, width // 70))
+    # The last number has its unit beside it.
+    count = max(2, min(6, width // 120))
     for place in np.linspace(0, 1, count):
         anchor = "la" if place == 0 else "ra" if place == 1 else "ma"
         text = f"{np.exp(low + place * (high - low)):.2f}" + (f" {unit}" if place == 1 else "")
