@@ -41,6 +41,8 @@ def chosen(text: str, table: dict[str, Form], dense: bool = True) -> tuple[str, 
     done, comes last. UserError for one that there is not, or that needs a dense map where there is none.
     """
     wanted = [word.strip() for word in text.split(",") if word.strip()]
+    if not wanted:
+        raise UserError(f"--formats={text}: names none; choose of {', '.join(table)}, or all")
     if wanted == ["all"]:
         return tuple(form for form in table if dense or form not in NEED_MAP)
     for form in wanted:

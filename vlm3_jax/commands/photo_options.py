@@ -83,6 +83,8 @@ def name_model(args) -> None:
 def out_folder(args):
     """The folder for files, or None; looked at first, together with the model's name, since loading takes long."""
     name_model(args)
+    if args.out == "":
+        raise UserError("--out: is empty; give a folder")
     if args.formats and not args.out:
         raise UserError("--formats: of which folder? give --out")
     out = storage.path(args.out) if args.out else None

@@ -123,6 +123,9 @@ def _read(text: str) -> tuple[str, storage.AnyPath | None, bytes]:
 
 def located(text: str) -> storage.AnyPath:
     """The path that a text names, a path or a `file://` URL. UserError for other URLs: nothing is fetched."""
+    if not text:
+        # It would be the folder where one is.
+        raise UserError("the name of an image is empty")
     scheme = text.partition(":")[0].lower()
     if scheme in ("http", "https"):
         raise UserError(f"{_short(text)}: images are not fetched from the net; download it and give the file")
