@@ -333,3 +333,29 @@ def test_what_is_printed_is_json_for_everybody(tmp_path, capsys):
     answers = write_rows(tmp_path / "a.jsonl", [{"id": "a", "prediction": "no idea"}])
     assert cli.main(["score", "depth", answers, targets]) == 0
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["abs_rel"] == "nan"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"target": {"kind": "depth", "depth_m": "1.0"}},
+            "target field 'depth_m' is missing or is not a positive number",
+        ),
+        ({"target": {"kind": "depth", "depth_m": 0}}, "target field 'depth_m' is missing or is not a positive number"),
+        ({"value": "far"}, "'value' must be null or a number, for a target of 'depth'"),
+        ({"value": [1, 2]}, "'value' must be null or a number, for a target of 'depth'"),
+        ({"value": float("inf")}, "'value' must be null or a number, for a target of 'depth'"),
+        ({"value": None}, None),
+        ({}, None),
+    ],
+)
+def test_predictions_of_others_are_checked_and_need_no_more_than_is_documented(tmp_path, change, message, capsys):
+    row = {"id": "a/b/0", "component": "a", "record": "b", "task": "depth", "variant": "model", "question": "?"}
+    row |= {"answer": "1", "prediction": "2", "target": {"kind": "depth", "depth_m": 1.0}} | change
+    write_rows(tmp_path / "predictions.jsonl", [row])
+    code = cli.main(["report", str(tmp_path), f"--out={tmp_path / 'r.html'}"])
+    told = capsys.readouterr().err
+    assert (code, told) == (
+        (0, "") if message is None else (2, f"vlm3 report: {tmp_path}/predictions.jsonl, line 1: {message}\n")
+    )

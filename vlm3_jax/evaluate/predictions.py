@@ -8,6 +8,7 @@ from vlm3_jax import storage
 from vlm3_jax.errors import UserError
 from vlm3_jax.evaluate.items import Questions
 from vlm3_jax.tasks import TASKS
+from vlm3_jax.tasks.score import target_problem, value_problem
 
 FILE = "predictions.jsonl"
 # `record` is what intervals resample; `answer` and `target` are the truth as text and as data.
@@ -80,4 +81,7 @@ def _checked(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: the target's kind must be one of {', '.join(kinds)}")
     if missing := [name for name in kinds[target["kind"]] if name not in target]:
         raise UserError(f"{where}: the target lacks {', '.join(missing)}")
+    problem = target_problem(target, kinds) or value_problem(TASKS[row["task"]], row.get("value"), target)
+    if problem:
+        raise UserError(f"{where}: {problem}")
     return row

@@ -18,7 +18,7 @@ def score_files(task_name: str, predictions_path, targets_path, rules: str = "vl
     has an id that was there before, or is a prediction for an id without target.
     """
     task = tasks.get(task_name)
-    targets = _read(targets_path, "target", lambda target: _target_problem(target, task.target_fields))
+    targets = _read(targets_path, "target", lambda target: target_problem(target, task.target_fields))
     if not targets:
         raise UserError(f"{targets_path}: no targets; each line must be {{'id': ..., 'target': {{...}}}}")
     predictions = _read(predictions_path, "prediction", _prediction_problem)
@@ -106,7 +106,15 @@ def _prediction_problem(prediction) -> str | None:
     return None if right else "'prediction' must be a text, the model's answer, or numbers"
 
 
-def _target_problem(target, fields: dict[str, dict[str, Any]]) -> str | None:
+def value_problem(task: tasks.Task, value, target: dict[str, Any]) -> str | None:
+    """What is wrong with a value that stands for a text's answer to a question with this target; None is no answer."""
+    form = task.answer_forms[target["kind"]]
+    right = value is None or FORMS[form](value)
+    return None if right else f"'value' must be null or {_describe(form)}, for a target of {target['kind']!r}"
+
+
+def target_problem(target, fields: dict[str, dict[str, Any]]) -> str | None:
+    """What is wrong with a target; None if nothing. `fields`: `Task.target_fields`."""
     if not isinstance(target, dict) or target.get("kind") not in list(fields):
         return f"'target' must be an object whose 'kind' is one of {', '.join(fields)}"
     for field, form in fields[target["kind"]].items():

@@ -45,7 +45,7 @@ def examples(folder: storage.AnyPath, cells: Sequence[Cell]) -> list[Panel]:
             continue
         for record, answers in _by_record(cell.model).items():
             thumbnails = read_thumbnails(cell.folder or folder, cell.component, record)
-            if len(thumbnails) >= _IMAGES[cell.task.name]:
+            if len(thumbnails) >= _IMAGES[cell.task.name] and _drawable(cell.task, answers):
                 shown.append((cell.task, answers, thumbnails, f"{cell.component}/{record}"))
     return [_DRAWERS[task.name](task, *rest) for task, *rest in spread(shown)]
 
@@ -60,10 +60,14 @@ def worst(folder: storage.AnyPath, cells: Sequence[Cell]) -> list[Panel]:
             answers, title = of_record[record], f"{cell.component}/{record}"
             thumbnails = read_thumbnails(cell.folder or folder, cell.component, record, worst=True)
             panel = Panel(title, None, _headline(cell.task, answers))
-            if len(thumbnails) >= _IMAGES[cell.task.name]:
+            if len(thumbnails) >= _IMAGES[cell.task.name] and _drawable(cell.task, answers):
                 panel = _DRAWERS[cell.task.name](cell.task, answers, thumbnails, title)
             found.append(dataclasses.replace(panel, lines=(*panel.lines, *_worst_lines(cell.task, answers))))
     return found
+
+
+def _drawable(task: Task, answers: Answers) -> bool:
+    return task.name != "depth" or all(map(_told, answers.targets))
 
 
 def _headline(task: Task, answers: Answers) -> tuple[str, ...]:
@@ -78,10 +82,18 @@ def _worst_lines(task: Task, answers: Answers) -> tuple[str, ...]:
     errors = task.item_errors(answers.parsed, answers.targets)
     said = ["nothing readable" if value is None else f"{value:.2f} m" for value in answers.parsed]
     return tuple(
-        f"at {tuple(answers.targets[i]['coords'])} of {answers.targets[i]['coord_range']}: {said[i]}, "
-        f"true {answers.targets[i]['depth_m']:.2f} m"
+        f"{_place(answers.targets[i])}{said[i]}, true {answers.targets[i]['depth_m']:.2f} m"
         for i in np.argsort(-errors, kind="stable")[:MAX_TOLD]
     )
+
+
+def _place(target: dict[str, Any]) -> str:
+    """Where a point is; "" where somebody's predictions do not tell."""
+    return f"at {tuple(target['coords'])} of {target['coord_range']}: " if _told(target) else ""
+
+
+def _told(target: dict[str, Any]) -> bool:
+    return "coords" in target and "coord_range" in target
 
 
 def _by_record(answers: Answers) -> dict[str, Answers]:
