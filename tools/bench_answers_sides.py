@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 
-# No token ends an answer: all are equally long.
+# No token ends an answer: all are equally long. But where a file `stop` lies beside the model its own tokens do.
 NEVER = 10**6
 
 
@@ -25,7 +25,9 @@ def ours(folder: pathlib.Path, new: int, without: str):
     switch_off(without)
     model = vlm3_jax.load(folder / "model", max_new_tokens=new)
     engine = model._engine
-    engine.chat.stop_ids, engine.chat.decode = (NEVER,), list
+    engine.chat.decode = list
+    if not (folder / "stop").exists():
+        engine.chat.stop_ids = (NEVER,)
     if without == "places":
         engine.questions = 16
 
@@ -72,12 +74,15 @@ def vllm(folder: pathlib.Path, new: int, _: str):
         str(folder / "model"), dtype="float32", max_model_len=2048, limit_mm_per_prompt={"image": 1, "video": 0},
         max_num_seqs=64, enable_prefix_caching=True, enforce_eager=True, max_num_batched_tokens=4096,
     )  # fmt: skip
-    settings = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
+    stops = (folder / "stop").exists()
+    settings = SamplingParams(temperature=0, max_tokens=new, ignore_eos=not stops)
+    ends = llm.get_tokenizer().eos_token_id if stops else None
 
     def answer(number, questions):
         image = {"type": "image_pil", "image_pil": Image.open(folder / f"{number}.png"), "uuid": str(number)}
         chats = [[{"role": "user", "content": [image, {"type": "text", "text": q}]}] for q in questions]
-        return [list(out.outputs[0].token_ids) for out in llm.chat(chats, settings, use_tqdm=False)], None
+        found = [list(out.outputs[0].token_ids) for out in llm.chat(chats, settings, use_tqdm=False)]
+        return [row[:-1] if row[-1] == ends else row for row in found], None
 
     return answer
 

@@ -16,6 +16,8 @@ _LOW = float(jnp.finfo(jnp.float32).min)
 # So many scores lie in memory at once; on a CPU as many as its cache holds: with 8 MB a part takes half the time.
 _MOST_SCORES = {"cpu": 1 << 21}
 _ELSEWHERE = 1 << 28
+# Scores of at most this size: exp(score - bound) is at least exp(-2 * 40), which float32 holds with all digits.
+_SAFE = 40.0
 
 
 class Own(NamedTuple):
@@ -118,18 +120,49 @@ def _shared(q, k, v, seen):
     B, Q, K, X, C = q.shape
     S = seen.shape[1]
     side_by_side = q.swapaxes(1, 2).reshape(B, K, Q * X, C)
+    on_cpu = jax.default_backend() == "cpu"
     most = _MOST_SCORES.get(jax.default_backend(), _ELSEWHERE)
     chunks = min(Q * X, -(-B * K * Q * X * S // most))
     while Q * X % chunks:
         chunks += 1
     mask = seen[:, None, None]
-    if chunks == 1:
-        found = _part(side_by_side, k, v, mask)
+
+    def in_chunks(part, queries):
+        if chunks == 1:
+            return part(*queries)
+        split = [jnp.moveaxis(x.reshape(B, K, chunks, -1, x.shape[-1]), 2, 0) for x in queries]
+        found = jax.lax.map(lambda queries: part(*queries), split)
+        return tuple(jnp.moveaxis(x, 0, 2).reshape(B, K, Q * X, -1) for x in found)
+
+    def by_largest(queries):
+        return in_chunks(lambda q: _part(q, k, v, mask), [queries])
+
+    def by_bound(queries):
+        return in_chunks(lambda q, bound: _bounded(q, k, v, mask, bound), [queries, bound])
+
+    if on_cpu:
+        bound = _length(side_by_side, -1) * _length(k, -2).max(-1, keepdims=True) * C**-0.5
+        found = jax.lax.cond(bound.max() < _SAFE, by_bound, by_largest, side_by_side)
     else:
-        split = jnp.moveaxis(side_by_side.reshape(B, K, chunks, -1, C), 2, 0)
-        found = jax.lax.map(lambda q: _part(q, k, v, mask), split)
-        found = tuple(jnp.moveaxis(x, 0, 2) for x in found)
+        found = by_largest(side_by_side)
     return tuple(x.reshape(B, K, Q, X, -1).swapaxes(1, 2) for x in found)
+
+
+def _length(x, axis):
+    """Euclidean, along an axis that stays as 1; float32."""
+    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axis, keepdims=True))
+
+
+def _bounded(q, k, v, seen, bound):
+    """As `_part`, with a bound [..., X, 1] of the scores in place of the largest, and their sum by a product.
+
+    A CPU takes as long to look for the largest, and to add up, as for a quarter of the products.
+    """
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = product("...xc,...ct->...xt", q, k) * q.shape[-1] ** -0.5
+    weights = jnp.where(seen, jnp.exp(scores - bound), 0).astype(v.dtype)
+    total = product("...xt,...tc->...xc", weights, jnp.ones_like(v[..., :1]))
+    return bound, total, product("...xt,...tc->...xc", weights, v)
 
 
 def _part(q, k, v, seen):
