@@ -45,7 +45,9 @@ def switch_off(idea: str) -> None:
     from vlm3_jax.infer import beside, engine
     from vlm3_jax.model import text
 
-    if idea == "layers":
+    if idea == "bound":
+        beside._SAFE = 0.0
+    elif idea == "layers":
         engine.layer_by_layer = lambda params: params
     elif idea == "head":
         engine.with_shared_head = lambda prompt: prompt
