@@ -32,6 +32,19 @@ def test_what_passes_is_waited_for(faulty, fault, caplog):
     assert all(line.startswith(str(place)) and "\n" not in line for line in said)
 
 
+def test_a_machine_that_stood_still_asks_again(faulty, monkeypatch):
+    """The time is over before the second try."""
+    place, proxy = faulty
+    (place / "x").write_bytes(b"data")
+    monkeypatch.setattr(buckets, "READ_PATIENCE_S", 0)
+    # A try is two requests (`_RETRY`).
+    proxy.rule = servers.first(2 * buckets.FEWEST_TRIES - 1, 503)
+    assert (place / "x").read_bytes() == b"data"
+    proxy.rule = lambda *_: 503
+    with pytest.raises(Failing, match="failed for 0 s"):
+        (place / "x").read_bytes()
+
+
 def test_a_store_that_stays_down_is_told_in_one_line(faulty):
     place, proxy = faulty
     proxy.rule = lambda *_: 503

@@ -9,6 +9,7 @@ import configparser
 import contextlib
 import errno
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -27,9 +28,11 @@ from vlm3_jax.storage.emulator import Emulator
 SCHEMES = ("gs", "s3")
 # How long a bucket that fails is asked again, to be read less long than data.worker_timeout_s; and how long between.
 PATIENCE_S, READ_PATIENCE_S = 180.0, 90.0
+# So often at least: a machine that stood still has waited without asking.
+FEWEST_TRIES = 4
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 20.0
 # A connection that gives nothing for so long is dead; and the longest that a request may take.
-STALLED_S, REQUEST_S = 30, 300
+STALLED_S, REQUEST_S = 25, 300
 # Larger objects are sent in parts, and fetched in parts, several at a time.
 PART_BYTES, PARTS = 16 * 2**20, 8
 
@@ -239,7 +242,7 @@ class Bucket:
         url, errors = f"{self.url}/{key}".rstrip("/"), self._api.exceptions
         patience = PATIENCE_S if patience is None else patience
         end, pause = time.monotonic() + patience, FIRST_PAUSE_S
-        while True:
+        for tries in itertools.count(1):
             try:
                 return call()
             except UserError:
@@ -248,7 +251,7 @@ class Bucket:
                 why = _reason(error)
                 if problem := self._final(url, key, why, error):
                     raise problem from None
-                if time.monotonic() + pause > end:
+                if tries >= FEWEST_TRIES and time.monotonic() + pause > end:
                     raise Failing(url, f"failed for {patience:g} s, the last time with: {why}") from None
             if pause == FIRST_PAUSE_S:
                 _log.warning("%s: %s; trying again for up to %g s", url, why, patience)
