@@ -4,12 +4,13 @@ Written here because only scalars are wanted: the fields are few and fixed (tens
 framework/summary.proto). What writes them elsewhere imports torch wherever torch is installed: seconds at each start.
 """
 
-import contextlib
 import os
 import pathlib
 import socket
 import struct
 import time
+
+from vlm3_jax.files import naming
 
 
 class Events:
@@ -35,23 +36,14 @@ class Events:
     def _append(self, events) -> None:
         wall_time = b"\x09" + struct.pack("<d", time.time())
         data = b"".join(_record(wall_time + event) for event in events)
-        with named(self.path):
+        with naming(self.path):
             while data:
                 data = data[self._file.write(data) :]
 
     def close(self) -> None:
         """Closes the file."""
-        with named(self.path):
+        with naming(self.path):
             self._file.close()
-
-
-@contextlib.contextmanager
-def named(path: pathlib.Path):
-    """Errors of writing an open file, with its name."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _varint(value: int) -> bytes:

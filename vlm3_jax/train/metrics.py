@@ -9,8 +9,8 @@ import time
 import rich.console
 import rich.progress
 
-from vlm3_jax.files import write_text
-from vlm3_jax.train.events import Events, named
+from vlm3_jax.files import naming, write_text
+from vlm3_jax.train.events import Events
 
 METRICS = "metrics.jsonl"
 
@@ -42,7 +42,7 @@ class Metrics:
         """Appends a row; with `board` its numbers go to TensorBoard too."""
         if not self._active:
             return
-        with named(self.path):
+        with naming(self.path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         if board:
@@ -53,7 +53,7 @@ class Metrics:
         """Closes both."""
         if self._active:
             self._board.close()
-            with named(self.path):
+            with naming(self.path):
                 self._file.close()
 
 
