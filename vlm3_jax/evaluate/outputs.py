@@ -33,8 +33,7 @@ def claim(out: storage.AnyPath, about: dict[str, Any]) -> None:
     path = out / RUN
     about = json.loads(json.dumps(about))
     if path.is_file():
-        held = read_json(path)
-        held = held if isinstance(held, dict) else {}
+        held = told(out)
         if names := sorted(name for name in held.keys() | about.keys() if held.get(name) != about.get(name)):
             raise UserError(
                 f"--out={out}: holds answers of {held.get('answers_by')!r} that differ in {', '.join(names)}; choose "
@@ -43,6 +42,12 @@ def claim(out: storage.AnyPath, about: dict[str, Any]) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(about, indent=1) + "\n")
+
+
+def told(out: storage.AnyPath) -> dict[str, Any]:
+    """What a folder tells of its answers; {} if nothing."""
+    held = read_json(out / RUN) if (out / RUN).is_file() else {}
+    return held if isinstance(held, dict) else {}
 
 
 def answers_by(out: storage.AnyPath) -> str:

@@ -15,12 +15,12 @@ import jinja2
 
 from vlm3_jax import storage
 from vlm3_jax.errors import UserError
+from vlm3_jax.evaluate import outputs
 from vlm3_jax.evaluate.compare import Compared
-from vlm3_jax.evaluate.outputs import RUN
 from vlm3_jax.evaluate.report import panels, section
 from vlm3_jax.evaluate.report.album import Album
 from vlm3_jax.evaluate.results import arrow, gain_text, interval, number, unreadable
-from vlm3_jax.files import read_json, write_text
+from vlm3_jax.files import write_text
 
 PACKAGES = ("vlm3-jax", "jax", "flax", "optax", "numpy", "transformers")
 
@@ -102,8 +102,7 @@ def _told(runs: Mapping[str, storage.AnyPath]) -> dict[str, str]:
     """Where the answers are, and what their folders tell of whoever gave them."""
     told = {}
     for label, folder in runs.items():
-        about = read_json(storage.path(folder) / RUN) if (storage.path(folder) / RUN).is_file() else {}
-        about = about if isinstance(about, dict) else {}
+        about = outputs.told(storage.path(folder))
         parts = [f"{name} {about[name]}" for name in ("from", "dtype", "max_new_tokens") if name in about]
         told[label] = ", ".join([str(folder), *parts])
     return told
