@@ -81,15 +81,15 @@ def extend(model: VLM, tokens, positions, context, own: Own, last=None):
     at_once = own.caches is not None and all(isinstance(layers, list) for layers in own.caches.values())
     x = model.text.embed(tokens.reshape(B, Q * D), model.dtype)
     axes = jnp.broadcast_to(positions.reshape(B, 1, Q * D), (B, 3, Q * D))
-    earlier = jax.tree.map(lambda _: None, context.caches, is_leaf=_is_pair) if own.caches is None else own.caches
-    caches = jax.tree.map(lambda *both: both, context.caches, earlier, is_leaf=_is_pair)
+    earlier = jax.tree.map(lambda _: None, context.caches, is_leaf=is_pair) if own.caches is None else own.caches
+    caches = jax.tree.map(lambda *both: both, context.caches, earlier, is_leaf=is_pair)
     narrow = None if last is None else of_last
     hidden, fresh, _ = model.text(x, axes, attend, cache=caches, narrow=narrow)
     if last is not None and hidden.shape[1] != Q:
         hidden = of_last(hidden)
     if own.caches is not None and not at_once:
         put = functools.partial(_put_columns, columns=own.columns)
-        fresh = jax.tree.map(put, own.caches, fresh, is_leaf=_is_pair)
+        fresh = jax.tree.map(put, own.caches, fresh, is_leaf=is_pair)
     return hidden.reshape(B, Q, -1, hidden.shape[-1]), fresh
 
 
@@ -108,10 +108,11 @@ def put_rows(own: dict, fresh: dict, there):
         M = new[0].shape[-1]
         return pair[0].at[..., *there, :, :, :M].set(new[0]), pair[1].at[..., *there, :, :M, :].set(new[1])
 
-    return jax.tree.map(put, own, fresh, is_leaf=_is_pair)
+    return jax.tree.map(put, own, fresh, is_leaf=is_pair)
 
 
-def _is_pair(x) -> bool:
+def is_pair(x) -> bool:
+    """Whether it is the keys and values of a stack, or of a layer."""
     return isinstance(x, tuple)
 
 

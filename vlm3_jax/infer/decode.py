@@ -202,7 +202,7 @@ def _open(cfg, dtype, context: Context, places: int, columns: int, room: int, dr
         count=zeros,
         lengths=zeros,
         done=jnp.ones((B, places), bool),
-        own=jax.tree.map(own, context.caches, is_leaf=lambda x: isinstance(x, tuple)),
+        own=jax.tree.map(own, context.caches, is_leaf=beside.is_pair),
         used=jnp.zeros((B, places, cfg.text.vocab_size), bool) if drawn else None,
         keys=jnp.zeros((B, places, 2), jnp.uint32) if drawn else None,
     )
@@ -322,7 +322,7 @@ def _wider(own: dict, more: int) -> dict:
         widths[axis] = 0, more
         return jnp.pad(x, widths)
 
-    return jax.tree.map(lambda x: (pad(x[0], -1), pad(x[1], -2)), own, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree.map(lambda x: (pad(x[0], -1), pad(x[1], -2)), own, is_leaf=beside.is_pair)
 
 
 def _take(state: State, place, more: int) -> State:

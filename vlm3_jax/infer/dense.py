@@ -62,11 +62,14 @@ def dense_map(
     asked = np.argwhere(lattice.asked)
     points = np.stack([lattice.x[asked[:, 1]], lattice.y[asked[:, 0]]], -1)
 
-    def carry(values: np.ndarray) -> np.ndarray:
-        lattice.put(asked, values)
+    def everywhere() -> np.ndarray:
         return upsampled(lattice.filled(), lattice.x, lattice.y, pixels)
 
-    distance = upsampled(lattice.filled(), lattice.x, lattice.y, pixels)
+    def carry(values: np.ndarray) -> np.ndarray:
+        lattice.put(asked, values)
+        return everywhere()
+
+    distance = everywhere()
     step = max(np.diff(lattice.x).mean(), np.diff(lattice.y).mean())
     return DenseMap(distance, len(points), float(step)), points, carry
 

@@ -216,7 +216,7 @@ class Engine:
         with self._compiling:
             state = run.open(context, places=call.places, columns=longest + room, room=room, drawn=drawn)
         places = Places(lengths, call.rows, call.places)
-        at_once = _FILL_TOKENS.get(jax.default_backend(), _FILL_ELSEWHERE) // (call.rows * longest)
+        at_once = _at_once() // (call.rows * longest)
         at_once = min(call.places, max(1, at_once))
         while not places.empty:
             while (called := places.seat(at_once)) is not None:
@@ -260,7 +260,7 @@ class Engine:
             if (root := root_of(prompts[b].suffix_tokens[question], answer, alphabet, self.chat)) is not None:
                 roots[i] = root
                 waiting[b].append(i)
-        tokens = min(_FILL_TOKENS.get(jax.default_backend(), _FILL_ELSEWHERE), _MOST_LOGITS // self.cfg.text.vocab_size)
+        tokens = min(_at_once(), _MOST_LOGITS // self.cfg.text.vocab_size)
         at_once = max(1, tokens // (len(waiting) * plan.width))
         at_once = min(at_once, bucket(max(map(len, waiting)), 1))
         columns = jax.tree.leaves(state.own)[0].shape[-1]
@@ -345,6 +345,11 @@ def _draw(sampling: Sampling, identities=None, called: Seated | None = None) -> 
     for b, r in zip(*np.nonzero(called.question >= 0)):
         rows[b, r] = identities[b][called.question[b, r]]
     return Draw.make(sampling, rows)
+
+
+def _at_once() -> int:
+    """How many tokens of questions, or of trees, go through the model at once."""
+    return _FILL_TOKENS.get(jax.default_backend(), _FILL_ELSEWHERE)
 
 
 def _only(prompt: Prompt, chosen: Sequence[int]) -> Prompt:
