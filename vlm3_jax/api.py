@@ -206,7 +206,6 @@ class VLM3:
     def _depth_questions(self, image, camera, meant: str, spread: bool = False) -> tuple[Photo, PointQuestions]:
         asked = self.protocol("depth")
         layout, photo, unified = self._layout(image, camera, asked.resize)
-        check_kind(meant, "meant")
         return photo, PointQuestions(self._engine, layout, photo.camera, unified, asked, meant, spread)
 
     def match(

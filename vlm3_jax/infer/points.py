@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 
 from vlm3_jax import marker, tasks
+from vlm3_jax.answers.values import check_kind
 from vlm3_jax.camera import Camera, normalize_points
 from vlm3_jax.infer.engine import Engine
 from vlm3_jax.infer.tree import Numbers
 from vlm3_jax.processor.image import ImageLayout
-from vlm3_jax.records.dense import KINDS
 from vlm3_jax.tasks import depth
 from vlm3_jax.tasks.protocol import Protocol
 
@@ -34,8 +34,7 @@ class PointQuestions:
     trees: dict[tuple, Numbers] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if self.meant not in KINDS:
-            raise ValueError(f"meant is {self.meant!r}; choose one of {KINDS}")
+        check_kind(self.meant, "meant")
 
     def coords(self, points_px) -> list[list[int]]:
         """The normalised coordinates of pixels [N, 2] of the photo."""
