@@ -238,10 +238,15 @@ def _pose(args, _) -> None:
 def _pair(args, camera, table) -> list:
     """Both photos; what is to be said of their cameras is."""
     photos = [options.opened(path, camera) for path in (args.first, args.second)]
-    if line := options.one_for_all(args, [(photo.camera.width, photo.camera.height) for photo in photos]):
-        print(line, file=sys.stderr)
+    _tell_one_for_all(args, photos)
     _check_held(args, _pair_stem(args), table, [photo.name for photo in photos])
     return photos
+
+
+def _tell_one_for_all(args, photos) -> None:
+    """Says what is wrong with one camera for all of them, if something is."""
+    if line := options.one_for_all(args, [(photo.camera.width, photo.camera.height) for photo in photos]):
+        print(line, file=sys.stderr)
 
 
 def _check_held(args, stem: str, table, names: list[str]) -> None:
@@ -290,8 +295,7 @@ def _ask(args, _) -> None:
         shown = "shown as it is: lengths in metres mean little without the model's resize rule, see --task"
     for photo in photos:
         print(f"{photo}; {shown}", file=sys.stderr)
-    if line := options.one_for_all(args, [(photo.camera.width, photo.camera.height) for photo in photos]):
-        print(line, file=sys.stderr)
+    _tell_one_for_all(args, photos)
     given = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k", "seed")}
     sampled = any(value is not None for value in given.values())
     sampling = model.sampling(**given) if sampled else None
