@@ -43,10 +43,13 @@ def switch_off(idea: str) -> None:
     if not idea:
         return
     from vlm3_jax.infer import beside, engine
-    from vlm3_jax.model import text
+    from vlm3_jax.model import block_pairs, text
 
     if idea == "bound":
-        beside._SAFE = 0.0
+        beside.SAFE = block_pairs.SAFE = 0.0
+    elif idea == "pairs":
+        whole = engine.prefix_batch
+        engine.prefix_batch = lambda *args: whole(*args[:4])
     elif idea == "layers":
         engine.layer_by_layer = lambda params: params
     elif idea == "head":

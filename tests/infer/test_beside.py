@@ -20,7 +20,7 @@ def test_shared_attention_is_a_softmax(monkeypatch, size, bounded, scores):
     limit = np.linalg.norm(q, axis=-1).max() * np.linalg.norm(k, axis=-2).max() * C**-0.5
     monkeypatch.setattr(beside, "_MOST_SCORES", {"cpu": scores})
     largest, total, values = jax.jit(beside._shared)(*map(jnp.asarray, (q, k, v, seen)))
-    assert bounded == (limit < beside._SAFE)
+    assert bounded == (limit < beside.SAFE)
     exact = np.einsum("bqkxc,bkct->bqkxt", q.astype(np.float64), k.astype(np.float64)) * C**-0.5
     exact = np.where(seen[:, None, None, None], exact, -np.inf)
     # The reference is the largest score itself, or above it.

@@ -8,6 +8,7 @@ import pytest
 from tests.infer import random_prompts as rp
 from tests.model import reference as ref
 from vlm3_jax.infer import engine as engines
+from vlm3_jax.infer import prefix
 
 NEW = 10
 
@@ -41,6 +42,23 @@ def test_tokens_are_those_of_transformers(kind):
     # Not in vain: answers differ from each other, and few repeat one token.
     assert len({tuple(tokens) for _, tokens in pairs}) > 0.9 * len(pairs)
     assert np.median([len(set(tokens)) for _, tokens in pairs]) >= 5
+
+
+def test_prefixes_in_blocks_change_no_token(monkeypatch):
+    """Long rows are read in pairs of blocks; here in small ones, and hardly a row is without."""
+    monkeypatch.setattr(prefix, "_LEAST", 4)
+    monkeypatch.setattr(prefix, "PATCH_BLOCK", 4)
+    monkeypatch.setattr(prefix, "TOKEN_BLOCK", 8)
+    listed = []
+    batch = engines.prefix_batch
+    monkeypatch.setattr(engines, "prefix_batch", lambda *args: listed.append(found := batch(*args)) or found)
+    expected, found = theirs("plain"), ours("plain")
+    for row, mine in zip(expected, found, strict=True):
+        for their, tokens in zip(row, mine, strict=True):
+            their.agrees(tokens)
+    assert all("patch_pair_keys" in seen and "pair_keys" in read for seen, read, _ in listed)
+    # Rows of several images and rows that end early have fewer pairs than blocks squared.
+    assert any((seen["patch_pair_keys"] < 0).any(1).all() for seen, *_ in listed)
 
 
 @pytest.mark.parametrize("sizes", [(9, 4), (3, 1), (1, 2)])

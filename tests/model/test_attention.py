@@ -10,7 +10,8 @@ from vlm3_jax.checkpoint import hf, tiny
 from vlm3_jax.data.packing import RowBudget, needs, pack
 from vlm3_jax.data.samples import build_sample
 from vlm3_jax.data.visibility import sparse_rows
-from vlm3_jax.model import attention
+from vlm3_jax.model import attention, block_pairs
+from vlm3_jax.model.attention import BackEnd
 from vlm3_jax.model.block_pairs import Pairs
 from vlm3_jax.model.vlm import VLM
 from vlm3_jax.processor.chat import ChatFormat
@@ -82,6 +83,22 @@ def test_back_ends_equal_the_formula(kind, inputs, monkeypatch):
             shifted[number] = moved[number] + sign * step * along
             values.append((_reference(*shifted, mask) * direction).sum())
         assert (values[0] - values[1]) / (2 * step) == pytest.approx((np.asarray(gradient) * along).sum(), rel=2e-4)
+
+
+@pytest.mark.parametrize(("size", "bounded"), [(0.1, True), (1.0, True), (10.0, False), (40.0, False)])
+def test_without_a_gradient_it_is_the_same_softmax(size, bounded, inputs):
+    """By a bound of the scores, or by the largest so far where scores may be some hundred; who sees nothing gets 0."""
+    q, k, v, ids, mask = inputs
+    q = size * q
+    limit = np.linalg.norm(q, axis=-1).max() * np.linalg.norm(k, axis=-1).max() * q.shape[-1] ** -0.5
+    assert bounded == (limit < block_pairs.SAFE)
+    pairs = _pairs(mask & (ids.segments[..., None] > 0), 8)
+    with jax.default_matmul_precision("highest"):
+        attend = attention.prepare(jax.tree.map(jnp.asarray, ids), pairs, back_end=BackEnd(forward_only=True))
+        out = np.asarray(jax.jit(attend)(q, k, v))
+    used = ids.segments > 0
+    np.testing.assert_allclose(out[used], _reference(q, k, v, mask)[used], rtol=1e-5, atol=2e-6 * max(1, size))
+    assert not out[~used].any()
 
 
 def test_independent_questions_equal_single_ones(tmp_path, rng):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vlm3_jax.model.block_pairs import SAFE
 from vlm3_jax.model.vlm import VLM
 from vlm3_jax.shapes import Array
 
@@ -16,8 +17,6 @@ _LOW = float(jnp.finfo(jnp.float32).min)
 # So many scores lie in memory at once; on a CPU as many as its cache holds: with 8 MB a part takes half the time.
 _MOST_SCORES = {"cpu": 1 << 21}
 _ELSEWHERE = 1 << 28
-# Scores of at most this size: exp(score - bound) is at least exp(-2 * 40), which float32 holds with all digits.
-_SAFE = 40.0
 
 
 class Own(NamedTuple):
@@ -143,7 +142,7 @@ def _shared(q, k, v, seen):
 
     if on_cpu:
         bound = _length(side_by_side, -1) * _length(k, -2).max(-1, keepdims=True) * C**-0.5
-        found = jax.lax.cond(bound.max() < _SAFE, by_bound, by_largest, side_by_side)
+        found = jax.lax.cond(bound.max() < SAFE, by_bound, by_largest, side_by_side)
     else:
         found = by_largest(side_by_side)
     return tuple(x.reshape(B, K, Q, X, -1).swapaxes(1, 2) for x in found)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from vlm3_jax.infer import beside
 from vlm3_jax.infer.sampling import choose
-from vlm3_jax.model.attention import Ids, prepare
+from vlm3_jax.model.attention import BackEnd, Ids, listed, prepare
 from vlm3_jax.model.config import VLMConfig
 from vlm3_jax.model.vlm import VLM
 from vlm3_jax.parallel import mesh as meshes
@@ -170,15 +170,19 @@ def _settled(result, mesh: Mesh | None, spread: bool):
     return dataclasses.replace(result, **{field: caches}, **jax.tree.map(lambda x: rows(x, 0), others))
 
 
+def _back_end() -> BackEnd:
+    return BackEnd(platform=jax.default_backend(), forward_only=True)
+
+
 def _see(cfg, dtype, params, batch):
-    return VLM(cfg, params, dtype).see(batch)
+    return VLM(cfg, params, dtype, back_end=_back_end()).see(batch)
 
 
 def _read(cfg, dtype, params, seen, batch, start) -> Context:
     """Keys and values of the prefix."""
     model, (visual, taps) = VLM(cfg, params, dtype), seen
     order = jnp.broadcast_to(jnp.arange(batch["tokens"].shape[1]), batch["tokens"].shape)
-    attend = prepare(Ids(batch["segments"], None, order))
+    attend = prepare(Ids(batch["segments"], None, order), listed(batch, "pair"), back_end=_back_end())
 
     def keep(q, k, v, _):
         return attend(q, k, v), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))

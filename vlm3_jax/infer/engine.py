@@ -293,7 +293,9 @@ class Engine:
 
     def _context(self, prompts: list[Prompt], patches, rows: int) -> Context:
         """The prefixes of `rows` image sets; those of single ones are kept."""
-        shown, text, start = prefix_batch(prompts, patches, rows, self.spec)
+        # Kernels of other devices have not been measured in answers; a mesh would loop over rows of all its devices.
+        pairs = self.mesh is None and jax.default_backend() == "cpu"
+        shown, text, start = prefix_batch(prompts, patches, rows, self.spec, pairs)
         if self.keep_bytes and len(prompts) == rows == 1:
             pixels = content(shown)
             key = "read", content(text), pixels

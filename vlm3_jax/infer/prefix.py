@@ -2,18 +2,24 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from vlm3_jax.data.packing import RowBudget, pack
 from vlm3_jax.data.samples import Sample, unsupervised
+from vlm3_jax.data.visibility import sparse_rows, visible_blocks
 from vlm3_jax.infer.buckets import bucket
 from vlm3_jax.processor.image import VisionSpec
 from vlm3_jax.processor.prompt import Prompt
 
 # What the vision tower reads of a batch.
 _SEEN = ("patches", "patch_images", "patch_positions", "table_index", "table_weight")
+# Blocks of patches and of tokens, at most so large, of which only pairs that see each other cost work: on CPUs, where
+# that was measured (docs/benchmarks.md). Smaller ones than `_LEAST` cost more calls than they spare.
+PATCH_BLOCK, TOKEN_BLOCK = 512, 256
+_LEAST = 64
 
 
 def with_shared_head(prompt: Prompt) -> Prompt:
@@ -37,12 +43,15 @@ def with_shared_head(prompt: Prompt) -> Prompt:
 
 
 def prefix_batch(
-    prompts: Sequence[Prompt], patches: Sequence[Sequence[np.ndarray]], rows: int, spec: VisionSpec
+    prompts: Sequence[Prompt], patches: Sequence[Sequence[np.ndarray]], rows: int, spec: VisionSpec, pairs: bool = False
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
-    """What the vision tower and what the decoder reads of the prefixes, and start int32 [B]; B = `rows`, some empty."""
+    """What the vision tower and what the decoder reads of the prefixes, and start int32 [B]; B = `rows`, some empty.
+
+    With `pairs` long rows come with the pairs of blocks that see each other (`model/block_pairs.py`).
+    """
     unit = spec.merge_size**2
     budget = RowBudget(
-        tokens=bucket(max(len(p.prefix_tokens) for p in prompts), 32, 8),
+        tokens=_tokens(max(len(p.prefix_tokens) for p in prompts)),
         patches=bucket(max(sum(layout.n_patches for layout in p.images) for p in prompts), 8 * unit),
         targets=1,
     )
@@ -52,7 +61,30 @@ def prefix_batch(
     start[: len(prompts)] = [p.suffix_positions[0][0, 0] for p in prompts]
     seen = {name: batch[name] for name in _SEEN}
     names = ("tokens", "positions", "segments", "visual_index", "visual_slot")
-    return seen, {name: batch[name] for name in names}, start
+    read = {name: batch[name] for name in names}
+    if pairs:
+        seen |= _pairs("patch_pair", batch["patch_images"], PATCH_BLOCK)
+        read |= _pairs("pair", batch["segments"], TOKEN_BLOCK, batch["questions"])
+    return seen, read, start
+
+
+def _tokens(length: int) -> int:
+    """The row of a prefix: long ones in whole blocks."""
+    return bucket(length, 32, 8) if length <= 512 else bucket(length, 128, 8)
+
+
+def _pairs(name: str, segments_BS: np.ndarray, most: int, questions_BS: np.ndarray | None = None) -> dict:
+    """The lists of rows, as `pack` names them; empty if there is no block that is small enough and divides a row."""
+    rows, S = segments_BS.shape
+    block = math.gcd(S, most)
+    if block < _LEAST or block == S:
+        return {}
+    n = S // block
+    starts, keys = np.zeros((rows, n + 1), np.int32), np.zeros((rows, n * n), np.int32)
+    for row in range(rows):
+        blocks = visible_blocks(segments_BS[row], block, None if questions_BS is None else questions_BS[row])
+        starts[row], keys[row] = sparse_rows(blocks, n * n)
+    return {f"{name}_starts": starts, f"{name}_keys": keys}
 
 
 def content(*trees) -> bytes:

@@ -60,12 +60,14 @@ class BackEnd:
     """What works through pairs of blocks: `name` as in `train.attention`, `platform` as jax names the kind of device.
 
     "auto" takes the Pallas kernel of the platform if there is one and the blocks suit it, else XLA. With `interpret`
-    kernels run by an interpreter (as in `pallas_call`), for tests without the device.
+    kernels run by an interpreter (as in `pallas_call`), for tests without the device. `forward_only`: nobody asks for
+    a gradient.
     """
 
     name: str = "auto"
     platform: str = "cpu"
     interpret: object = False
+    forward_only: bool = False
 
     def kernels(self, block: int) -> str | None:
         """The module of `model/kernels` that takes blocks of so many tokens (0: no pairs are listed); None: XLA.
@@ -102,7 +104,8 @@ def prepare(
         back_end = back_end or BackEnd(platform=jax.default_backend())
         if module := back_end.kernels(S // (pairs.starts.shape[1] - 1)):
             return _by_kernels(module, back_end.interpret, ids, pairs, locally)
-        return lambda q, k, v: locally(functools.partial(block_pairs, visible=visible))(q, k, v, ids, pairs)
+        attend = functools.partial(block_pairs, visible=visible, forward_only=back_end.forward_only)
+        return lambda q, k, v: locally(attend)(q, k, v, ids, pairs)
     size = max(1, MAX_PAIRS // S)
     if size >= S:
         mask = visible(ids, ids)

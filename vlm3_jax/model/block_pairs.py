@@ -16,6 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 from vlm3_jax.shapes import Array, Float
 
 _LOW = float(jnp.finfo(jnp.float32).min)
+# Scores of at most this size: exp(score - bound) is at least exp(-2 * SAFE), which float32 holds with all digits.
+SAFE = 40.0
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
@@ -36,11 +38,12 @@ def attend(
     ids,
     pairs: Pairs,
     visible: Callable,
+    forward_only: bool = False,
 ) -> Float[Array, "B S H C"]:
     """Softmax attention [B, S, H, C] over the listed pairs of blocks.
 
     `ids`: a tree of int32 [B, S]; `visible`(ids of queries [b], ids of keys [b]) -> bool [b, b] says who sees whom. A
-    query that sees nothing gets zeros.
+    query that sees nothing gets zeros. `forward_only`: it has no gradient, and takes less time where scores are small.
     """
     (B, S, H, C), K, n = q_BSHC.shape, k_BSKC.shape[2], pairs.starts.shape[1] - 1
     b, G = S // n, H // K
@@ -53,7 +56,8 @@ def attend(
         begin=starts[:, :-1].reshape(-1), end=starts[:, 1:].reshape(-1), keys=(pairs.keys + row * n).reshape(-1),
         ids=jax.tree.map(lambda x: x.reshape(B * n, b), ids),
     )  # fmt: skip
-    out = _attend(functools.partial(_mask, visible), q, k, v, work)
+    mask = functools.partial(_mask, visible)
+    out = (_forward_only if forward_only else _attend)(mask, q, k, v, work)
     return out.reshape(B * n, K, G, b, C).transpose(0, 3, 1, 2, 4).reshape(B, S, H, C)
 
 
@@ -108,6 +112,46 @@ def _forward(mask, q_RKXC, k_RKbC, v_RKbC, work):
 
     items = jnp.arange(R, dtype=jnp.int32), q_RKXC, work.begin, work.end
     return jax.lax.scan(block, None, items)[1]
+
+
+def _forward_only(mask, q_RKXC, k_RKbC, v_RKbC, work):
+    """The output of `_forward`; where all scores are small, with a bound of them in place of the largest so far.
+
+    A CPU takes as long to look for the largest, and to let what is added up fade, as for a third of the products.
+    """
+    scale = q_RKXC.shape[-1] ** -0.5
+    longest = _length(k_RKbC).max()
+    bound = _length(q_RKXC) * longest * scale
+    groups = q_RKXC.shape[2] // k_RKbC.shape[2]
+
+    def block(_, item):
+        i, q, bound, begin, end = item
+
+        def pair(p, carry):
+            total, denominator = carry
+            j = work.keys[p]
+            seen = jnp.tile(mask(work.ids, i, j), (groups, 1))
+            scores = _product("kxc,kbc->kxb", q, k_RKbC[j]) * scale
+            weights = jnp.where(seen, jnp.exp(scores - bound[..., None]), 0.0)
+            total = total + _product("kxb,kbc->kxc", weights.astype(q.dtype), v_RKbC[j])
+            return total, denominator + weights.sum(-1)
+
+        zero = jnp.zeros(q.shape, jnp.float32)
+        total, denominator = jax.lax.fori_loop(begin, end, pair, (zero, zero[..., 0]))
+        seen = (denominator > 0)[..., None]
+        return None, jnp.where(seen, total / jnp.where(seen, denominator[..., None], 1.0), 0.0).astype(q.dtype)
+
+    def by_bound():
+        items = jnp.arange(len(q_RKXC), dtype=jnp.int32), q_RKXC, bound, work.begin, work.end
+        return jax.lax.scan(block, None, items)[1]
+
+    # NaN is not below it either.
+    return jax.lax.cond(bound.max() < SAFE, by_bound, lambda: _forward(mask, q_RKXC, k_RKbC, v_RKbC, work)[0])
+
+
+def _length(x):
+    """Euclidean, along the last axis; float32."""
+    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(-1))
 
 
 def _save(mask, q, k, v, work):
