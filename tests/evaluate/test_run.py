@@ -190,3 +190,15 @@ def test_variants_must_hold_the_same_questions(tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match="shuffled: 15"):
         rescore(tmp_path)
+
+
+def test_a_question_that_stands_there_twice_is_named(tmp_path):
+    """A file put together by hand would count it twice."""
+    asked = make_questions("depth", 2)
+    evaluate(Constant("1 m"), asked, tmp_path, variants=("model",), progress=False)
+    path = tmp_path / "predictions.jsonl"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([*rows, rows[1]]) + "\n")
+    twice = json.loads(rows[1])["id"]
+    with pytest.raises(UserError, match=rf"predictions.jsonl: 1 questions .* the first is '{twice}'; keep one row"):
+        rescore(tmp_path)

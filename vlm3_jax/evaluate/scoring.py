@@ -90,6 +90,11 @@ def _read_cells(folder: storage.AnyPath) -> list[Cell]:
                 f"{storage.path(folder) / FILE}: the variants of {task} on {component} must hold the same questions in "
                 f"the same order, model among them; found {', '.join(f'{v}: {len(ids)}' for v, ids in asked.items())}"
             )
+        if twice := [id for id, count in collections.Counter(asked["model"]).items() if count > 1]:
+            raise UserError(
+                f"{storage.path(folder) / FILE}: {len(twice)} questions of {task} on {component} stand there twice, "
+                f"the first is {twice[0]!r}; keep one row of each"
+            )
         judge = tasks.get(task)
         answers = {name: Answers.of(judge, rows) for name, rows in variants.items()}
         cells.append(Cell(component, judge, answers, storage.path(folder)))
