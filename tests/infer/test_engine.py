@@ -186,3 +186,15 @@ def test_weights_that_are_no_numbers(lively, tmp_path, value, capsys):
         assert main(["ask", f"--model={folder}", "--question=What is it?", "--max-new-tokens=4", *options]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"vlm3 ask: {folder}: logits are not finite: its weights hold NaN or infinity")
+
+
+@pytest.mark.parametrize("name", ["norm1", "qkv_bias"])
+def test_an_image_of_several_blocks_does_not_hide_them(lively, tmp_path, rng, name, capsys):
+    """They are in queries and keys of the vision tower, and no score of a patch is a number."""
+    cfg, params = hf.load(lively)
+    params["vision"]["blocks_0"][name] = np.full_like(params["vision"]["blocks_0"][name], np.nan)
+    folder = hf.save(tmp_path / "broken", cfg, params, lively)
+    Image.fromarray(blocks(rng, (96, 64))).save(tmp_path / "photo.png")
+    asked = [str(tmp_path / "photo.png"), "--question=What is it?", "--max-new-tokens=4"]
+    assert main(["ask", f"--model={folder}", *asked]) == 1
+    assert "logits are not finite" in capsys.readouterr().err

@@ -101,6 +101,28 @@ def test_without_a_gradient_it_is_the_same_softmax(size, bounded, inputs):
     assert not out[~used].any()
 
 
+@pytest.mark.parametrize("kind", ["dense", "chunks", "pairs", "forward only"])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_nan_stays(kind, broken, inputs, monkeypatch):
+    """Who is NaN, or sees a key that is, has not seen nothing: broken weights must not end in answers."""
+    *arrays, ids, mask = inputs
+    place = 1, 17
+    arrays[broken][place] = np.nan
+    if kind == "chunks":
+        monkeypatch.setattr(attention, "MAX_PAIRS", 7 * 48)
+    pairs = None if kind in ("dense", "chunks") else _pairs(mask & (ids.segments[..., None] > 0), 8)
+    back_end = BackEnd(forward_only=kind == "forward only")
+    attend = attention.prepare(jax.tree.map(jnp.asarray, ids), pairs, back_end=back_end)
+    nan = np.isnan(np.asarray(jax.jit(attend)(*arrays)))
+    expected = np.zeros(ids.segments.shape, bool)
+    expected[place] = True
+    if broken == 1:
+        expected[1] = mask[1, :, 17]
+    used = ids.segments > 0
+    np.testing.assert_array_equal(nan[used].all((1, 2)), expected[used])
+    np.testing.assert_array_equal(nan[used].any((1, 2)), expected[used])
+
+
 def test_independent_questions_equal_single_ones(tmp_path, rng):
     """Logits of each question in one sample equal those of the question asked alone, whatever the back end."""
     folder = tiny.make(tmp_path / "model", "test")

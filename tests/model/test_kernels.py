@@ -86,6 +86,19 @@ def test_kernels_equal_dense_attention(name, back_end):
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_nan_stays(back_end):
+    """Who sees a key that is NaN has not seen nothing; gradients tell too."""
+    ids, _, arrays = _make("text")
+    used = np.asarray(ids.segments) > 0
+    arrays[1] = arrays[1].at[0, 20].set(np.nan)
+    found, expected = (_compiled("text", each)(*arrays) for each in (back_end, None))
+    nan = np.isnan(found[0][used])
+    np.testing.assert_array_equal(nan, np.isnan(expected[0][used]))
+    assert 0 < nan.mean() < 1
+    assert all(np.isnan(x[used]).any() for x in found)
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_bfloat16_is_as_far_from_float32_as_dense_attention(back_end):
     _check_bfloat16("text", back_end)
 

@@ -105,10 +105,11 @@ def _forward(mask, q_RKXC, k_RKbC, v_RKbC, work):
         total, denominator, top = jax.lax.fori_loop(
             begin, end, pair, (jnp.zeros((K, X, C), jnp.float32), zero, zero + _LOW)
         )
-        seen = top > _LOW
-        denominator = jnp.where(seen, denominator, 1.0)
-        out = jnp.where(seen[..., None], total / denominator[..., None], 0.0)
-        return None, (out.astype(q.dtype), jnp.where(seen, top + jnp.log(denominator), -_LOW))
+        # NaN is no score of theirs, and stays: it tells of weights that are broken.
+        blind = top <= _LOW
+        denominator = jnp.where(blind, 1.0, denominator)
+        out = jnp.where(blind[..., None], 0.0, total / denominator[..., None])
+        return None, (out.astype(q.dtype), jnp.where(blind, -_LOW, top + jnp.log(denominator)))
 
     items = jnp.arange(R, dtype=jnp.int32), q_RKXC, work.begin, work.end
     return jax.lax.scan(block, None, items)[1]
@@ -138,8 +139,8 @@ def _forward_only(mask, q_RKXC, k_RKbC, v_RKbC, work):
 
         zero = jnp.zeros(q.shape, jnp.float32)
         total, denominator = jax.lax.fori_loop(begin, end, pair, (zero, zero[..., 0]))
-        seen = (denominator > 0)[..., None]
-        return None, jnp.where(seen, total / jnp.where(seen, denominator[..., None], 1.0), 0.0).astype(q.dtype)
+        blind = (denominator == 0)[..., None]
+        return None, jnp.where(blind, 0.0, total / jnp.where(blind, 1.0, denominator[..., None])).astype(q.dtype)
 
     def by_bound():
         items = jnp.arange(len(q_RKXC), dtype=jnp.int32), q_RKXC, bound, work.begin, work.end
