@@ -87,7 +87,7 @@ def test_back_ends_equal_the_formula(kind, inputs, monkeypatch):
 
 @pytest.mark.parametrize(("size", "bounded"), [(0.1, True), (1.0, True), (10.0, False), (40.0, False)])
 def test_without_a_gradient_it_is_the_same_softmax(size, bounded, inputs):
-    """By a bound of the scores, or by the largest so far where scores may be some hundred; who sees nothing gets 0."""
+    """Without the largest score so far, or with it where scores may be some hundred; who sees nothing gets 0."""
     q, k, v, ids, mask = inputs
     q = size * q
     limit = np.linalg.norm(q, axis=-1).max() * np.linalg.norm(k, axis=-1).max() * q.shape[-1] ** -0.5
@@ -99,6 +99,20 @@ def test_without_a_gradient_it_is_the_same_softmax(size, bounded, inputs):
     used = ids.segments > 0
     np.testing.assert_allclose(out[used], _reference(q, k, v, mask)[used], rtol=1e-5, atol=2e-6 * max(1, size))
     assert not out[~used].any()
+
+
+def test_keys_that_all_point_away(inputs):
+    """The lowest scores that do without the largest, and small values: not a digit is lost."""
+    q, k, v, ids, mask = inputs
+    k = np.broadcast_to(k[0, 0, 0], k.shape)
+    k = k * np.sqrt(0.99 * block_pairs.SAFE * k.shape[-1] ** 0.5) / np.linalg.norm(k, axis=-1, keepdims=True)
+    q, v = np.broadcast_to(-k[:, :, :1], q.shape), 1e-5 * v
+    pairs = _pairs(mask & (ids.segments[..., None] > 0), 8)
+    attend = attention.prepare(jax.tree.map(jnp.asarray, ids), pairs, back_end=BackEnd(forward_only=True))
+    with jax.default_matmul_precision("highest"):
+        out = np.asarray(jax.jit(attend)(q, k, v))
+    used = ids.segments > 0
+    np.testing.assert_allclose(out[used], _reference(q, k, v, mask)[used], rtol=1e-4, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["dense", "chunks", "pairs", "forward only"])

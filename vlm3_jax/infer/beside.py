@@ -129,20 +129,19 @@ def _shared(q, k, v, seen):
 
     def in_chunks(part, queries):
         if chunks == 1:
-            return part(*queries)
-        split = [jnp.moveaxis(x.reshape(B, K, chunks, -1, x.shape[-1]), 2, 0) for x in queries]
-        found = jax.lax.map(lambda queries: part(*queries), split)
+            return part(queries)
+        found = jax.lax.map(part, jnp.moveaxis(queries.reshape(B, K, chunks, -1, C), 2, 0))
         return tuple(jnp.moveaxis(x, 0, 2).reshape(B, K, Q * X, -1) for x in found)
 
     def by_largest(queries):
-        return in_chunks(lambda q: _part(q, k, v, mask), [queries])
+        return in_chunks(lambda q: _part(q, k, v, mask), queries)
 
-    def by_bound(queries):
-        return in_chunks(lambda q, bound: _bounded(q, k, v, mask, bound), [queries, bound])
+    def as_they_are(queries):
+        return in_chunks(lambda q: _small(q, k, v, mask), queries)
 
     if on_cpu:
         bound = _length(side_by_side, -1) * _length(k, -2).max(-1, keepdims=True) * C**-0.5
-        found = jax.lax.cond(bound.max() < SAFE, by_bound, by_largest, side_by_side)
+        found = jax.lax.cond(bound.max() < SAFE, as_they_are, by_largest, side_by_side)
     else:
         found = by_largest(side_by_side)
     return tuple(x.reshape(B, K, Q, X, -1).swapaxes(1, 2) for x in found)
@@ -153,16 +152,17 @@ def _length(x, axis):
     return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axis, keepdims=True))
 
 
-def _bounded(q, k, v, seen, bound):
-    """As `_part`, with a bound [..., X, 1] of the scores in place of the largest, and their sum by a product.
+def _small(q, k, v, seen):
+    """As `_part` for scores up to `SAFE`, with 0 in place of the largest, and their sum by a product.
 
     A CPU takes as long to look for the largest, and to add up, as for a quarter of the products.
     """
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores = product("...xc,...ct->...xt", q, k) * q.shape[-1] ** -0.5
-    weights = jnp.where(seen, jnp.exp(scores - bound), 0).astype(v.dtype)
+    weights = jnp.where(seen, jnp.exp(scores), 0).astype(v.dtype)
     total = product("...xt,...tc->...xc", weights, jnp.ones_like(v[..., :1]))
-    return bound, total, product("...xt,...tc->...xc", weights, v)
+    zero = jnp.where(seen.any(-1, keepdims=True), jnp.zeros_like(total), _LOW)
+    return zero, total, product("...xt,...tc->...xc", weights, v)
 
 
 def _part(q, k, v, seen):

@@ -16,7 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 from vlm3_jax.shapes import Array, Float
 
 _LOW = float(jnp.finfo(jnp.float32).min)
-# Scores of at most this size: exp(score - bound) is at least exp(-2 * SAFE), which float32 holds with all digits.
+# Scores of at most this size, either way, need nothing taken off them: exp(score) lies between 4e-18 and 2e17, and
+# float32 holds its products with values, and their sums, with all digits.
 SAFE = 40.0
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -116,24 +117,23 @@ def _forward(mask, q_RKXC, k_RKbC, v_RKbC, work):
 
 
 def _forward_only(mask, q_RKXC, k_RKbC, v_RKbC, work):
-    """The output of `_forward`; where all scores are small, with a bound of them in place of the largest so far.
+    """The output of `_forward`; where a bound says that all scores are small, without the largest so far.
 
     A CPU takes as long to look for the largest, and to let what is added up fade, as for a third of the products.
     """
     scale = q_RKXC.shape[-1] ** -0.5
-    longest = _length(k_RKbC).max()
-    bound = _length(q_RKXC) * longest * scale
+    bound = _length(q_RKXC).max() * _length(k_RKbC).max() * scale
     groups = q_RKXC.shape[2] // k_RKbC.shape[2]
 
     def block(_, item):
-        i, q, bound, begin, end = item
+        i, q, begin, end = item
 
         def pair(p, carry):
             total, denominator = carry
             j = work.keys[p]
             seen = jnp.tile(mask(work.ids, i, j), (groups, 1))
             scores = _product("kxc,kbc->kxb", q, k_RKbC[j]) * scale
-            weights = jnp.where(seen, jnp.exp(scores - bound[..., None]), 0.0)
+            weights = jnp.where(seen, jnp.exp(scores), 0.0)
             total = total + _product("kxb,kbc->kxc", weights.astype(q.dtype), v_RKbC[j])
             return total, denominator + weights.sum(-1)
 
@@ -142,12 +142,12 @@ def _forward_only(mask, q_RKXC, k_RKbC, v_RKbC, work):
         blind = (denominator == 0)[..., None]
         return None, jnp.where(blind, 0.0, total / jnp.where(blind, 1.0, denominator[..., None])).astype(q.dtype)
 
-    def by_bound():
-        items = jnp.arange(len(q_RKXC), dtype=jnp.int32), q_RKXC, bound, work.begin, work.end
+    def small():
+        items = jnp.arange(len(q_RKXC), dtype=jnp.int32), q_RKXC, work.begin, work.end
         return jax.lax.scan(block, None, items)[1]
 
     # NaN is not below it either.
-    return jax.lax.cond(bound.max() < SAFE, by_bound, lambda: _forward(mask, q_RKXC, k_RKbC, v_RKbC, work)[0])
+    return jax.lax.cond(bound < SAFE, small, lambda: _forward(mask, q_RKXC, k_RKbC, v_RKbC, work)[0])
 
 
 def _length(x):
