@@ -1,12 +1,14 @@
 """What questions share: the words with which all begin, and what is kept of images from call to call."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
 
 from tests.infer import random_prompts as rp
 from vlm3_jax.infer import engine as engines
+from vlm3_jax.infer import prefix
 from vlm3_jax.infer.kept import Kept
 from vlm3_jax.infer.prefix import with_shared_head
 
@@ -40,6 +42,14 @@ def test_the_shared_head_joins_the_prefix(pair, rng):
     assert with_shared_head(one) is one, "a single question stays whole"
     twice = with_shared_head(engines._only(prompt, [1, 1]))
     assert [len(tokens) for tokens in twice.suffix_tokens] == [1, 1], "a last token stays"
+
+
+def test_rows_of_long_prefixes_are_whole_blocks():
+    for length in range(1, 3000):
+        row = prefix._tokens(length, True)
+        assert length <= row < 1.25 * length + 32
+        assert length <= 256 or math.gcd(row, prefix.TOKEN_BLOCK) >= prefix._LEAST, length
+        assert length <= prefix._tokens(length, False) <= row
 
 
 def test_a_shared_head_does_not_change_answers(pair, rng):

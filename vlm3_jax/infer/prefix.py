@@ -51,7 +51,7 @@ def prefix_batch(
     """
     unit = spec.merge_size**2
     budget = RowBudget(
-        tokens=_tokens(max(len(p.prefix_tokens) for p in prompts)),
+        tokens=_tokens(max(len(p.prefix_tokens) for p in prompts), pairs),
         patches=bucket(max(sum(layout.n_patches for layout in p.images) for p in prompts), 8 * unit),
         targets=1,
     )
@@ -68,9 +68,10 @@ def prefix_batch(
     return seen, read, start
 
 
-def _tokens(length: int) -> int:
-    """The row of a prefix: long ones in whole blocks."""
-    return bucket(length, 32, 8) if length <= 512 else bucket(length, 128, 8)
+def _tokens(length: int, pairs: bool) -> int:
+    """The row of a prefix: a long one in whole blocks, if it comes with pairs of them."""
+    unit = 32 if not pairs or length <= 256 else 64 if length <= 512 else 128
+    return bucket(length, unit, 8)
 
 
 def _pairs(name: str, segments_BS: np.ndarray, most: int, questions_BS: np.ndarray | None = None) -> dict:
