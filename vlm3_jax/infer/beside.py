@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vlm3_jax.model.block_pairs import SAFE
+from vlm3_jax.model.block_pairs import SAFE, largest
 from vlm3_jax.model.vlm import VLM
 from vlm3_jax.shapes import Array
 
@@ -140,16 +140,11 @@ def _shared(q, k, v, seen):
         return in_chunks(lambda q: _small(q, k, v, mask), queries)
 
     if on_cpu:
-        bound = _length(side_by_side, -1) * _length(k, -2).max(-1, keepdims=True) * C**-0.5
-        found = jax.lax.cond(bound.max() < SAFE, as_they_are, by_largest, side_by_side)
+        bound = largest(side_by_side, k.swapaxes(-1, -2), 2)
+        found = jax.lax.cond(bound < SAFE, as_they_are, by_largest, side_by_side)
     else:
         found = by_largest(side_by_side)
     return tuple(x.reshape(B, K, Q, X, -1).swapaxes(1, 2) for x in found)
-
-
-def _length(x, axis):
-    """Euclidean, along an axis that stays as 1; float32."""
-    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axis, keepdims=True))
 
 
 def _small(q, k, v, seen):

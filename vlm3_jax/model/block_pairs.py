@@ -6,6 +6,7 @@ Letters: B rows, n blocks of b tokens in a row, N pairs, K kv heads, G query hea
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -122,7 +123,6 @@ def _forward_only(mask, q_RKXC, k_RKbC, v_RKbC, work):
     A CPU takes as long to look for the largest, and to let what is added up fade, as for a third of the products.
     """
     scale = q_RKXC.shape[-1] ** -0.5
-    bound = _length(q_RKXC).max() * _length(k_RKbC).max() * scale
     groups = q_RKXC.shape[2] // k_RKbC.shape[2]
 
     def block(_, item):
@@ -147,12 +147,17 @@ def _forward_only(mask, q_RKXC, k_RKbC, v_RKbC, work):
         return jax.lax.scan(block, None, items)[1]
 
     # NaN is not below it either.
+    bound = largest(q_RKXC, k_RKbC, (0, 2))
     return jax.lax.cond(bound < SAFE, small, lambda: _forward(mask, q_RKXC, k_RKbC, v_RKbC, work)[0])
 
 
-def _length(x):
-    """Euclidean, along the last axis; float32."""
-    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(-1))
+def largest(q, k, axes):
+    """A bound of all scores of queries and keys [..., C], either way: float32, NaN if one of them is.
+
+    `axes`: those along which each of the queries may meet each of the keys; along others they lie side by side.
+    """
+    longest = (jnp.linalg.norm(x.astype(jnp.float32), axis=-1).max(axes) for x in (q, k))
+    return math.prod(longest).max() * q.shape[-1] ** -0.5
 
 
 def _save(mask, q, k, v, work):
